@@ -1,0 +1,1 @@
+"""Stores, sandboxes and fetchers behind three protocols."""

@@ -1,0 +1,1 @@
+"""Fetchers: they turn an image's name into layers of files."""

@@ -1,0 +1,236 @@
+"""The three seams of obuilder, and the values that pass through them.
+
+A store makes, keeps and drops snapshots; a sandbox runs commands and moves files in and out of a
+root; a fetcher turns an image's name into layers. Index, logs, in-flight sharing, locks, cache
+volumes, prune and recovery are written once above them (`obuilder.engine`).
+
+The seam carries what a root file system *is* (a tagged value), never a bare path.
+
+Awaiting: a method that only makes system calls of a millisecond may do so at once; whatever walks
+trees or waits for a program goes to a thread or awaits. Methods that cancelling interrupts leave
+nothing behind.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import ClassVar, Protocol
+
+from msgspec import Struct
+
+from obuilder.plan.model import Base
+from obuilder.system.tree import Manifest
+from obuilder.values import IdMap, Key, Limits, Platform, User
+
+
+class HostDir(Struct, frozen=True, tag="dir"):
+    """A directory of this machine, seen from the process's own mount namespace."""
+
+    path: str
+
+
+class EngineImage(Struct, frozen=True, tag="image"):
+    """An image of a container engine."""
+
+    ref: str
+
+
+class DiskImage(Struct, frozen=True, tag="disk"):
+    """A virtual machine's disk."""
+
+    path: str
+    format: str
+
+
+class Datasets(Struct, frozen=True, tag="zfs"):
+    """ZFS datasets that together are a root."""
+
+    names: tuple[str, ...]
+
+
+class LayerChain(Struct, frozen=True, tag="hcs"):
+    """Windows layers, the newest first."""
+
+    layers: tuple[str, ...]
+
+
+Root = HostDir | EngineImage | DiskImage | Datasets | LayerChain
+
+
+class Usage(Struct, frozen=True):
+    """Bytes: what the store's results take (None: not known cheaply), what is free and in all."""
+
+    used: int | None
+    free: int
+    total: int
+
+
+class Draft(Protocol):
+    """A root that is being made. Leaving its `begin` without `commit` drops it."""
+
+    root: Root
+
+    async def commit(self, meta: bytes) -> None:
+        """Publish under the draft's key, with `meta` kept beside it; the root is gone after.
+
+        What is published never changes: StoreBusy if somebody still holds a writable
+        descriptor of the root. If the key was published by somebody else meanwhile, theirs stays
+        and this draft is dropped without an error.
+        """
+
+
+class Store(Protocol):
+    """Keeps snapshots by key. Any number of processes share one store.
+
+    `directory` is where the engine keeps what goes with the results (index, logs, locks); the
+    store's own files are beside it under names of their own.
+    """
+
+    produces: ClassVar[type]
+    directory: str
+    idmap: IdMap
+
+    def begin(self, key: Key, *, base: Key | None) -> AbstractAsyncContextManager[Draft]:
+        """A draft for `key`: a writable copy of `base`'s root, or an empty one.
+
+        SnapshotMissing if there is no `base`. Drafts are named per attempt and owned by this
+        process's session: two processes may have drafts of one key. StoreFull on ENOSPC.
+        """
+
+    def view(self, key: Key) -> AbstractAsyncContextManager[Root]:
+        """The root of `key`, read-only, for as long as the context lasts."""
+
+    async def contains(self, key: Key) -> bool:
+        """Whether `key` is published."""
+
+    async def delete(self, key: Key) -> None:
+        """Drop `key`; no error if it is not there. Results made from it stay whole."""
+
+    async def keys(self) -> list[Key]:
+        """All that is published, in no order."""
+
+    async def meta(self, key: Key) -> bytes:
+        """What `commit` was given. SnapshotMissing."""
+
+    async def usage(self) -> Usage:
+        """Space, as the file system tells it."""
+
+    async def size(self, key: Key) -> int:
+        """Bytes that only `key` adds to what it was made from."""
+
+    async def sync(self) -> None:
+        """All that was committed before this call survives a power cut after it."""
+
+    async def recover(self) -> None:
+        """Drop the drafts of sessions that are no more. Foreign files are never touched."""
+
+    async def close(self) -> None:
+        """Let go of mounts and descriptors."""
+
+
+class Mount(Struct, frozen=True):
+    """A root, or a directory or file of the host, seen by a step at `target`."""
+
+    source: str
+    target: str
+    readonly: bool = False
+
+
+class SecretFile(Struct, frozen=True):
+    """A secret's value and the file that shows it: on memory, mode 0400, the step's user's."""
+
+    target: str
+    value: bytes
+
+
+class Command(Struct, frozen=True):
+    """What a sandbox runs. `env` is the whole environment; `cwd` is absolute."""
+
+    argv: tuple[str, ...]
+    cwd: str
+    user: User
+    env: tuple[tuple[str, str], ...] = ()
+    network: tuple[str, ...] = ()
+    mounts: tuple[Mount, ...] = ()
+    secrets: tuple[SecretFile, ...] = ()
+    limits: Limits = Limits()
+    hostname: str = "builder"
+
+
+class Exit(Struct, frozen=True):
+    """How a command ended: its status (128 + signal for a signal), and what ended it."""
+
+    status: int
+    timed_out: bool = False
+    out_of_memory: bool = False
+
+
+class Features(Struct, frozen=True):
+    """What a sandbox can do. A spec that needs more is refused before it starts."""
+
+    users: bool
+    networks: frozenset[str]
+    secrets: bool
+    limits: frozenset[str]
+    """Fields of `Limits` that bite here."""
+    platforms: tuple[Platform, ...]
+
+
+class Sandbox(Protocol):
+    """Runs commands in a root."""
+
+    accepts: ClassVar[frozenset[type]]
+    features: Features
+
+    async def run(
+        self, root: Root, command: Command, *, output: Callable[[bytes], None]
+    ) -> Exit:
+        """Run to the end, standard input at EOF; `output` gets each piece of stdout and stderr.
+
+        When it returns or raises (cancelled too), every process of the command is gone.
+        SandboxError if the command could not be started at all.
+        """
+
+    async def enter(self, root: Root, command: Command) -> Exit:
+        """Run with this process's own terminal, for a person."""
+
+    async def put(
+        self, root: Root, tree: Manifest, source: Root, *, to: str, owner: User
+    ) -> None:
+        """Copy in what `tree` lists from `source`; no program of the image is needed.
+
+        `to` is an absolute path inside; symlinks on the way are followed inside the root and
+        never out of it. Content is hashed while it is copied: CopyError if it is not what the
+        manifest says. Existing directories keep their owner and mode.
+        """
+
+    async def check(self) -> None:
+        """BackendUnavailable: what is missing and how to get it."""
+
+    async def describe(self) -> str:
+        """One line for people: what was picked, and why."""
+
+    async def recover(self) -> None:
+        """End and remove what dead sessions left: containers, cgroups, scratch."""
+
+
+class Fetcher(Protocol):
+    """Turns names of one kind into layers of files."""
+
+    async def resolve(self, name: str, platform: Platform) -> Base:
+        """What `name` stands for now. NotFound, Denied, Unreachable, BadImage.
+
+        Local kinds never really wait: the cached path drives this without an event loop.
+        """
+
+    async def fetch(
+        self,
+        base: Base,
+        index: int,
+        *,
+        into: Root,
+        idmap: IdMap,
+        output: Callable[[bytes], None],
+    ) -> None:
+        """Put layer `index` over what is already in `into`. DigestMismatch, BadImage."""
+
+

@@ -1,0 +1,1 @@
+"""Sandboxes: they run commands and move files in and out of a root."""

@@ -1,0 +1,1 @@
+"""Stores: they make, keep and drop snapshots, and nothing else."""

@@ -1,0 +1,1 @@
+"""Plan to Result: what every back end shares is written here once."""

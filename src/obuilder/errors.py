@@ -1,0 +1,215 @@
+"""Every exception obuilder raises on purpose, with its machine-readable code and exit status.
+
+    ObuilderError
+    ├── UsageError 2           SpecError · ConfigError · UnknownBackend · BackendMismatch · Unsupported
+    ├── StepFailed 1           StepTimedOut · LimitHit
+    ├── BackendUnavailable 3
+    ├── StoreError 4           SnapshotMissing · StoreFull · StoreDamaged · StoreBusy · SandboxError · CopyError
+    ├── FetchError 5           NotFound · Denied · DigestMismatch · Unreachable · BadImage
+    └── ClusterError 6
+
+A non-zero exit of a command is a value; a broken sandbox is an exception; cancelling is cancelling
+(exit status 130). Clean-up errors are notes on the first error (`add_note`), never in its place.
+"""
+
+from obuilder.values import Key, Span
+
+
+class ObuilderError(Exception):
+    """Something a person should read: what went wrong, where, and what to do about it."""
+
+    code = "error"
+    exit_status = 70
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(ObuilderError):
+    """The request itself can't be carried out as it stands."""
+
+    code = "usage"
+    exit_status = 2
+
+
+class SpecError(UsageError):
+    """A fault in a build spec, with its place. `span` is None when there is no one place."""
+
+    code = "spec"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        span: Span | None = None,
+        file: str = "",
+        line_text: str = "",
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.span = span
+        self.file = file
+        self.line_text = line_text
+
+
+class SpecErrors(SpecError):
+    """All the faults found in one spec, in the order of the text."""
+
+    def __init__(self, errors: "list[SpecError]") -> None:
+        first = errors[0]
+        super().__init__(
+            first.message,
+            hint=first.hint,
+            span=first.span,
+            file=first.file,
+            line_text=first.line_text,
+        )
+        self.errors = errors
+
+
+class ConfigError(UsageError):
+    """A fault in a config file or an OBUILDER_* variable."""
+
+    code = "config"
+
+
+class UnknownBackend(UsageError):
+    """No store, sandbox or fetcher goes by that name."""
+
+    code = "unknown-backend"
+
+
+class BackendMismatch(UsageError):
+    """The store produces a kind of root that the sandbox does not accept."""
+
+    code = "backend-mismatch"
+
+
+class Unsupported(UsageError):
+    """The spec needs a feature this sandbox does not have; refused before anything runs."""
+
+    code = "unsupported"
+
+
+class StepFailed(ObuilderError):
+    """A command of the spec ended with another status than 0 (or by a signal)."""
+
+    code = "step-failed"
+    exit_status = 1
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        key: Key | None = None,
+        heading: str = "",
+        status: int | None = None,
+        tail: bytes = b"",
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.key = key
+        self.heading = heading
+        self.status = status
+        self.tail = tail
+
+
+class StepTimedOut(StepFailed):
+    """The step was killed at its time limit."""
+
+    code = "step-timed-out"
+
+
+class LimitHit(StepFailed):
+    """The step was killed at its memory limit, or refused more processes."""
+
+    code = "limit-hit"
+
+
+class BackendUnavailable(ObuilderError):
+    """A back end can't work here: what is missing, why it is needed, how to get it."""
+
+    code = "backend-unavailable"
+    exit_status = 3
+
+
+class StoreError(ObuilderError):
+    """The store, or what stands on it, did not do its part."""
+
+    code = "store"
+    exit_status = 4
+
+
+class SnapshotMissing(StoreError):
+    """The index promised a snapshot that the store does not have."""
+
+    code = "snapshot-missing"
+
+
+class StoreFull(StoreError):
+    """No space, or no inodes, left on the store's file system."""
+
+    code = "store-full"
+
+
+class StoreDamaged(StoreError):
+    """What is on disk is not what was put there."""
+
+    code = "store-damaged"
+
+
+class StoreBusy(StoreError):
+    """Something still holds what was to be published or removed."""
+
+    code = "store-busy"
+
+
+class SandboxError(StoreError):
+    """The sandbox itself failed, not the command in it."""
+
+    code = "sandbox"
+
+
+class CopyError(StoreError):
+    """Files could not be copied as asked: missing, changed meanwhile, of a kind that can't be."""
+
+    code = "copy"
+
+
+class FetchError(ObuilderError):
+    """A base image could not be had."""
+
+    code = "fetch"
+    exit_status = 5
+
+
+class NotFound(FetchError):
+    """There is no such image."""
+
+    code = "image-not-found"
+
+
+class Denied(FetchError):
+    """The image is there, but not for us."""
+
+    code = "image-denied"
+
+
+class DigestMismatch(FetchError):
+    """What came is not what was promised."""
+
+    code = "digest-mismatch"
+
+
+class Unreachable(FetchError):
+    """The source of the image did not answer."""
+
+    code = "unreachable"
+
+
+class BadImage(FetchError):
+    """The image or archive is malformed, or asks for something no image may ask for."""
+
+    code = "bad-image"

@@ -1,0 +1,1 @@
+"""The Open Container Initiative's formats: images, layers, runtime bundles."""

@@ -1,0 +1,1 @@
+"""Spec and Inputs to Plan, pure: every key is known before anything runs."""

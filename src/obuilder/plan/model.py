@@ -1,0 +1,161 @@
+"""The plan: steps in an order in which they can run, each with its key.
+
+Two values come from outside before a plan can be made; together they are the `Inputs`:
+what each base image name stands for (`Base`), and what each `copy` from the context would copy
+(the digest of its manifest).
+"""
+
+from msgspec import Struct
+
+from obuilder.spec.model import CacheMode
+from obuilder.values import Key, Limits, Platform, User
+
+
+class ImageConfig(Struct, frozen=True, omit_defaults=True):
+    """What an image says of itself. Steps take `env`; the rest is for export and for show."""
+
+    env: tuple[tuple[str, str], ...] = ()
+    user: str = ""
+    workdir: str = ""
+    shell: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+class Layer(Struct, frozen=True):
+    """One layer of a base image.
+
+    `digest` names the content ("sha256:…" of the uncompressed layer, or of a directory's
+    manifest); `source` is the fetcher's own note of where to get it.
+    """
+
+    digest: str
+    source: str = ""
+
+
+class Base(Struct, frozen=True):
+    """A base image, resolved: `name` as the spec has it, `digest` what it stands for."""
+
+    name: str
+    digest: str
+    platform: Platform
+    layers: tuple[Layer, ...]
+    config: ImageConfig = ImageConfig()
+
+
+OpPath = tuple[int, ...]
+"""Where an op stands in a spec: the index of each nested build on the way, then the op's index.
+`(…, -1)` is the `from` of that build."""
+
+
+class Inputs(Struct, frozen=True):
+    """What the outside world adds to a spec.
+
+    `copies` has the manifest digest of each `copy` from the context, by its place.
+    """
+
+    bases: dict[str, Base]
+    copies: dict[OpPath, str]
+
+
+class LayerAction(Struct, frozen=True, tag="layer"):
+    """Unpack layer `index` of a base image over the layers below it."""
+
+    base: Base
+    index: int
+
+
+class CacheMount(Struct, frozen=True):
+    """A cache volume in a step."""
+
+    id: str
+    target: str
+    mode: CacheMode
+
+
+class SecretMount(Struct, frozen=True):
+    """A secret's file in a step."""
+
+    id: str
+    target: str
+
+
+class RunAction(Struct, frozen=True, tag="run"):
+    """Run `argv` as `user` in `cwd` (absolute, normalised) with exactly `env`."""
+
+    argv: tuple[str, ...]
+    cwd: str
+    user: User
+    env: tuple[tuple[str, str], ...]
+    network: tuple[str, ...] = ()
+    secrets: tuple[SecretMount, ...] = ()
+    caches: tuple[CacheMount, ...] = ()
+    limits: Limits = Limits()
+
+
+class CopyAction(Struct, frozen=True, tag="copy"):
+    """Copy `src` to `dst` (absolute, normalised), giving new files to `user`.
+
+    `into` says that `dst` was written with a final `/`: sources go under it by their names.
+    `stage` is the key of the result to copy from, None for the context. `manifest` is the digest
+    of what is copied; None for a stage, whose content is known only once it is built.
+    """
+
+    src: tuple[str, ...]
+    dst: str
+    into: bool
+    user: User
+    exclude: tuple[str, ...] = ()
+    stage: Key | None = None
+    manifest: str | None = None
+
+
+Action = LayerAction | RunAction | CopyAction
+
+
+class Step(Struct, frozen=True):
+    """One snapshot to be made.
+
+    `base` is the key of the step it starts from (None: an empty root). `needs` are the keys that
+    must be ready before, `base` included. `notes` are the headings of the ops since the step
+    before that make no snapshot of their own (workdir, env, comment …), in order.
+    """
+
+    key: Key
+    base: Key | None
+    action: Action
+    heading: str
+    stage: str
+    op: OpPath
+    notes: tuple[str, ...] = ()
+
+    @property
+    def needs(self) -> tuple[Key, ...]:
+        """The keys of the steps that must be ready before this one."""
+        found = [] if self.base is None else [self.base]
+        if isinstance(self.action, CopyAction) and self.action.stage is not None:
+            found.append(self.action.stage)
+        return tuple(found)
+
+
+class FinalContext(Struct, frozen=True):
+    """What the ops of a stage leave behind for whoever enters or exports its result."""
+
+    cwd: str = "/"
+    user: User | None = None
+    env: tuple[tuple[str, str], ...] = ()
+    shell: tuple[str, ...] = ()
+
+
+class Plan(Struct, frozen=True):
+    """Steps by key, in an order in which they can run; only those that `result` needs.
+
+    `tail` are the headings after the last step. `contexts` has each step's context by key, for
+    `obuilder shell` and export.
+    """
+
+    steps: dict[Key, Step]
+    result: Key
+    tail: tuple[str, ...] = ()
+    contexts: dict[Key, FinalContext] = {}

@@ -1,0 +1,1 @@
+"""Text to Spec, pure: no file is opened here and nothing waits."""

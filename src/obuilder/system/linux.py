@@ -1,0 +1,168 @@
+"""Linux system calls that Python lacks, with errno as OSError. Policy-free and import-light.
+
+Numbers are the generic ones that all architectures share since Linux 5.1, except where a table
+by machine stands. Every descriptor made here is close-on-exec.
+"""
+
+import ctypes
+import fcntl
+import os
+import platform
+import struct
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+_OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _FSPICK = 428, 429, 430, 431, 432, 433
+_OPENAT2, _MOUNT_SETATTR = 437, 442
+
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+OPEN_TREE_CLONE = 1
+MOVE_MOUNT_F_EMPTY_PATH = 0x4
+
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_REMOUNT, MS_BIND, MS_REC = 0x20, 0x1000, 0x4000
+MS_PRIVATE, MS_SLAVE = 1 << 18, 1 << 19
+MNT_DETACH = 2
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUSER = 0x10000000
+
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+
+FICLONE = 0x40049409
+
+_FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_SET_FD = 0, 1, 5
+_FSCONFIG_CMD_CREATE, _FSCONFIG_CMD_RECONFIGURE = 6, 7
+_FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = _FSPICK_CLOEXEC = 1
+_FSPICK_EMPTY_PATH = 8
+
+
+def _call(number: int, *arguments: object) -> int:
+    result: int = _libc.syscall(ctypes.c_long(number), *arguments)
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    return result
+
+
+def _check(result: int, path: str | bytes | None = None) -> None:
+    if result != 0:
+        error = ctypes.get_errno()
+        if path is None:
+            raise OSError(error, os.strerror(error))
+        raise OSError(error, os.strerror(error), path)
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    _check(_libc.unshare(ctypes.c_int(flags)))
+
+
+def mount(source: str | None, target: str, kind: str | None, flags: int, data: str = "") -> None:
+    """mount(2), the old one; `data` is cut off by the kernel at 4096 bytes."""
+
+    def text(value: str | None) -> bytes | None:
+        return None if value is None else os.fsencode(value)
+
+    _check(
+        _libc.mount(
+            text(source), text(target), text(kind), ctypes.c_ulong(flags), text(data or None)
+        ),
+        target,
+    )
+
+
+def unmount(target: str, flags: int = 0) -> None:
+    """umount2(2)."""
+    _check(_libc.umount2(os.fsencode(target), ctypes.c_int(flags)), target)
+
+
+def open_tree(path: str, flags: int, *, at: int = AT_FDCWD) -> int:
+    """open_tree(2): a descriptor of a mount; with OPEN_TREE_CLONE, of a detached copy."""
+    return _call(_OPEN_TREE, at, os.fsencode(path), flags | os.O_CLOEXEC)
+
+
+def move_mount(mount_fd: int, target: str, *, at: int = AT_FDCWD) -> None:
+    """move_mount(2) of a detached mount to a path."""
+    _call(_MOVE_MOUNT, mount_fd, b"", at, os.fsencode(target), MOVE_MOUNT_F_EMPTY_PATH)
+
+
+def mount_setattr(fd: int, *, add: int = 0, remove: int = 0, recursive: bool = False) -> None:
+    """mount_setattr(2) on the mount that `fd` is the root of."""
+    attributes = struct.pack("=QQQQ", add, remove, 0, 0)
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    _call(_MOUNT_SETATTR, fd, b"", flags, attributes, ctypes.c_size_t(len(attributes)))
+
+
+def fsopen(kind: str) -> int:
+    """fsopen(2): a context in which a file system is configured."""
+    return _call(_FSOPEN, kind.encode(), _FSOPEN_CLOEXEC)
+
+
+def fspick(path: str) -> int:
+    """fspick(2): a context in which a mounted file system is configured anew."""
+    return _call(_FSPICK, AT_FDCWD, os.fsencode(path), _FSPICK_CLOEXEC)
+
+
+def fsconfig_flag(fs: int, name: str) -> None:
+    """Set an option without a value."""
+    _call(_FSCONFIG, fs, _FSCONFIG_SET_FLAG, name.encode(), None, 0)
+
+
+def fsconfig_string(fs: int, name: str, value: str) -> None:
+    """Set an option; the kernel takes at most 255 bytes."""
+    _call(_FSCONFIG, fs, _FSCONFIG_SET_STRING, name.encode(), os.fsencode(value), 0)
+
+
+def fsconfig_create(fs: int) -> None:
+    """Make the file system as configured."""
+    _call(_FSCONFIG, fs, _FSCONFIG_CMD_CREATE, None, None, 0)
+
+
+def fsconfig_reconfigure(fs: int) -> None:
+    """Apply what was set to the mounted file system."""
+    _call(_FSCONFIG, fs, _FSCONFIG_CMD_RECONFIGURE, None, None, 0)
+
+
+def fsmount(fs: int, attributes: int = 0) -> int:
+    """fsmount(2): a detached mount of the configured file system."""
+    return _call(_FSMOUNT, fs, _FSMOUNT_CLOEXEC, attributes)
+
+
+def openat2(path: str | bytes, flags: int, *, at: int, resolve: int, mode: int = 0) -> int:
+    """openat2(2). With RESOLVE_IN_ROOT, `at` is the root: no symlink or `..` leads out of it."""
+    how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, resolve)
+    name = os.fsencode(path)
+    while True:
+        try:
+            return _call(_OPENAT2, at, name, how, ctypes.c_size_t(len(how)))
+        except InterruptedError:
+            continue
+        except BlockingIOError:  # a rename raced with the walk: the kernel asks to try again
+            continue
+
+
+def syncfs(fd: int) -> None:
+    """syncfs(2)."""
+    _check(_libc.syncfs(ctypes.c_int(fd)))
+
+
+def ioctl(fd: int, request: int, argument: bytes | int = 0) -> bytes | int:
+    """ioctl(2), by way of fcntl."""
+    return fcntl.ioctl(fd, request, argument)
+
+
+def machine() -> str:
+    """The kernel's own name of the architecture."""
+    return platform.machine()

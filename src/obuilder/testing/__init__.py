@@ -1,0 +1,1 @@
+"""Shipped for authors of back ends: conformance suites, fakes, capability probes."""

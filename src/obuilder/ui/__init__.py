@@ -1,0 +1,1 @@
+"""Screens: sinks of the one stream of events."""

@@ -1,0 +1,110 @@
+"""The small values every layer speaks of: keys, ids, users, limits, platforms, positions.
+
+Text that may hold any bytes (atoms of a spec, file names, environment) is `str` in Python's own
+file-system convention: UTF-8 with undecodable bytes kept as lone surrogates (`os.fsdecode`).
+"""
+
+from typing import NewType
+
+from msgspec import Struct
+
+Key = NewType("Key", str)
+"""What a step is known by: 64 lowercase hexadecimal digits."""
+
+
+class Span(Struct, frozen=True):
+    """A piece of a text: byte offsets [start, end), and the 1-based line and column of its start.
+
+    Columns count characters as an editor shows them.
+    """
+
+    start: int
+    end: int
+    line: int
+    column: int
+
+
+class UnixUser(Struct, frozen=True, tag="unix"):
+    """A numeric user and group, as seen inside the sandbox."""
+
+    uid: int
+    gid: int
+
+
+class NamedUser(Struct, frozen=True, tag="name"):
+    """A user by name: Windows containers, and sandboxes that look names up."""
+
+    name: str
+
+
+User = UnixUser | NamedUser
+ROOT = UnixUser(uid=0, gid=0)
+
+
+class Platform(Struct, frozen=True):
+    """What an image is made for, in OCI's words."""
+
+    os: str
+    architecture: str
+    variant: str = ""
+
+    def __str__(self) -> str:
+        """The usual short form: os/architecture[/variant]."""
+        parts = (self.os, self.architecture, self.variant)
+        return "/".join(part for part in parts if part)
+
+
+class IdMap(Struct, frozen=True):
+    """How ids of the sandbox stand on disk: id `i` (0 <= i < count) is `first + i` there.
+
+    One map for user and group ids, one per store, for ever: results are shifted once, when they
+    are made, and a step costs nothing more. `count` 1 is an ordinary user without subordinate
+    ids: every id inside then stands for the one id there is.
+    """
+
+    first: int
+    count: int
+
+    @property
+    def single(self) -> bool:
+        """Whether there is one id only, so that ownership cannot be told apart."""
+        return self.count == 1
+
+    def to_disk(self, inside: int) -> int:
+        """The id on disk for an id inside. ValueError if the map does not hold it."""
+        if self.single:
+            return self.first
+        if not 0 <= inside < self.count:
+            message = f"id {inside} is outside the store's id map (0 to {self.count - 1})"
+            raise ValueError(message)
+        return self.first + inside
+
+    def to_inside(self, on_disk: int) -> int:
+        """The id inside for an id on disk; 65534 (nobody) for one that the map does not hold."""
+        inside = on_disk - self.first
+        return inside if 0 <= inside < self.count else 65534
+
+
+class Limits(Struct, frozen=True):
+    """What a step may use. None: no limit of that kind. Limits are never part of a key."""
+
+    memory: int | None = None
+    """Bytes."""
+    cpus: float | None = None
+    """Cores' worth of time."""
+    pids: int | None = None
+    """Processes and threads at one time."""
+    seconds: float | None = None
+    """Wall-clock time."""
+    log: int | None = None
+    """Bytes of output kept: the start and the tail, with a marker between them."""
+
+    def over(self, default: "Limits") -> "Limits":
+        """These limits where they are set, else the default's."""
+        return Limits(
+            memory=self.memory if self.memory is not None else default.memory,
+            cpus=self.cpus if self.cpus is not None else default.cpus,
+            pids=self.pids if self.pids is not None else default.pids,
+            seconds=self.seconds if self.seconds is not None else default.seconds,
+            log=self.log if self.log is not None else default.log,
+        )
