@@ -1,0 +1,95 @@
+"""One key is made once, and all who want it share the making: its log from the start, its end.
+
+Leaving is not cancelling: the last to leave cancels, and waits until the making has cleaned up.
+Who comes while it is being cancelled waits as well, and starts afresh.
+"""
+
+from collections.abc import Awaitable, Callable
+
+import anyio
+from anyio.abc import TaskGroup
+
+from obuilder.values import Key
+
+Listener = Callable[[bytes], None]
+
+
+class Making:
+    """A key being made. `made` is what it came to once `ended` is set without an error."""
+
+    def __init__(self) -> None:
+        self.ended = anyio.Event()
+        self.scope = anyio.CancelScope()
+        self.error: Exception | None = None
+        self.cached = False
+        self.seconds = 0.0
+        self._listeners: list[Listener] = []
+        self._so_far: list[bytes] = []
+        self.users = 0
+
+    def emit(self, data: bytes) -> None:
+        """Tell everyone who listens, and who will."""
+        self._so_far.append(data)
+        for listener in self._listeners:
+            listener(data)
+
+    def join(self, listener: Listener) -> None:
+        """Listen: first to all that has been, then to what comes."""
+        for data in self._so_far:
+            listener(data)
+        self._listeners.append(listener)
+        self.users += 1
+
+    def leave(self, listener: Listener) -> None:
+        """Stop listening. The last to leave cancels what has not ended."""
+        self._listeners.remove(listener)
+        self.users -= 1
+        if self.users == 0 and not self.ended.is_set():
+            self.scope.cancel()
+
+
+class InFlight:
+    """The makings of one builder, by key. They run in the builder's own tasks, not a caller's."""
+
+    def __init__(self, tasks: TaskGroup) -> None:
+        self._tasks = tasks
+        self._makings: dict[Key, Making] = {}
+
+    async def share(
+        self, key: Key, make: Callable[[Making], Awaitable[None]], listener: Listener
+    ) -> Making:
+        """Join the making of `key`, or start it with `make`. Its error, if it has one, is raised."""
+        while True:
+            making = self._makings.get(key)
+            if making is None:
+                making = self._makings[key] = Making()
+                self._tasks.start_soon(self._run, key, making, make)
+                break
+            if not making.scope.cancel_called:
+                break
+            await making.ended.wait()
+        making.join(listener)
+        try:
+            await making.ended.wait()
+        finally:
+            making.leave(listener)
+            if not making.ended.is_set() and making.scope.cancel_called:
+                with anyio.CancelScope(shield=True):
+                    await making.ended.wait()
+        if making.error is not None:
+            raise making.error
+        return making
+
+    async def _run(
+        self, key: Key, making: Making, make: Callable[[Making], Awaitable[None]]
+    ) -> None:
+        try:
+            with making.scope:
+                await make(making)
+        except Exception as error:  # noqa: BLE001 # carried to everyone who shares the making
+            making.error = error
+        finally:
+            # Out of the table before anyone wakes: a new request then starts a new making.
+            if self._makings.get(key) is making:
+                del self._makings[key]
+            making.ended.set()

@@ -1,0 +1,144 @@
+"""What the outside world adds to a spec: base images by digest, copies by manifest digest.
+
+No event loop: fetchers of local kinds never really wait, so their coroutines are driven by hand.
+"""
+
+import os
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from obuilder.backends.fetchers import fetcher_for
+from obuilder.engine.index import Index
+from obuilder.errors import CopyError, UsageError
+from obuilder.oci.reference import host_platform
+from obuilder.plan.lower import ContextCopy, Wanted
+from obuilder.plan.model import Base, Inputs, OpPath
+from obuilder.spec.ignore import IgnoreFile
+from obuilder.system.tree import Manifest, scan
+
+T = TypeVar("T")
+
+
+class MustWait(Exception):  # noqa: N818 # no error: the answer needs an event loop
+    """A coroutine driven by hand came to a point where it really has to wait."""
+
+
+def drive(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never waits to its end, without an event loop. MustWait if it does."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    coroutine.close()
+    raise MustWait
+
+
+class IndexStats:
+    """Digests of unchanged files, remembered in the index: one read at first use, one write.
+
+    The signature says all that changes when a file's content does; whoever hashes decides when
+    it can be trusted.
+    """
+
+    def __init__(self, index: Index, prefix: str) -> None:
+        self._index = index
+        self._prefix = prefix
+        self._known: dict[bytes, tuple[bytes, str]] | None = None
+        self._new: dict[bytes, tuple[bytes, str]] = {}
+
+    def get(self, path: str, signature: bytes) -> str | None:
+        """The digest of `path`, if it was remembered with this very signature."""
+        if self._known is None:
+            self._known = self._index.stats(self._prefix)
+        row = self._known.get(os.fsencode(path))
+        return row[1] if row is not None and row[0] == signature else None
+
+    def put(self, path: str, signature: bytes, digest: str) -> None:
+        """Remember a digest."""
+        self._new[os.fsencode(path)] = (signature, digest)
+
+    def flush(self) -> None:
+        """Write what is new."""
+        if self._new:
+            self._index.put_stats((p, s, d) for p, (s, d) in self._new.items())
+            self._new = {}
+
+
+def read_ignore_file(context: str) -> IgnoreFile | None:
+    """The context's `.obuilderignore`, parsed. UsageError if it can't be read."""
+    try:
+        with open(os.path.join(context, ".obuilderignore"), "rb") as file:
+            return IgnoreFile.parse(os.fsdecode(file.read()))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UsageError(f"can't read .obuilderignore: {error.strerror}") from error
+
+
+class Context:
+    """A directory to copy from, with what is known of it. Manifests are made once."""
+
+    def __init__(self, directory: str, stats: IndexStats | None) -> None:
+        self.directory = os.path.abspath(directory)
+        if not os.path.isdir(self.directory):
+            raise UsageError(
+                f"the build context {directory} is not a directory",
+                hint="name the directory to copy files from; it may be empty",
+            )
+        self._stats = stats
+        self._ignore = read_ignore_file(self.directory)
+        self._manifests: dict[OpPath, Manifest] = {}
+
+    def manifest(self, copy: ContextCopy) -> Manifest:
+        """What `copy` would copy now; the same answer at every later call. CopyError."""
+        known = self._manifests.get(copy.op)
+        if known is None:
+            known = self._manifests[copy.op] = scan(
+                self.directory,
+                copy.src,
+                into=copy.into,
+                dst=copy.dst,
+                exclude=copy.exclude,
+                ignored=None if self._ignore is None else self._ignore.matches,
+                stats=self._stats,
+            )
+        return known
+
+    def at(self, op: OpPath) -> Manifest:
+        """The manifest made before for the copy at `op`."""
+        try:
+            return self._manifests[op]
+        except KeyError:
+            raise CopyError(f"the copy at {op} was not looked at before the build") from None
+
+
+def resolve_base(name: str, index: Index) -> Base:
+    """What `name` stands for: an imported image of that name, else its fetcher's answer."""
+    imported = index.image(name)
+    if imported is not None:
+        return imported
+    return drive(fetcher_for(name, stats=SingleStats(index)).resolve(name, host_platform()))
+
+
+class SingleStats:
+    """Digests of single files, looked up one by one and written at once: archives, layouts."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def get(self, path: str, signature: bytes) -> str | None:
+        """The digest of `path`, if it was remembered with this very signature."""
+        row = self._index.stats(path).get(os.fsencode(path))
+        return row[1] if row is not None and row[0] == signature else None
+
+    def put(self, path: str, signature: bytes, digest: str) -> None:
+        """Remember a digest."""
+        self._index.put_stats([(os.fsencode(path), signature, digest)])
+
+
+def gather(wanted: Wanted, context: Context, index: Index) -> Inputs:
+    """Everything the plan asks of the outside world."""
+    bases = {name: resolve_base(name, index) for name in wanted.bases}
+    copies = {copy.op: context.manifest(copy).digest for copy in wanted.copies}
+    return Inputs(bases=bases, copies=copies)

@@ -1,0 +1,201 @@
+"""Logs of steps: raw bytes on disk, written once, followed by any process while they grow.
+
+While a step runs its log is `KEY.partial`; whoever holds the key's lock writes it. It becomes
+`KEY.log` just before the result is published, or `KEY.failed` when there is none.
+"""
+
+import base64
+import os
+from collections.abc import Callable, Iterable
+
+from obuilder.values import Key
+
+_CHUNK = 1 << 16
+
+
+def _path(directory: str, key: Key, suffix: str) -> str:
+    return os.path.join(directory, "logs", f"{key}.{suffix}")
+
+
+def read_log(directory: str, key: Key) -> bytes | None:
+    """The log of a result or, when there is none, of the last failed attempt."""
+    for suffix in ("log", "failed"):
+        try:
+            with open(_path(directory, key, suffix), "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            continue
+    return None
+
+
+def replay_log(directory: str, key: Key, output: Callable[[bytes], None]) -> None:
+    """Send the log of a result piece by piece; nothing if there is none."""
+    try:
+        with open(_path(directory, key, "log"), "rb") as file:
+            while data := file.read(_CHUNK):
+                output(data)
+    except FileNotFoundError:
+        return
+
+
+def remove_log(directory: str, key: Key) -> None:
+    """Remove every log of a key that is no more."""
+    for suffix in ("log", "failed", "partial"):
+        try:
+            os.unlink(_path(directory, key, suffix))
+        except FileNotFoundError:
+            continue
+
+
+class LogFollower:
+    """Reads another process's running log. The descriptor survives the rename at its end."""
+
+    def __init__(self, directory: str, key: Key) -> None:
+        self._paths = [_path(directory, key, suffix) for suffix in ("partial", "log", "failed")]
+        self._fd: int | None = None
+
+    def read(self) -> bytes:
+        """What has come since the last call."""
+        if self._fd is None:
+            try:
+                self._fd = os.open(self._paths[0], os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return b""
+        return b"".join(iter(lambda: os.read(self._fd or 0, _CHUNK), b""))
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+class Mask:
+    """Hides secret values in a stream of bytes, also where a value is split over two pieces.
+
+    A value's lines are hidden too, and its base64 forms. Values of fewer than 3 bytes are left:
+    hiding them would blacken the log and hide nothing.
+    """
+
+    def __init__(self, values: Iterable[bytes]) -> None:
+        needles: set[bytes] = set()
+        for value in values:
+            for part in (value, value.strip(), *value.splitlines()):
+                if len(part) >= 3:
+                    needles.add(part)
+                    needles.add(base64.b64encode(part))
+                    needles.add(base64.urlsafe_b64encode(part))
+        self._needles = sorted(needles, key=len, reverse=True)
+        self._held = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """What can be shown now; the rest is held until it is known not to begin a secret."""
+        if not self._needles:
+            return data
+        text = self._held + data
+        for needle in self._needles:
+            text = text.replace(needle, b"***")
+        keep = 0
+        for needle in self._needles:
+            for size in range(min(len(needle) - 1, len(text)), keep, -1):
+                if text.endswith(needle[:size]):
+                    keep = size
+                    break
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> bytes:
+        """What was held, at the end."""
+        text, self._held = self._held, b""
+        return text
+
+
+class LogWriter:
+    """Writes the log of a running step, and tells listeners as it grows.
+
+    The file keeps at most `limit` bytes: its first half from the start, the other from the end,
+    with a line between them. Listeners get everything.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        key: Key,
+        listener: Callable[[bytes], None],
+        *,
+        mask: Mask,
+        limit: int | None,
+    ) -> None:
+        self._directory, self._key = directory, key
+        self._listener, self._mask = listener, mask
+        self._half = None if limit is None else max(limit // 2, 1)
+        self._size = 0
+        self._dropped = 0
+        self._end: list[bytes] = []
+        self._end_size = 0
+        self.tail = b""
+        path = _path(directory, key, "partial")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        try:
+            self._fd = os.open(path, flags, 0o600)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            self._fd = os.open(path, flags, 0o600)
+
+    def write(self, data: bytes) -> None:
+        """Take a piece of output."""
+        self._put(self._mask.feed(data))
+
+    def _put(self, data: bytes) -> None:
+        if not data:
+            return
+        self._listener(data)
+        self.tail = (self.tail + data)[-4096:]
+        if self._half is None or self._size + len(data) <= self._half:
+            self._size += len(data)
+            _write_all(self._fd, data)
+            return
+        room = self._half - self._size
+        if room > 0:
+            _write_all(self._fd, data[:room])
+            self._size += room
+            data = data[room:]
+        self._end.append(data)
+        self._end_size += len(data)
+        while self._end and self._end_size - len(self._end[0]) >= self._half:
+            piece = self._end.pop(0)
+            self._end_size -= len(piece)
+            self._dropped += len(piece)
+
+    def _finish(self, suffix: str) -> None:
+        self._put(self._mask.flush())
+        if self._end:
+            if self._dropped:
+                _write_all(self._fd, b"\n[... %d bytes left out ...]\n" % self._dropped)
+            _write_all(self._fd, b"".join(self._end))
+        os.close(self._fd)
+        partial = _path(self._directory, self._key, "partial")
+        os.rename(partial, _path(self._directory, self._key, suffix))
+
+    def done(self) -> None:
+        """The step succeeded: this is its log from now on."""
+        self._finish("log")
+        try:
+            os.unlink(_path(self._directory, self._key, "failed"))
+        except FileNotFoundError:
+            return
+
+    def failed(self) -> None:
+        """The step failed: the log is kept until the next attempt or the next prune."""
+        self._finish("failed")
+
+    def discard(self) -> None:
+        """The step was cancelled: nothing is kept."""
+        os.close(self._fd)
+        os.unlink(_path(self._directory, self._key, "partial"))
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
