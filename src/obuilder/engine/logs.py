@@ -134,6 +134,7 @@ class LogWriter:
         self._end: list[bytes] = []
         self._end_size = 0
         self.tail = b""
+        self._at = "partial"
         path = _path(directory, key, "partial")
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         try:
@@ -168,14 +169,21 @@ class LogWriter:
             self._dropped += len(piece)
 
     def _finish(self, suffix: str) -> None:
+        if self._at != "partial":  # the publishing failed after the log was done
+            self._move(suffix)
+            return
         self._put(self._mask.flush())
         if self._end:
             if self._dropped:
                 _write_all(self._fd, b"\n[... %d bytes left out ...]\n" % self._dropped)
             _write_all(self._fd, b"".join(self._end))
         os.close(self._fd)
-        partial = _path(self._directory, self._key, "partial")
-        os.rename(partial, _path(self._directory, self._key, suffix))
+        self._move(suffix)
+
+    def _move(self, suffix: str) -> None:
+        old = _path(self._directory, self._key, self._at)
+        os.rename(old, _path(self._directory, self._key, suffix))
+        self._at = suffix
 
     def done(self) -> None:
         """The step succeeded: this is its log from now on."""
@@ -191,8 +199,9 @@ class LogWriter:
 
     def discard(self) -> None:
         """The step was cancelled: nothing is kept."""
-        os.close(self._fd)
-        os.unlink(_path(self._directory, self._key, "partial"))
+        if self._at == "partial":
+            os.close(self._fd)
+        os.unlink(_path(self._directory, self._key, self._at))
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -1,0 +1,134 @@
+"""Carrying out one action in a draft: the only place that brings store, sandbox and fetcher together."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+
+import msgspec
+
+from obuilder.backends.fetchers import fetcher_for
+from obuilder.backends.protocols import Command, Draft, HostDir, Root, Sandbox, SecretFile, Store
+from obuilder.engine.volumes import Volumes
+from obuilder.errors import LimitHit, StepFailed, StepTimedOut, Unsupported, UsageError
+from obuilder.plan.model import Action, CopyAction, LayerAction, RunAction
+from obuilder.system.tree import Manifest
+from obuilder.values import Key, Limits
+
+Output = Callable[[bytes], None]
+
+
+class Workshop:
+    """A store, a sandbox and volumes that work together."""
+
+    def __init__(self, store: Store, sandbox: Sandbox, volumes: Volumes, limits: Limits) -> None:
+        self.store, self.sandbox, self.volumes, self._limits = store, sandbox, volumes, limits
+
+    def refuse(self, action: Action) -> None:
+        """Unsupported: the sandbox lacks something that the action needs."""
+        if not isinstance(action, RunAction):
+            return
+        features = self.sandbox.features
+        for network in action.network:
+            if network not in features.networks:
+                raise Unsupported(
+                    f"this sandbox has no network called {network!r}",
+                    hint="networks here: " + (", ".join(sorted(features.networks)) or "none"),
+                )
+        if action.secrets and not features.secrets:
+            raise Unsupported("this sandbox can't show secrets to a step")
+        for name in msgspec.structs.fields(Limits):
+            asked = getattr(action.limits, name.name) is not None
+            if asked and name.name not in features.limits and name.name != "log":
+                raise Unsupported(
+                    f"this sandbox can't limit {name.name}",
+                    hint="`obuilder healthcheck` says what would be needed",
+                )
+
+    def limits(self, action: Action) -> Limits:
+        """What the action may use."""
+        own = action.limits if isinstance(action, RunAction) else Limits()
+        return own.over(self._limits)
+
+    async def layer(self, action: LayerAction, draft: Draft, output: Output) -> None:
+        """Unpack a layer."""
+        await fetcher_for(action.base.name).fetch(
+            action.base, action.index, into=draft.root, idmap=self.store.idmap, output=output
+        )
+
+    async def copy(
+        self, action: CopyAction, draft: Draft, manifest: Manifest, source: str | Key | None
+    ) -> None:
+        """Copy `manifest` from a directory of the host, or from the result `source`."""
+        async with AsyncExitStack() as stack:
+            root: Root
+            if action.stage is None:
+                root = HostDir(str(source))
+            else:
+                root = await stack.enter_async_context(self.store.view(Key(str(source))))
+            await self.sandbox.put(draft.root, manifest, root, to=action.dst, owner=action.user)
+
+    async def run(
+        self,
+        action: RunAction,
+        draft: Draft,
+        secrets: Mapping[str, bytes],
+        output: Output,
+        *,
+        key: Key,
+        heading: str,
+        tail: Callable[[], bytes],
+    ) -> None:
+        """Run a command. StepFailed, StepTimedOut, LimitHit."""
+        limits = self.limits(action)
+        async with self.volumes.mounted(action.caches, action.user) as mounts:
+            ended = await self.sandbox.run(
+                draft.root,
+                Command(
+                    argv=action.argv,
+                    cwd=action.cwd,
+                    user=action.user,
+                    env=action.env,
+                    network=action.network,
+                    mounts=tuple(mounts),
+                    secrets=tuple(
+                        SecretFile(target=secret.target, value=secrets[secret.id])
+                        for secret in action.secrets
+                    ),
+                    limits=limits,
+                ),
+                output=output,
+            )
+        if ended.status == 0 and not ended.timed_out:
+            return
+        if ended.timed_out:
+            raise StepTimedOut(
+                f"the step was stopped after {limits.seconds:g} s, its time limit",
+                key=key, heading=heading, status=ended.status, tail=tail(),
+                hint="raise it with (limits (time …)) in the step or --timeout",
+            )  # fmt: skip
+        if ended.out_of_memory:
+            raise LimitHit(
+                f"the step was stopped at its memory limit of {limits.memory} bytes",
+                key=key, heading=heading, status=ended.status, tail=tail(),
+                hint="raise it with (limits (memory …)) in the step or --memory",
+            )  # fmt: skip
+        raise StepFailed(
+            _how(ended.status), key=key, heading=heading, status=ended.status, tail=tail()
+        )
+
+
+def check_secrets(actions: "list[Action]", secrets: Mapping[str, bytes]) -> None:
+    """UsageError: a step asks for a secret nobody gave."""
+    for action in actions:
+        if isinstance(action, RunAction):
+            for secret in action.secrets:
+                if secret.id not in secrets:
+                    raise UsageError(
+                        f"couldn't find a value for the requested secret {secret.id!r}",
+                        hint=f"give it with --secret {secret.id}:FILE or --secret {secret.id}=env:VAR",
+                    )
+
+
+def _how(status: int) -> str:
+    if status > 128:
+        return f"the command was killed by signal {status - 128}"
+    return f"the command exited with status {status}"

@@ -1,0 +1,323 @@
+"""The builder: one open store, one sandbox, any number of builds at the same time.
+
+    async with Builder.open(Settings(store="overlayfs:/path")) as builder:
+        result = await builder.build(spec, context)
+"""
+
+import os
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import anyio
+
+from obuilder import events
+from obuilder.backends.protocols import Command, HostDir, Root, Sandbox, Store, Usage
+from obuilder.backends.registry import check_pair, open_store
+from obuilder.engine import prune as pruning
+from obuilder.engine.actions import Workshop, check_secrets
+from obuilder.engine.cached import make_plan
+from obuilder.engine.index import Index, Record, index_path
+from obuilder.engine.inflight import InFlight
+from obuilder.engine.inputs import Context, IndexStats, resolve_base
+from obuilder.engine.logs import read_log, remove_log
+from obuilder.engine.recover import recover
+from obuilder.engine.result import Result
+from obuilder.engine.run import Runner
+from obuilder.engine.settings import Settings, parse_store
+from obuilder.engine.volumes import Volumes
+from obuilder.errors import ObuilderError, StoreDamaged, StoreError, UsageError
+from obuilder.plan.lower import lower
+from obuilder.plan.model import Base, Inputs, Plan
+from obuilder.spec.model import Spec
+from obuilder.system.namespaces import enter
+from obuilder.system.sessions import open_session
+from obuilder.values import ROOT, Key
+
+
+def _ignore(_: events.Event) -> None:
+    """The sink of those who want no events."""
+
+
+class Builder:
+    """Builds specs. Made by `open`; every method may run at the same time as any other."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        workshop: Workshop,
+        index: Index,
+        inflight: InFlight,
+        session: str,
+    ) -> None:
+        self.settings = settings
+        self.store: Store = workshop.store
+        self.sandbox: Sandbox = workshop.sandbox
+        self._workshop, self._index, self._inflight = workshop, index, inflight
+        self._session = session
+        self._width = anyio.CapacityLimiter(settings.width)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: Settings) -> AsyncIterator["Builder"]:
+        """Open the store and pick a sandbox; put right what dead builders left.
+
+        The process enters a mount namespace of its own (an ordinary user's a user namespace as
+        well), so call this before starting threads. BackendUnavailable, StoreError, UsageError.
+        """
+        from obuilder.backends.sandboxes.oci import OciSandbox, Policy
+
+        kind, directory = parse_store(settings.store)
+        idmap = enter()
+        try:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"can't make the store {directory}: {error.strerror}") from error
+        session = open_session(directory)
+        try:
+            store = await open_store(kind, directory, idmap, session=session.name)
+            sandbox = await OciSandbox.open(
+                directory,
+                idmap,
+                session=session.name,
+                runtime=settings.runtime,
+                policy=Policy(
+                    nested_userns=settings.nested_userns,
+                    no_new_privileges=settings.no_new_privileges,
+                    fast_sync=settings.fast_sync,
+                    ca_bundle=settings.ca_bundle,
+                ),
+            )
+            check_pair(store, sandbox)
+            index = _open_index(directory)
+            try:
+                await recover(store, sandbox, index)
+                volumes = Volumes(store, index, session.name)
+                workshop = Workshop(store, sandbox, volumes, settings.limits)
+                async with anyio.create_task_group() as tasks:
+                    yield cls(settings, workshop, index, InFlight(tasks), session.name)
+            except BaseExceptionGroup as group:
+                raise _only(group) from None
+            finally:
+                index.release([session.name])
+                index.close()
+                with anyio.CancelScope(shield=True):
+                    await store.close()
+        finally:
+            session.close()
+
+    def plan(self, spec: Spec, context: str) -> tuple[Plan, Inputs, dict[Key, Key]]:
+        """The plan of a build, what went into it, and which of its steps have results."""
+        stats = IndexStats(self._index, os.path.abspath(context))
+        try:
+            plan, inputs = make_plan(spec, Context(context, stats), self._index)
+        finally:
+            stats.flush()
+        return plan, inputs, self._index.find(plan.steps)
+
+    async def build(
+        self,
+        spec: Spec,
+        context: str,
+        *,
+        secrets: Mapping[str, bytes] | None = None,
+        sink: events.Sink = _ignore,
+    ) -> Result:
+        """Build `spec` with files from `context`. Every ObuilderError; cancelling is cancelling."""
+        began = time.monotonic()
+        try:
+            result = await self._build(spec, context, secrets or {}, sink)
+        except ObuilderError as error:
+            seconds = time.monotonic() - began
+            sink(events.BuildEnded(code=error.code, message=error.message, seconds=seconds))
+            raise
+        except anyio.get_cancelled_exc_class():
+            seconds = time.monotonic() - began
+            sink(events.BuildEnded(code="cancelled", message="cancelled", seconds=seconds))
+            raise
+        sink(
+            events.BuildDone(
+                result=result.key, seconds=result.seconds, cached=result.cached, ran=result.ran
+            )
+        )
+        return result
+
+    async def _build(
+        self, spec: Spec, directory: str, secrets: Mapping[str, bytes], sink: events.Sink
+    ) -> Result:
+        stats = IndexStats(self._index, os.path.abspath(directory))
+        context = Context(directory, stats)
+        try:
+            plan, _ = make_plan(spec, context, self._index)
+        finally:
+            stats.flush()
+        actions = [step.action for step in plan.steps.values()]
+        check_secrets(actions, secrets)
+        for action in actions:
+            self._workshop.refuse(action)
+        runner = Runner(
+            self._workshop, self._index, self._inflight, self._width, self._session,
+            plan, context, secrets, sink, keep_failed=self.settings.keep_failed,
+        )  # fmt: skip
+        result = await runner.run()
+        if result.ran:
+            await self.sync()
+        return result
+
+    async def sync(self) -> None:
+        """Make every result so far survive a power cut."""
+        keys = self._index.volatile()
+        if keys:
+            await self.store.sync()
+            self._index.settled(keys)
+
+    # --- results -----------------------------------------------------------------------------
+
+    def records(self) -> list[Record]:
+        """All results, the newest first."""
+        return self._index.records()
+
+    def record(self, prefix: str) -> Record:
+        """The one result whose key starts with `prefix`. UsageError."""
+        found = self._index.record(prefix) if prefix else []
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UsageError(f"more than one result starts with {prefix!r}", hint="give more of it")
+        raise UsageError(f"there is no result {prefix!r}", hint="`obuilder ls` lists results")
+
+    def log(self, prefix: str) -> bytes | None:
+        """The log of a result."""
+        return read_log(self.store.directory, self.record(prefix).key)
+
+    async def size(self, key: Key) -> int:
+        """Bytes that a result adds to what it was made from."""
+        return await self.store.size(key)
+
+    async def usage(self) -> Usage:
+        """Space."""
+        return await self.store.usage()
+
+    async def prune(
+        self, *, before: float | None = None, limit: int | None = None, dry_run: bool = False
+    ) -> list[Record]:
+        """Delete the least recently used results. What went, or with `dry_run` would go."""
+        if dry_run:
+            return pruning.prunable(self._index, before=before)[:limit]
+        return await pruning.prune(self.store, self._index, before=before, limit=limit)
+
+    async def delete(self, prefix: str) -> int:
+        """Delete a result and all that were made from it. How many."""
+        first = self.record(prefix).key
+        children: dict[Key | None, list[Key]] = {}
+        for record in self._index.records():
+            children.setdefault(record.base, []).append(record.key)
+        doomed, ahead = [], [first]
+        while ahead:
+            key = ahead.pop()
+            doomed.append(key)
+            ahead.extend(children.get(key, []))
+        self._index.forget(doomed)
+        for key in doomed:
+            await self.store.delete(key)
+            remove_log(self.store.directory, key)
+        return len(doomed)
+
+    @asynccontextmanager
+    async def view(self, prefix: str) -> AsyncIterator[Root]:
+        """The root of a result, read-only."""
+        key = self.record(prefix).key
+        self._index.lease(key, self._session)
+        async with self.store.view(key) as root:
+            yield root
+
+    async def shell(self, prefix: str, argv: tuple[str, ...] = ("/bin/sh",)) -> int:
+        """Enter a result, or a kept failed step, with this terminal; changes are dropped."""
+        key = self.record(prefix).key
+        self._index.lease(key, self._session)
+        async with self.store.begin(Key(os.urandom(32).hex()), base=key) as draft:
+            ended = await self.sandbox.enter(
+                draft.root,
+                Command(
+                    argv=argv, cwd="/", user=ROOT,
+                    env=(
+                        ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+                        ("TERM", os.environ.get("TERM", "dumb")),
+                    ),
+                    limits=self.settings.limits,
+                ),
+            )  # fmt: skip
+        return ended.status
+
+    # --- images and volumes ----------------------------------------------------------------------
+
+    def images(self) -> dict[str, Base]:
+        """Imported images by name."""
+        return self._index.images()
+
+    async def import_image(self, name: str, source: str, *, sink: events.Sink = _ignore) -> Base:
+        """Bring `source` into the store under `name`, which specs can then use."""
+        base = resolve_base(source, self._index)
+        spec = Spec(base=source)
+        plan = lower(spec, Inputs(bases={source: base}, copies={}))
+        runner = Runner(
+            self._workshop, self._index, self._inflight, self._width, self._session,
+            plan, Context("/", None), {}, sink, keep_failed=False,
+        )  # fmt: skip
+        await runner.run()
+        self._index.pin(plan.steps, pinned=True)
+        self._index.put_image(name, base)
+        await self.sync()
+        return base
+
+    def remove_image(self, name: str) -> None:
+        """Take a name away; its layers may be pruned then. UsageError."""
+        base = self._index.image(name)
+        if base is None:
+            raise UsageError(f"there is no image called {name!r}", hint="`obuilder image ls`")
+        self._index.put_image(name, None)
+        kept = [
+            key
+            for other in self._index.images().values()
+            for key in lower(
+                Spec(base=other.name), Inputs(bases={other.name: other}, copies={})
+            ).steps
+        ]
+        plan = lower(Spec(base=base.name), Inputs(bases={base.name: base}, copies={}))
+        self._index.pin([key for key in plan.steps if key not in kept], pinned=False)
+
+    def volumes(self) -> list[tuple[str, str, Key | None, float]]:
+        """Place, name, newest generation and last use of every cache volume."""
+        return self._index.volumes()
+
+    async def delete_volume(self, name: str) -> bool:
+        """Delete a cache volume. False if there is none of that name."""
+        return await self._workshop.volumes.delete(name)
+
+
+def _open_index(directory: str) -> Index:
+    try:
+        return Index(directory)
+    except StoreDamaged:
+        # The store has all that the index knows: put the damaged file aside and start anew.
+        path = index_path(directory)
+        for suffix in ("", "-wal", "-shm"):
+            if os.path.exists(path + suffix):
+                os.replace(path + suffix, f"{path}.damaged{suffix}")
+        return Index(directory)
+
+
+def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    while isinstance(group, BaseExceptionGroup) and len(group.exceptions) == 1:
+        inner = group.exceptions[0]
+        if not isinstance(inner, BaseExceptionGroup):
+            return inner
+        group = inner
+    return group
+
+
+def host_directory(root: Root) -> str:
+    """The directory of a root that is one. UsageError."""
+    if not isinstance(root, HostDir):
+        raise UsageError("this store's results are not directories of this machine")
+    return root.path

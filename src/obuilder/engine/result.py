@@ -1,0 +1,14 @@
+"""What a build comes to."""
+
+from msgspec import Struct
+
+from obuilder.values import Key
+
+
+class Result(Struct, frozen=True):
+    """A finished build: the key of its result, and how many of its steps were there already."""
+
+    key: Key
+    cached: int
+    ran: int
+    seconds: float

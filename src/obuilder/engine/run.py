@@ -1,0 +1,288 @@
+"""Running a plan: one task for each step that is needed, each as soon as its needs are ready.
+
+A step whose key is in the index is only shown. Where the definition of a step is new but its
+content is not (a stage rebuilt to the same files), the content-based key finds the old result.
+"""
+
+import time
+from collections.abc import Mapping
+
+import anyio
+import msgspec
+
+from obuilder import events
+from obuilder.engine.actions import Workshop
+from obuilder.engine.cached import started
+from obuilder.engine.index import Index, Record
+from obuilder.engine.inflight import InFlight, Making
+from obuilder.engine.inputs import Context
+from obuilder.engine.locks import KeyLock
+from obuilder.engine.logs import LogFollower, LogWriter, Mask, replay_log
+from obuilder.engine.result import Result
+from obuilder.backends.protocols import HostDir
+from obuilder.errors import CopyError, ObuilderError, StepFailed
+from obuilder.plan.keys import effective, failed_key
+from obuilder.plan.model import CopyAction, LayerAction, Plan, RunAction, Step
+from obuilder.system.tree import Manifest, scan
+from obuilder.values import Key
+
+_POLL = 0.03
+
+
+class Meta(msgspec.Struct, frozen=True):
+    """What every result carries with it, so that the index can be made anew."""
+
+    key: str
+    kind: str
+    heading: str
+    stage: str
+    base: str | None
+    created: float
+    seconds: float
+
+
+class Runner:
+    """One build of one plan."""
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        index: Index,
+        inflight: InFlight,
+        width: anyio.CapacityLimiter,
+        session: str,
+        plan: Plan,
+        context: Context,
+        secrets: Mapping[str, bytes],
+        sink: events.Sink,
+        *,
+        keep_failed: bool,
+    ) -> None:
+        self._workshop, self._index, self._inflight = workshop, index, inflight
+        self._width, self._session, self._plan = width, session, plan
+        self._context, self._secrets, self._sink = context, secrets, sink
+        self._keep_failed = keep_failed
+        self._directory = workshop.store.directory
+        self._ready = {key: anyio.Event() for key in plan.steps}
+        self._actual: dict[Key, Key] = {}
+        self._ran = 0
+
+    async def run(self) -> Result:
+        """Make the plan's result. What failed first is raised; the rest is cancelled."""
+        began = time.monotonic()
+        found = self._index.find(self._plan.steps, session=self._session)
+        self._sink(started(self._plan, found))
+        needed = self._needed(found)
+        try:
+            async with anyio.create_task_group() as tasks:
+                for step in self._plan.steps.values():
+                    if step.key in needed:
+                        tasks.start_soon(self._step, step)
+                    else:
+                        self._shown(step, found.get(step.key))
+        except BaseExceptionGroup as group:
+            raise _first(group) from None
+        for heading in self._plan.tail:
+            self._sink(events.Note(text=heading))
+        self._index.touch(self._actual.values())
+        return Result(
+            key=self._actual[self._plan.result],
+            cached=len(self._actual) - self._ran,
+            ran=self._ran,
+            seconds=time.monotonic() - began,
+        )
+
+    def _needed(self, found: dict[Key, Key]) -> set[Key]:
+        """The steps without a result on the way back from the plan's own."""
+        needed: set[Key] = set()
+        ahead = [self._plan.result]
+        while ahead:
+            key = ahead.pop()
+            if key not in needed and key not in found:
+                needed.add(key)
+                ahead.extend(self._plan.steps[key].needs)
+        return needed
+
+    def _shown(self, step: Step, key: Key | None) -> None:
+        self._actual[step.key] = key or step.key
+        self._ready[step.key].set()
+        self._begin(step, key or step.key)
+        if key is not None:
+            self._replay(key)
+        self._sink(events.StepCached(key=key or step.key))
+
+    def _begin(self, step: Step, key: Key) -> None:
+        self._sink(
+            events.StepStarted(key=key, stage=step.stage, heading=step.heading, notes=step.notes)
+        )
+
+    def _replay(self, key: Key) -> None:
+        replay_log(self._directory, key, lambda data: self._sink(events.Output(key, data)))
+
+    async def _step(self, step: Step) -> None:
+        for need in step.needs:
+            await self._ready[need].wait()
+        base = None if step.base is None else self._actual[step.base]
+        manifest = await self._manifest(step)
+        key = effective(step, base, None if manifest is None else manifest.digest)
+        self._begin(step, key)
+        began = time.monotonic()
+        if self._index.find([key], session=self._session):
+            self._replay(key)
+            cached = True
+        else:
+            cached = await self._make(step, key, base, manifest, began)
+        self._index.alias(step.key, key)
+        self._actual[step.key] = key
+        self._ready[step.key].set()
+        if cached:
+            self._sink(events.StepCached(key=key))
+        else:
+            self._ran += 1
+            self._sink(events.StepDone(key=key, seconds=time.monotonic() - began))
+
+    async def _make(
+        self, step: Step, key: Key, base: Key | None, manifest: Manifest | None, began: float
+    ) -> bool:
+        async def make(making: Making) -> None:
+            await self._own(step, key, base, manifest, making)
+
+        def ended(code: str, message: str) -> None:
+            seconds = time.monotonic() - began
+            self._sink(events.StepEnded(key=key, code=code, message=message, seconds=seconds))
+
+        try:
+            making = await self._inflight.share(
+                key, make, lambda data: self._sink(events.Output(key, data))
+            )
+        except ObuilderError as error:
+            ended(error.code, error.message)
+            raise
+        except anyio.get_cancelled_exc_class():
+            ended("cancelled", "cancelled")
+            raise
+        return making.cached
+
+    async def _manifest(self, step: Step) -> Manifest | None:
+        action = step.action
+        if not isinstance(action, CopyAction):
+            return None
+        if action.stage is None:
+            return self._context.at(step.op)
+        async with self._workshop.store.view(self._actual[action.stage]) as root:
+            if not isinstance(root, HostDir):
+                raise CopyError("this store's results can't be copied from")
+            path = root.path
+            return await anyio.to_thread.run_sync(
+                lambda: scan(
+                    path, action.src, into=action.into, dst=action.dst,
+                    exclude=action.exclude, ignored=None, stats=None,
+                )
+            )  # fmt: skip
+
+    async def _own(
+        self, step: Step, key: Key, base: Key | None, manifest: Manifest | None, making: Making
+    ) -> None:
+        """Make `key`, or follow the process that is making it, as the holder of its lock."""
+        lock = KeyLock(self._directory, key)
+        if not lock.try_acquire():
+            follower = LogFollower(self._directory, key)
+            try:
+                while not lock.try_acquire():
+                    if data := follower.read():
+                        making.emit(data)
+                    await anyio.sleep(_POLL)
+                if data := follower.read():
+                    making.emit(data)
+            finally:
+                follower.close()
+        try:
+            if self._index.find([key], session=self._session):
+                making.cached = True
+                return
+            async with self._width:
+                await self._attempt(step, key, base, manifest, making)
+        finally:
+            lock.release()
+
+    async def _attempt(
+        self, step: Step, key: Key, base: Key | None, manifest: Manifest | None, making: Making
+    ) -> None:
+        began = time.monotonic()
+        action, store = step.action, self._workshop.store
+        mask = Mask(
+            [self._secrets[s.id] for s in action.secrets] if isinstance(action, RunAction) else []
+        )
+        limit = self._workshop.limits(action).log
+        log = LogWriter(self._directory, key, making.emit, mask=mask, limit=limit)
+        try:
+            async with store.begin(key, base=base) as draft:
+                try:
+                    if isinstance(action, LayerAction):
+                        await self._workshop.layer(action, draft, log.write)
+                    elif isinstance(action, CopyAction):
+                        assert manifest is not None
+                        source = (
+                            self._context.directory
+                            if action.stage is None
+                            else self._actual[action.stage]
+                        )
+                        await self._workshop.copy(action, draft, manifest, source)
+                    else:
+                        await self._workshop.run(
+                            action, draft, self._secrets, log.write,
+                            key=key, heading=step.heading, tail=lambda: log.tail,
+                        )  # fmt: skip
+                except StepFailed as error:
+                    if self._keep_failed:
+                        other = failed_key(key)
+                        record = self._record(step, other, base, began, kind="failed")
+                        await store.delete(other)
+                        await draft.commit(_meta(record), key=other)
+                        self._index.add(record)
+                        error.hint = error.hint or f"look inside with: obuilder shell {other[:12]}"
+                    raise
+                record = self._record(step, key, base, began, kind=_kind(step))
+                log.done()
+                await draft.commit(_meta(record))
+            self._index.add(record, session=self._session)
+        except Exception:
+            log.failed()
+            raise
+        except BaseException:
+            log.discard()
+            raise
+
+    def _record(
+        self, step: Step, key: Key, base: Key | None, began: float, *, kind: str
+    ) -> Record:
+        now = time.time()
+        return Record(
+            key=key, kind=kind, heading=step.heading, stage=step.stage, base=base,
+            created=now, used=now, seconds=time.monotonic() - began,
+        )  # fmt: skip
+
+
+def _kind(step: Step) -> str:
+    if isinstance(step.action, LayerAction):
+        return "layer"
+    return "copy" if isinstance(step.action, CopyAction) else "run"
+
+
+def _meta(record: Record) -> bytes:
+    return msgspec.json.encode(
+        Meta(
+            key=record.key, kind=record.kind, heading=record.heading, stage=record.stage,
+            base=record.base, created=record.created, seconds=record.seconds,
+        )
+    )  # fmt: skip
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error of a group that is not the cancelling it caused."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            return _first(error)
+        if isinstance(error, Exception):
+            return error
+    return group.exceptions[0]
