@@ -12,6 +12,11 @@ Key = NewType("Key", str)
 """What a step is known by: 64 lowercase hexadecimal digits."""
 
 
+OpPath = tuple[int, ...]
+"""Where an op stands in a spec: the index of each nested build on the way, then the op's index.
+`(…, -1)` is the `from` of that build."""
+
+
 class Span(Struct, frozen=True):
     """A piece of a text: byte offsets [start, end), and the 1-based line and column of its start.
 

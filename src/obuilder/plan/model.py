@@ -8,7 +8,7 @@ what each base image name stands for (`Base`), and what each `copy` from the con
 from msgspec import Struct
 
 from obuilder.spec.model import CacheMode
-from obuilder.values import Key, Limits, Platform, User
+from obuilder.values import Key, Limits, OpPath, Platform, User
 
 
 class ImageConfig(Struct, frozen=True, omit_defaults=True):
@@ -42,11 +42,6 @@ class Base(Struct, frozen=True):
     platform: Platform
     layers: tuple[Layer, ...]
     config: ImageConfig = ImageConfig()
-
-
-OpPath = tuple[int, ...]
-"""Where an op stands in a spec: the index of each nested build on the way, then the op's index.
-`(…, -1)` is the `from` of that build."""
 
 
 class Inputs(Struct, frozen=True):

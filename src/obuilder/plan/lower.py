@@ -1,0 +1,221 @@
+"""Spec and Inputs to Plan: the ops are walked once, carrying what they change.
+
+A stage that nobody needs is not in the plan. A nested build starts from the initial context, not
+from its parent's; only its result leaves it.
+"""
+
+from msgspec import Struct
+
+from obuilder.errors import Unsupported
+from obuilder.plan.keys import copy_definition_key, copy_key, layer_key, run_key
+from obuilder.plan.model import (
+    Action, CacheMount, CopyAction, FinalContext, Inputs, LayerAction, Plan, RunAction,
+    SecretMount, Step,
+)  # fmt: skip
+from obuilder.spec.encode import heading
+from obuilder.spec.model import Comment, Copy, Env, Op, Run, SetUser, Shell, Spec, Workdir
+from obuilder.spec.sexp import quote
+from obuilder.values import ROOT, Key, OpPath, User
+
+DEFAULT_SHELL = ("/usr/bin/env", "bash", "-c")
+
+
+class ContextCopy(Struct, frozen=True):
+    """A copy from the build context whose manifest the plan needs."""
+
+    op: OpPath
+    src: tuple[str, ...]
+    dst: str
+    into: bool
+    exclude: tuple[str, ...]
+
+
+class Wanted(Struct, frozen=True):
+    """What has to be looked up before a plan can be made, for the stages that are needed."""
+
+    bases: tuple[str, ...]
+    copies: tuple[ContextCopy, ...]
+
+
+def normalise(path: str, cwd: str = "/") -> str:
+    """An absolute path without `.`, `..`, doubled or final slashes; relative ones start at `cwd`."""
+    parts: list[str] = []
+    for part in (path if path.startswith("/") else f"{cwd}/{path}").split("/"):
+        if part == "..":
+            if parts:
+                parts.pop()
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/" + "/".join(parts)
+
+
+def wanted(spec: Spec) -> Wanted:
+    """The base images and context copies of every stage that the result needs."""
+    bases: dict[str, None] = {}
+    copies: list[ContextCopy] = []
+
+    def visit(spec: Spec, path: OpPath, outer: "dict[str, tuple[Spec, OpPath]]") -> None:
+        scope = _scope(spec, path, outer)
+        bases.setdefault(spec.base)
+        cwd = "/"
+        for index, op in enumerate(spec.ops):
+            if isinstance(op, Workdir):
+                cwd = normalise(op.path, cwd)
+            elif isinstance(op, Copy) and op.build is None:
+                dst, into = _destination(op, cwd)
+                copies.append(ContextCopy((*path, index), op.src, dst, into, op.exclude))
+            elif isinstance(op, Copy) and op.build is not None:
+                child, at = scope[op.build]
+                if at not in seen:
+                    seen.add(at)
+                    visit(child, at, _before(scope, at))
+        return
+
+    seen: set[OpPath] = set()
+    visit(spec, (), {})
+    return Wanted(tuple(bases), tuple(copies))
+
+
+Scope = dict[str, tuple[Spec, OpPath]]
+
+
+def _scope(spec: Spec, path: OpPath, outer: Scope) -> Scope:
+    """The builds that a spec's ops see; a later one of a name hides an earlier one."""
+    scope = dict(outer)
+    for index, (name, child) in enumerate(spec.children):
+        scope[name] = (child, (*path, index))
+    return scope
+
+
+def _before(scope: Scope, at: OpPath) -> Scope:
+    """What the build at `at` sees of its surroundings: nothing of itself or after it."""
+    return {
+        name: (child, path)
+        for name, (child, path) in scope.items()
+        if path < at[: len(path)] and len(path) <= len(at)
+    }
+
+
+def _destination(op: Copy, cwd: str) -> tuple[str, bool]:
+    """Where a copy goes, and whether its sources go under that by their names."""
+    return normalise(op.dst, cwd), op.dst.endswith("/") or op.dst == ""
+
+
+class _Lowering:
+    def __init__(self, inputs: Inputs, shell: tuple[str, ...]) -> None:
+        self.inputs, self.shell = inputs, shell
+        self.steps: dict[Key, Step] = {}
+        self.contexts: dict[Key, FinalContext] = {}
+        self.done: dict[OpPath, Key] = {}
+
+    def stage(self, spec: Spec, path: OpPath, name: str, outer: Scope) -> tuple[Key, list[str]]:
+        """Add a stage's steps. The key of its result, and the headings after its last step."""
+        scope = _scope(spec, path, outer)
+        base = self.inputs.bases[spec.base]
+        key: Key | None = None
+        notes: list[str] = []
+        for index in range(len(base.layers)):
+            layer = LayerAction(base, index)
+            text = f"(from {quote(spec.base)})"
+            if len(base.layers) > 1:
+                text += f" layer {index + 1}/{len(base.layers)}"
+            key = self.add(layer, layer_key(layer, key), key, text, name, (*path, -1), notes)
+        if key is None:
+            message = f"the image {spec.base} has no layers"
+            raise Unsupported(message)
+        cwd, user, shell = "/", ROOT, self.shell
+        current: User = user
+        env = dict(base.config.env)
+        for index, op in enumerate(spec.ops):
+            text = _headline(cwd, op)
+            at = (*path, index)
+            action: Action
+            match op:
+                case Comment():
+                    notes.append(text)
+                    continue
+                case Workdir():
+                    cwd = normalise(op.path, cwd)
+                    notes.append(text)
+                    continue
+                case Shell():
+                    shell = op.argv
+                    notes.append(text)
+                    continue
+                case SetUser():
+                    current = op.user
+                    notes.append(text)
+                    continue
+                case Env():
+                    env[op.name] = op.value
+                    notes.append(text)
+                    continue
+                case Run():
+                    action = _run(op, cwd, current, env, shell)
+                    step_key = run_key(action, key)
+                case Copy():
+                    action = self.copy(op, at, cwd, current, scope)
+                    step_key = (
+                        copy_definition_key(action, key)
+                        if action.manifest is None
+                        else copy_key(action, key, action.manifest)
+                    )
+            key = self.add(action, step_key, key, text, name, at, notes)
+            notes = []
+        self.contexts[key] = FinalContext(
+            cwd=cwd, user=current, env=tuple(sorted(env.items())), shell=shell
+        )
+        self.done[path] = key
+        return key, notes
+
+    def add(
+        self, action: Action, key: Key, base: Key | None, text: str, stage: str, at: OpPath,
+        notes: list[str],
+    ) -> Key:  # fmt: skip
+        if key not in self.steps:
+            self.steps[key] = Step(
+                key=key, base=base, action=action, heading=text, stage=stage, op=at,
+                notes=tuple(notes),
+            )  # fmt: skip
+        return key
+
+    def copy(self, op: Copy, at: OpPath, cwd: str, user: User, scope: Scope) -> CopyAction:
+        dst, into = _destination(op, cwd)
+        stage: Key | None = None
+        if op.build is not None:
+            child, path = scope[op.build]
+            stage = self.done.get(path)
+            if stage is None:
+                stage, _ = self.stage(child, path, op.build, _before(scope, path))
+        return CopyAction(
+            src=op.src, dst=dst, into=into, user=user, exclude=op.exclude, stage=stage,
+            manifest=None if stage is not None else self.inputs.copies[at],
+        )  # fmt: skip
+
+
+def _headline(cwd: str, op: Op) -> str:
+    return f"{cwd}: " + heading(op).replace("\n", "\n" + " " * (len(cwd) + 2))
+
+
+def _run(
+    op: Run, cwd: str, user: User, env: dict[str, str], shell: tuple[str, ...]
+) -> RunAction:
+    return RunAction(
+        argv=(*shell, op.shell),
+        cwd=cwd,
+        user=user,
+        env=tuple(sorted(env.items())),
+        network=op.network,
+        secrets=tuple(SecretMount(s.id, normalise(s.target)) for s in op.secrets),
+        caches=tuple(CacheMount(c.id, normalise(c.target), c.mode) for c in op.cache),
+        limits=op.limits,
+    )
+
+
+def lower(spec: Spec, inputs: Inputs, *, shell: tuple[str, ...] = DEFAULT_SHELL) -> Plan:
+    """The plan of `spec`. `inputs` must hold what `wanted(spec)` asks for."""
+    lowering = _Lowering(inputs, shell)
+    result, tail = lowering.stage(spec, (), "", {})
+    return Plan(
+        steps=lowering.steps, result=result, tail=tuple(tail), contexts=lowering.contexts
+    )
