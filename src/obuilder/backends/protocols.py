@@ -69,8 +69,10 @@ class Draft(Protocol):
 
     root: Root
 
-    async def commit(self, meta: bytes) -> None:
+    async def commit(self, meta: bytes, *, key: Key | None = None) -> None:
         """Publish under the draft's key, with `meta` kept beside it; the root is gone after.
+
+        With `key`, publish under that one instead: what is kept of a failed step.
 
         What is published never changes: StoreBusy if somebody still holds a writable
         descriptor of the root. If the key was published by somebody else meanwhile, theirs stays
@@ -181,9 +183,7 @@ class Sandbox(Protocol):
     accepts: ClassVar[frozenset[type]]
     features: Features
 
-    async def run(
-        self, root: Root, command: Command, *, output: Callable[[bytes], None]
-    ) -> Exit:
+    async def run(self, root: Root, command: Command, *, output: Callable[[bytes], None]) -> Exit:
         """Run to the end, standard input at EOF; `output` gets each piece of stdout and stderr.
 
         When it returns or raises (cancelled too), every process of the command is gone.
@@ -193,9 +193,7 @@ class Sandbox(Protocol):
     async def enter(self, root: Root, command: Command) -> Exit:
         """Run with this process's own terminal, for a person."""
 
-    async def put(
-        self, root: Root, tree: Manifest, source: Root, *, to: str, owner: User
-    ) -> None:
+    async def put(self, root: Root, tree: Manifest, source: Root, *, to: str, owner: User) -> None:
         """Copy in what `tree` lists from `source`; no program of the image is needed.
 
         `to` is an absolute path inside; symlinks on the way are followed inside the root and
@@ -232,5 +230,3 @@ class Fetcher(Protocol):
         output: Callable[[bytes], None],
     ) -> None:
         """Put layer `index` over what is already in `into`. DigestMismatch, BadImage."""
-
-
