@@ -1,0 +1,199 @@
+"""The spec language, from its own words."""
+
+import pytest
+
+from obuilder.errors import SpecErrors
+from obuilder.spec.decode import parse
+from obuilder.spec.encode import print_spec
+from obuilder.spec.model import (
+    Cache, Comment, Copy, Env, Run, Secret, SetUser, Shell, Spec, Workdir,
+)  # fmt: skip
+from obuilder.spec.sexp import Atom, List, Source, quote, read
+from obuilder.values import Limits, NamedUser, UnixUser
+
+
+def atoms(text: bytes) -> object:
+    """Nested lists of texts."""
+
+    def plain(node: object) -> object:
+        if isinstance(node, Atom):
+            return node.text
+        assert isinstance(node, List)
+        return [plain(item) for item in node.items]
+
+    return plain(read(Source(text, "t")))
+
+
+def spec(text: str) -> Spec:
+    return parse(text.encode(), file="t").spec
+
+
+def faults(text: bytes | str) -> list[str]:
+    data = text.encode() if isinstance(text, str) else text
+    with pytest.raises(SpecErrors) as caught:
+        parse(data, file="t")
+    return [error.message for error in caught.value.errors]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"(a b)", ["a", "b"]),
+        (b"(a\tb\fc\r\nd)", ["a", "b", "c", "d"]),
+        (b'(ab"cd"ef)', ["ab", "cd", "ef"]),
+        (rb"(C:\foo\n)", ["C:\\foo\\n"]),
+        (b"(# | ## a||b #foo |foo)", ["#", "|", "##", "a||b", "#foo", "|foo"]),
+        (b"(foo;bar\n)", ["foo"]),
+        (b"(a #| x #| y |# z |# b)", ["a", "b"]),
+        (b'(a #| "|#" |# b)', ["a", "b"]),
+        (b"(#; #; a b c)", ["c"]),
+        (b"(a) ; the end", ["a"]),
+        (rb'("\n\t\r\b\\\"\'")', ["\n\t\r\b\\\"'"]),
+        (rb'("\065\x41")', ["AA"]),
+        (rb'("\255")', ["\udcff"]),
+        (rb'("\d\& \ x")', ["\\d\\& \\ x"]),
+        (b'("a\\\n   b")', ["ab"]),
+        (b'("a\\\r\n\t b")', ["ab"]),
+        (b'("a\nb")', ["a\nb"]),
+        (b'(a "" b)', ["a", "", "b"]),
+        (b"(\xff\x00x)", ["\udcff\0x"]),
+        ("(é)".encode(), ["é"]),
+    ],
+)
+def test_the_reader_reads(text: bytes, expected: object) -> None:
+    assert atoms(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"", b"  ; nothing\n", b"(a", b"a)", b"(a) (b)", b"(a) b", b'("abc', b"(#; )", b"#; a",
+        b"(a\rb)", b"(a#|b)", b"(a|#b)", b"(|# a)", b"(#| a)", b'(#| " |# a)', rb'("\25")',
+        rb'("\256")', rb'("\xg0")', b"\xef\xbb\xbf(a)",
+    ],
+)  # fmt: skip
+def test_the_reader_refuses(text: bytes) -> None:
+    assert faults(text)
+
+
+def test_depth_costs_no_stack() -> None:
+    assert faults(b"(" * 100_000 + b")" * 100_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("abc", "abc"), ("", '""'), ("a b", '"a b"'), ("é", '"\\195\\169"'), ("a\n", '"a\\n"'),
+        ("a\\b", '"a\\\\b"'), ("a#|b", '"a#|b"'), ("\x7f", '"\\127"'), ("#;", '"#;"'),
+    ],
+)  # fmt: skip
+def test_atoms_are_printed_as_obuilder_does(text: str, shown: str) -> None:
+    assert quote(text) == shown
+
+
+def test_every_op_is_read() -> None:
+    found = spec(
+        """((build dev ((from b)))
+            (from base)
+            (comment "a remark") (workdir /src) (shell /bin/sh -c) (env A "x y")
+            (user (uid 1000) (gid 0x10)) (user (name root))
+            (run (network host) (cache (c (target /c) (mode append) (buildkit_options ((k v)))))
+                 (secrets (s (target /s)) (t)) (limits (memory 2G) (time 1.5m)) (shell "make"))
+            (copy (from (build dev)) (src a b) (dst /d/) (exclude .git))
+            (copy (src .) (dst x)))"""
+    )
+    assert found == Spec(
+        base="base",
+        children=(("dev", Spec(base="b")),),
+        ops=(
+            Comment("a remark"),
+            Workdir("/src"),
+            Shell(("/bin/sh", "-c")),
+            Env("A", "x y"),
+            SetUser(UnixUser(1000, 16)),
+            SetUser(NamedUser("root")),
+            Run(
+                shell="make",
+                cache=(Cache("c", "/c", "append", (("k", "v"),)),),
+                network=("host",),
+                secrets=(Secret("s", "/s"), Secret("t", "/run/secrets/t")),
+                limits=Limits(memory=2 << 30, seconds=90),
+            ),
+            Copy(src=("a", "b"), dst="/d/", build="dev", exclude=(".git",)),
+            Copy(src=(".",), dst="x"),
+        ),
+    )
+    assert spec(print_spec(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("capital", "small"),
+    [
+        ("(Run ((shell x)))", "(run (shell x))"),
+        ("(Copy ((src a) (dst b)))", "(copy (src a) (dst b))"),
+        ("(User ((uid 1) (gid 2)))", "(user (uid 1) (gid 2))"),
+        ("(Env (K V))", "(env K V)"),
+        ("(Workdir /x)", "(workdir /x)"),
+    ],
+)
+def test_capitalised_forms(capital: str, small: str) -> None:
+    assert spec(f"((from b) {capital})") == spec(f"((from b) {small})")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("((from a) (from b))", "second (from"),
+        ("((run (shell x)))", "before (from"),
+        ("((from a) (build x ((from b))))", "must stand before"),
+        ("((from a) x)", "must be a list"),
+        ("((from a) ())", "not ()"),
+        ("((from a b))", "exactly one"),
+        ("((From a))", "write (from"),
+        ("((from a) (WORKDIR x))", "unknown operation"),
+        ("((from a) (run ((shell x))))", "not with a list"),
+        ("((from a) (Run (shell x)))", "must be a list"),
+        ("((from a) (run))", "needs its command"),
+        ("((from a) (run (shell a b)))", "one string"),
+        ("((from a) (run (network (host)) (shell x)))", "not a list"),
+        ("((from a) (run (shell x) (shell y)))", "a second (shell"),
+        ("((from a) (run (cache (c)) (shell x)))", "needs its target"),
+        ("((from a) (run (cache (c (target /proc/x))) (shell x)))", "can't be /proc/x"),
+        ("((from a) (run (cache (c (target /a/../b))) (shell x)))", "can't hold .."),
+        ("((from a) (env A))", "two arguments"),
+        ("((from a) (env A=B c))", "can't be empty or hold ="),
+        ("((from a) (user (gid 1)))", "a user is"),
+        ("((from a) (user (uid -1) (gid 1)))", "from 0 to"),
+        ("((from a) (user (uid 4294967296) (gid 1)))", "from 0 to"),
+        ("((from a) (copy (src) (dst x)))", "no source items"),
+        ("((from a) (copy (src a b) (dst x)))", "must end with /"),
+        ("((from a) (copy (src ../a) (dst x)))", "can't use .."),
+        ("((from a) (copy (from (build b)) (src a) (dst x)))", "unknown build"),
+        ("((build b ((from a) (copy (from (build b)) (src a) (dst x)))) (from c))", "unknown build"),
+    ],
+)
+def test_the_grammar_refuses(text: str, message: str) -> None:
+    assert any(message in found for found in faults(text))
+
+
+def test_all_faults_are_told_at_once_each_with_its_place() -> None:
+    text = b"((from a)\n (rn (shell x))\n (run (shel x)))"
+    with pytest.raises(SpecErrors) as caught:
+        parse(text, file="t.spec")
+    first, second = caught.value.errors
+    assert first.span is not None
+    assert (first.span.line, first.span.column) == (2, 3)
+    assert first.hint == "did you mean 'run'?"
+    assert first.line_text == " (rn (shell x))"
+    assert second.span is not None
+    assert (second.span.line, second.span.column) == (3, 8)
+
+
+def test_builds_see_what_stands_before_them() -> None:
+    found = spec(
+        """((build a ((from x)))
+            (build b ((build c ((from z) (copy (from (build a)) (src f) (dst g))))
+                      (from y) (copy (from (build c)) (src f) (dst g))))
+            (from w) (copy (from (build b)) (src f) (dst g)))"""
+    )
+    assert [name for name, _ in found.children] == ["a", "b"]
