@@ -1,0 +1,312 @@
+"""Walking, removing and copying trees that may be hostile: by descriptors, inside a root."""
+
+import errno
+import os
+import stat
+from typing import Literal, Self
+
+from obuilder.system.linux import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
+from obuilder.values import IdMap
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_BLOCK = 1 << 20
+
+
+class InRoot:
+    """Directories inside a root, opened by relative path; no symlink or `..` leads out of it.
+
+    Descriptors stay the walker's own and may be closed at the next call of `directory`: use
+    each one before asking for another, or `os.dup` it.
+    """
+
+    _KEPT = 64
+
+    def __init__(self, root: str) -> None:
+        self.fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._open: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of every descriptor."""
+        self.forget()
+        os.close(self.fd)
+
+    def forget(self) -> None:
+        """Drop what is known of paths: something on the way was replaced."""
+        for fd in self._open.values():
+            os.close(fd)
+        self._open.clear()
+
+    def directory(self, path: str, *, make: tuple[int, int] | None = None) -> int:
+        """A descriptor of the directory `path`, symlinks followed inside the root.
+
+        With `make`, missing ones are made, mode 0755, for that owner (on disk; -1: as is).
+        NotADirectoryError, FileNotFoundError.
+        """
+        if not path:
+            return self.fd
+        fd = self._open.get(path)
+        if fd is not None:
+            return fd
+        parent, _, name = path.rpartition("/")
+        if name in ("", ".", ".."):
+            raise OSError(errno.EINVAL, "not a normalised path", path)
+        at = self.directory(parent, make=make)
+        try:
+            fd = os.open(name, _DIRECTORY, dir_fd=at)
+        except FileNotFoundError:
+            if make is None:
+                raise
+            os.mkdir(name, 0o755, dir_fd=at)
+            fd = os.open(name, _DIRECTORY, dir_fd=at)
+            os.fchmod(fd, 0o755)
+            if make != (-1, -1):
+                os.fchown(fd, *make)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+                raise
+            fd = openat2(
+                path,
+                os.O_RDONLY | os.O_DIRECTORY,
+                at=self.fd,
+                resolve=RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
+            )
+        if len(self._open) >= self._KEPT:
+            os.close(self._open.pop(next(iter(self._open))))
+        self._open[path] = fd
+        return fd
+
+
+def remove_at(name: str, *, at: int) -> None:
+    """Remove `name` in the directory `at` with all below it; no symlink is followed, no error if
+    it is not there, and no mode of a directory hinders its owner.
+    """
+    try:
+        os.unlink(name, dir_fd=at)
+        return
+    except FileNotFoundError:
+        return
+    except (IsADirectoryError, PermissionError):
+        pass
+    stack: list[tuple[str, int, list[str]]] = []
+    try:
+        stack.append(_emptied(name, at))
+        while stack:
+            name, fd, pending = stack[-1]
+            if pending:
+                stack.append(_emptied(pending.pop(), fd))
+                continue
+            stack.pop()
+            os.close(fd)
+            os.rmdir(name, dir_fd=stack[-1][1] if stack else at)
+    finally:
+        for _, fd, _ in stack:
+            os.close(fd)
+
+
+def _emptied(name: str, at: int) -> tuple[str, int, list[str]]:
+    """Open a directory and remove what is not a directory in it: its descriptor, what is left."""
+    fd = _open_anyhow(name, at)
+    try:
+        with os.scandir(fd) as items:
+            found = [(item.name, item.is_dir(follow_symlinks=False)) for item in items]
+        for child, is_dir in found:
+            if not is_dir:
+                os.unlink(child, dir_fd=fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return name, fd, [child for child, is_dir in found if is_dir]
+
+
+def _open_anyhow(name: str, at: int) -> int:
+    """Open a directory that is to be removed, whatever its mode."""
+    fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+    try:
+        if os.fstat(fd).st_mode & 0o700 != 0o700:
+            os.chmod(f"/proc/self/fd/{fd}", 0o700)
+    finally:
+        os.close(fd)
+    return os.open(name, _DIRECTORY, dir_fd=at)
+
+
+def remove_tree(path: str) -> None:
+    """Remove `path` with all below it; see `remove_at`."""
+    parent, name = os.path.split(path.rstrip("/"))
+    try:
+        at = os.open(parent or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        remove_at(name, at=at)
+    finally:
+        os.close(at)
+
+
+def kept_xattr(name: str) -> bool:
+    """Whether an extended attribute may go from one root to another: never an overlay's own."""
+    if ".overlay." in name:
+        return False
+    return name.startswith("user.") or name == "security.capability"
+
+
+def copy_data(source: int, target: int, size: int) -> None:
+    """Copy a file's data, holes as holes. What grew past `size` meanwhile is left out."""
+    offset = 0
+    while offset < size:
+        try:
+            start = os.lseek(source, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                break
+            raise
+        end = min(os.lseek(source, start, os.SEEK_HOLE), size)
+        os.lseek(target, start, os.SEEK_SET)
+        os.lseek(source, start, os.SEEK_SET)
+        while start < end:
+            data = os.read(source, min(_BLOCK, end - start))
+            if not data:
+                break
+            write_all(target, data)
+            start += len(data)
+        offset = max(end, offset + 1)
+    os.ftruncate(target, size)
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """Write all of `data`, however little the kernel takes at a time."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def copy_tree(
+    src: str,
+    dst: str,
+    *,
+    idmap: IdMap | None = None,
+    existing: Literal["keep", "refuse"] = "refuse",
+) -> None:
+    """Copy what is in the directory `src` into the directory `dst`, which is made if missing.
+
+    Kept: content with its holes, hard links, modes, times, owners (as an ordinary user: none) and
+    extended attributes but for those of an overlay. With `idmap`, owners become the ids inside.
+    Sockets and devices are left out. `existing`: "keep" leaves files that are already there and
+    merges directories; "refuse" raises FileExistsError.
+    """
+    os.makedirs(dst, exist_ok=True)
+    source = os.open(src, _DIRECTORY)
+    try:
+        target = os.open(dst, _DIRECTORY)
+        try:
+            _Copier(idmap, keep=existing == "keep", base=target).directory(source, target, "")
+        finally:
+            os.close(target)
+    finally:
+        os.close(source)
+
+
+class _Copier:
+    def __init__(self, idmap: IdMap | None, *, keep: bool, base: int) -> None:
+        self._idmap = idmap
+        self._keep = keep
+        self._base = base
+        self._owners = os.geteuid() == 0
+        self._links: dict[tuple[int, int], str] = {}
+
+    def directory(self, source: int, target: int, prefix: str) -> None:
+        with os.scandir(source) as items:
+            found = [(item.name, item.stat(follow_symlinks=False)) for item in items]
+        for name, status in found:
+            try:
+                self._entry(name, status, source, target, prefix)
+            except FileExistsError:
+                if not self._keep:
+                    raise
+
+    def _entry(
+        self, name: str, status: os.stat_result, source: int, target: int, prefix: str
+    ) -> None:
+        mode = status.st_mode
+        if stat.S_ISDIR(mode):
+            made = True
+            try:
+                os.mkdir(name, 0o700, dir_fd=target)
+            except FileExistsError:
+                made = False
+                if not self._keep:
+                    raise
+            try:
+                deeper = os.open(name, _DIRECTORY, dir_fd=target)
+            except OSError as error:
+                if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                    raise FileExistsError(error.errno, error.strerror, name) from error
+                raise
+            try:
+                inner = os.open(name, _DIRECTORY, dir_fd=source)
+                try:
+                    self.directory(inner, deeper, f"{prefix}{name}/")
+                    if made:
+                        self._dress(inner, deeper, status)
+                finally:
+                    os.close(inner)
+            finally:
+                os.close(deeper)
+            return
+        mark = (status.st_dev, status.st_ino)
+        if status.st_nlink > 1 and mark in self._links:
+            os.link(
+                self._links[mark], name,
+                src_dir_fd=self._base, dst_dir_fd=target, follow_symlinks=False,
+            )  # fmt: skip
+            return
+        if stat.S_ISLNK(mode):
+            os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
+            if self._owners:
+                os.chown(name, *self._owner(status), dir_fd=target, follow_symlinks=False)
+            times = (status.st_atime_ns, status.st_mtime_ns)
+            os.utime(name, ns=times, dir_fd=target, follow_symlinks=False)
+        elif stat.S_ISREG(mode):
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            inner = os.open(name, flags, dir_fd=source)
+            try:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                made_fd = os.open(name, flags, 0o600, dir_fd=target)
+                try:
+                    copy_data(inner, made_fd, status.st_size)
+                    self._dress(inner, made_fd, status)
+                finally:
+                    os.close(made_fd)
+            finally:
+                os.close(inner)
+        elif stat.S_ISFIFO(mode):
+            os.mkfifo(name, stat.S_IMODE(mode), dir_fd=target)
+            if self._owners:
+                os.chown(name, *self._owner(status), dir_fd=target, follow_symlinks=False)
+        else:
+            return
+        if status.st_nlink > 1:
+            self._links[mark] = prefix + name
+
+    def _owner(self, status: os.stat_result) -> tuple[int, int]:
+        if self._idmap is None:
+            return status.st_uid, status.st_gid
+        return self._idmap.to_inside(status.st_uid), self._idmap.to_inside(status.st_gid)
+
+    def _dress(self, source: int, target: int, status: os.stat_result) -> None:
+        if self._owners:
+            os.fchown(target, *self._owner(status))
+        for name in os.listxattr(source):
+            if kept_xattr(name):
+                try:
+                    os.setxattr(target, name, os.getxattr(source, name))
+                except OSError as error:
+                    if error.errno not in (errno.EPERM, errno.ENOTSUP):
+                        raise
+        os.fchmod(target, stat.S_IMODE(status.st_mode))
+        os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
