@@ -4,6 +4,7 @@ As root: a mount namespace of its own. As an ordinary user: a user namespace, in
 and a mount namespace. Which ids a store's files have on disk follows from that.
 """
 
+import contextlib
 import errno
 import functools
 import os
@@ -176,10 +177,8 @@ def _map_single(uid: int, gid: int) -> IdMap:
 def _subordinate(path: str, uid: int) -> tuple[int, int]:
     """The widest range (first, count) that the file gives to the user; (0, 0) for none."""
     names = {str(uid)}
-    try:
+    with contextlib.suppress(KeyError):
         names.add(pwd.getpwuid(uid).pw_name)
-    except KeyError:
-        pass
     ranges = [(0, 0)]
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:

@@ -5,6 +5,7 @@ of the lock when the process ends, however it ends. So whoever finds something t
 session's name can tell whether its owner still lives.
 """
 
+import contextlib
 import fcntl
 import os
 from typing import Final, final
@@ -25,10 +26,8 @@ class Session:
     def close(self) -> None:
         """End the session and take its file away. May be called twice."""
         if self._fd >= 0:
-            try:
+            with contextlib.suppress(FileNotFoundError):
                 os.unlink(_path(self._directory, self.name))
-            except FileNotFoundError:
-                pass
             os.close(self._fd)
             self._fd = -1
 

@@ -1,0 +1,308 @@
+"""What the stores have in common that keep roots in a directory of this machine.
+
+    store.json                   version, kind, id map: for ever
+    results/<key>/meta           published, beside what the kind of store keeps there
+    drafts/<session>.<n>/        being made (or being removed), owned by that session
+    mnt/<session>.<n>            where a draft or view is mounted: on a tmpfs in the process's own
+                                 mount namespace, so it is gone with the process
+
+A result appears by the rename of a finished directory, so it is whole or not there.
+"""
+
+import errno
+import itertools
+import os
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import ClassVar
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from obuilder.backends.protocols import HostDir, Usage
+from obuilder.errors import BackendUnavailable, SnapshotMissing, StoreBusy, StoreError, StoreFull
+from obuilder.system import linux
+from obuilder.system.sessions import alive, sweep_sessions
+from obuilder.values import IdMap, Key
+
+_VERSION = 1
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DEEP = 64
+
+
+class _Format(msgspec.Struct, frozen=True):
+    version: int
+    kind: str
+    idmap: IdMap
+
+
+class DirectoryStore(ABC):
+    """The part of a store that does not depend on how snapshots are made."""
+
+    produces: ClassVar[type] = HostDir
+    kind: ClassVar[str]
+    folders: ClassVar[tuple[str, ...]] = ("results", "drafts", "mnt")
+
+    def __init__(self, directory: str, idmap: IdMap, session: str) -> None:
+        self.directory, self.idmap = os.path.abspath(directory), idmap
+        self._session = session
+        self._numbers = itertools.count()
+        self._mounted = False
+
+    def _prepare(self) -> None:
+        with translated(f"can't open the store {self.directory}"):
+            for folder in self.folders:
+                os.makedirs(self.path(folder), mode=0o755, exist_ok=True)
+            self._check_format()
+            mnt = self.path("mnt")
+            if os.stat(mnt).st_dev == os.stat(self.directory).st_dev:
+                linux.mount("obuilder", mnt, "tmpfs", linux.MS_NODEV | linux.MS_NOSUID, "mode=0755")
+                self._mounted = True
+
+    def _check_format(self) -> None:
+        path = self.path("store.json")
+        ours = _Format(version=_VERSION, kind=self.kind, idmap=self.idmap)
+        if not os.path.exists(path):
+            temporary = self.path("drafts", f"store.json.{os.urandom(8).hex()}")
+            write_file(temporary, msgspec.json.encode(ours))
+            with suppress(FileExistsError):
+                os.link(temporary, path)
+            os.unlink(temporary)
+        with open(path, "rb") as file:
+            try:
+                theirs = msgspec.json.decode(file.read(), type=_Format)
+            except msgspec.MsgspecError as error:
+                raise StoreError(f"{path} is not a store's: {error}") from error
+        if theirs != ours:
+            what = next(
+                name
+                for name in ("version", "kind", "idmap")
+                if getattr(theirs, name) != getattr(ours, name)
+            )
+            raise StoreError(
+                f"the store {self.directory} was made with another {what}: "
+                f"{getattr(theirs, what)}, not {getattr(ours, what)}",
+                hint="open it as the user who made it, or choose another directory",
+            )
+
+    def path(self, *parts: str) -> str:
+        """A path in the store's directory."""
+        return os.path.join(self.directory, *parts)
+
+    def _draft_name(self) -> str:
+        return f"{self._session}.{next(self._numbers)}"
+
+    # --- the parts of `Store` that are the same for all ---------------------------------------
+
+    async def contains(self, key: Key) -> bool:
+        """See `Store`."""
+        return os.path.isdir(self.path("results", key))  # noqa: ASYNC240
+
+    async def keys(self) -> list[Key]:
+        """See `Store`."""
+        return [Key(name) for name in os.listdir(self.path("results"))]
+
+    async def meta(self, key: Key) -> bytes:
+        """See `Store`."""
+        try:
+            with open(self.path("results", key, "meta"), "rb") as file:  # noqa: ASYNC230
+                return file.read()
+        except FileNotFoundError:
+            raise missing(key) from None
+
+    async def usage(self) -> Usage:
+        """See `Store`."""
+        found = os.statvfs(self.directory)
+        return Usage(
+            used=None, free=found.f_bavail * found.f_frsize, total=found.f_blocks * found.f_frsize
+        )
+
+    async def sync(self) -> None:
+        """See `Store`."""
+        await anyio.to_thread.run_sync(self._sync)
+
+    def _sync(self) -> None:
+        fd = os.open(self.directory, _FOLDER)
+        try:
+            with translated("can't write the store to disk"):
+                linux.syncfs(fd)
+        finally:
+            os.close(fd)
+
+    async def recover(self) -> None:
+        """See `Store`."""
+        await anyio.to_thread.run_sync(self._recover)
+
+    def _recover(self) -> None:
+        dead = []
+        for name in os.listdir(self.path("drafts")):
+            session, dot, number = name.partition(".")
+            ours = bool(dot) and len(session) == 16 and number.isdigit()
+            if ours and not alive(self.directory, session):
+                dead.append(name)
+        if dead:
+            for name in dead:
+                self._remove(self.path("drafts", name))
+            self._swept()
+        sweep_sessions(self.directory)
+
+    @abstractmethod
+    def _swept(self) -> None:
+        """After the drafts of the dead are gone: the rest of what they left."""
+
+    @abstractmethod
+    def _remove(self, path: str) -> None:
+        """Remove a directory of `drafts`, whatever is in it."""
+
+    @abstractmethod
+    def _let_go(self) -> None:
+        """Close what the kind of store keeps open."""
+
+    async def _drop(self, path: str) -> None:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self._remove, path)
+
+    async def close(self) -> None:
+        """See `Store`."""
+        self._let_go()
+        if self._mounted:
+            self._mounted = False
+            with suppress(OSError):  # in use by another store of this process: dies with it
+                linux.unmount(self.path("mnt"))
+
+    # --- publishing ------------------------------------------------------------------------------
+
+    async def _freeze(self, mounted: str, *, whole: bool) -> None:
+        """Make a draft's mount (`whole`: its file system) read-only, then let go of it.
+
+        What was killed a moment ago may still be going away, so this is tried for a short while.
+        """
+        for attempt in range(40):
+            try:
+                flags = linux.MS_REMOUNT | linux.MS_RDONLY | linux.MS_NODEV
+                linux.mount(None, mounted, None, flags | (0 if whole else linux.MS_BIND))
+                break
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                if attempt == 39:
+                    raise StoreBusy(
+                        "something still writes to the root that was to be published",
+                        hint="a process of the step survived, or its root is open elsewhere",
+                    ) from error
+                await anyio.sleep(0.005)
+        detach(mounted)
+
+    def _publish(self, finished: str, key: Key) -> bool:
+        """Rename a finished directory to its key. False: somebody else's is there already."""
+        try:
+            os.rename(finished, self.path("results", key))
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                return False
+            raise
+        return True
+
+    def _empty_root(self, path: str) -> None:
+        os.mkdir(path)
+        os.chmod(path, 0o755)  # noqa: S103 - as the root of any system is
+        os.chown(path, self.idmap.to_disk(0), self.idmap.to_disk(0))
+
+
+def missing(key: Key) -> SnapshotMissing:
+    """The error for a key that is not there."""
+    return SnapshotMissing(
+        f"the store has no result {key[:12]}", hint="build again: what is missing is made anew"
+    )
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """OSErrors as the store's own errors."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(
+                f"{what}: {error.strerror}", hint="`obuilder prune` makes room"
+            ) from error
+        kind = BackendUnavailable if error.errno in (errno.ENODEV, errno.ENOSYS) else StoreError
+        raise kind(f"{what}: {error.strerror}") from error
+
+
+def write_file(path: str, data: bytes) -> None:
+    """Write a new file."""
+    with open(path, "xb") as file:
+        file.write(data)
+
+
+def detach(mounted: str) -> None:
+    """Unmount, whoever still looks at it, and take the mount point away."""
+    with suppress(OSError):
+        linux.unmount(mounted, linux.MNT_DETACH)
+    with suppress(OSError):
+        os.rmdir(mounted)
+
+
+def disk_bytes(path: str) -> int:
+    """What a tree takes on disk, each file counted once."""
+    total, seen = 0, set[int]()
+    for _, _, names, folder in os.fwalk(path):
+        for name in (*names, "."):
+            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if found.st_ino not in seen:
+                seen.add(found.st_ino)
+                total += found.st_blocks * 512
+    return total
+
+
+def remove_tree(path: str) -> None:
+    """Remove a tree by directory descriptors, never through a symlink; fine if it is not there."""
+    try:
+        top = os.open(path, _FOLDER)
+    except FileNotFoundError:
+        return
+    try:
+        numbers = itertools.count()
+        while True:
+            moved = _empty(top, top, numbers, 0)
+            if not moved:
+                break
+    finally:
+        os.close(top)
+    os.rmdir(path)
+
+
+def _empty(folder: int, top: int, numbers: "itertools.count[int]", depth: int) -> bool:
+    """Empty a directory. Whether something too deep was moved up to `top`, to be removed next."""
+    moved = False
+    with os.scandir(folder) as found:
+        entries = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in found]
+    for name, is_folder in entries:
+        if not is_folder:
+            os.unlink(name, dir_fd=folder)
+            continue
+        if depth >= _DEEP:
+            # Neither descriptors nor Python's stack are spent on a tree that someone made deep.
+            mark = f"{os.urandom(8).hex()}.{next(numbers)}"
+            os.rename(name, mark, src_dir_fd=folder, dst_dir_fd=top)
+            moved = True
+            continue
+        inner = _open_inner(name, folder)
+        try:
+            moved |= _empty(inner, top, numbers, depth + 1)
+        finally:
+            os.close(inner)
+        os.rmdir(name, dir_fd=folder)
+    return moved
+
+
+def _open_inner(name: str, folder: int) -> int:
+    try:
+        return os.open(name, _FOLDER, dir_fd=folder)
+    except PermissionError:
+        os.chmod(name, stat.S_IRWXU, dir_fd=folder)
+        return os.open(name, _FOLDER, dir_fd=folder)
