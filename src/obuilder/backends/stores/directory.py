@@ -12,7 +12,6 @@ A result appears by the rename of a finished directory, so it is whole or not th
 import errno
 import itertools
 import os
-import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,7 +29,6 @@ from obuilder.values import IdMap, Key
 
 _VERSION = 1
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_DEEP = 64
 
 
 class _Format(msgspec.Struct, frozen=True):
@@ -257,52 +255,3 @@ def disk_bytes(path: str) -> int:
                 seen.add(found.st_ino)
                 total += found.st_blocks * 512
     return total
-
-
-def remove_tree(path: str) -> None:
-    """Remove a tree by directory descriptors, never through a symlink; fine if it is not there."""
-    try:
-        top = os.open(path, _FOLDER)
-    except FileNotFoundError:
-        return
-    try:
-        numbers = itertools.count()
-        while True:
-            moved = _empty(top, top, numbers, 0)
-            if not moved:
-                break
-    finally:
-        os.close(top)
-    os.rmdir(path)
-
-
-def _empty(folder: int, top: int, numbers: "itertools.count[int]", depth: int) -> bool:
-    """Empty a directory. Whether something too deep was moved up to `top`, to be removed next."""
-    moved = False
-    with os.scandir(folder) as found:
-        entries = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in found]
-    for name, is_folder in entries:
-        if not is_folder:
-            os.unlink(name, dir_fd=folder)
-            continue
-        if depth >= _DEEP:
-            # Neither descriptors nor Python's stack are spent on a tree that someone made deep.
-            mark = f"{os.urandom(8).hex()}.{next(numbers)}"
-            os.rename(name, mark, src_dir_fd=folder, dst_dir_fd=top)
-            moved = True
-            continue
-        inner = _open_inner(name, folder)
-        try:
-            moved |= _empty(inner, top, numbers, depth + 1)
-        finally:
-            os.close(inner)
-        os.rmdir(name, dir_fd=folder)
-    return moved
-
-
-def _open_inner(name: str, folder: int) -> int:
-    try:
-        return os.open(name, _FOLDER, dir_fd=folder)
-    except PermissionError:
-        os.chmod(name, stat.S_IRWXU, dir_fd=folder)
-        return os.open(name, _FOLDER, dir_fd=folder)

@@ -21,19 +21,20 @@ from typing import ClassVar, final
 import anyio
 import anyio.to_thread
 import msgspec
+
 from obuilder.backends.protocols import HostDir, Root
 from obuilder.backends.stores.directory import (
     DirectoryStore,
     detach,
     disk_bytes,
     missing,
-    remove_tree,
     translated,
     write_file,
 )
 from obuilder.backends.stores.squash import copy_attributes, squash
 from obuilder.errors import BackendUnavailable, StoreDamaged, StoreError
 from obuilder.system import linux
+from obuilder.system.files import remove_tree
 from obuilder.values import IdMap, Key
 
 Chain = list[tuple[str, int]]
@@ -151,10 +152,7 @@ class OverlayStore(DirectoryStore):
         finally:
             if not draft.done:
                 detach(self.path("mnt", name))
-                if len(os.listdir(place)) > 2:  # more than the chain and the kernel's work folder
                 await self._drop(place)
-            else:
-                remove_tree(place)
 
     @asynccontextmanager
     async def view(self, key: Key) -> AsyncIterator[Root]:
