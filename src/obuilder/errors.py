@@ -4,7 +4,8 @@
     ├── UsageError 2           SpecError · ConfigError · UnknownBackend · BackendMismatch · Unsupported
     ├── StepFailed 1           StepTimedOut · LimitHit
     ├── BackendUnavailable 3
-    ├── StoreError 4           SnapshotMissing · StoreFull · StoreDamaged · StoreBusy · SandboxError · CopyError
+    ├── StoreError 4           SnapshotMissing · StoreFull · StoreDamaged · StoreBusy ·
+    │                          SandboxError · CopyError
     ├── FetchError 5           NotFound · Denied · DigestMismatch · Unreachable · BadImage
     └── ClusterError 6
 

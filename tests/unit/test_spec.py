@@ -6,7 +6,16 @@ from obuilder.errors import SpecErrors
 from obuilder.spec.decode import parse
 from obuilder.spec.encode import print_spec
 from obuilder.spec.model import (
-    Cache, Comment, Copy, Env, Run, Secret, SetUser, Shell, Spec, Workdir,
+    Cache,
+    Comment,
+    Copy,
+    Env,
+    Run,
+    Secret,
+    SetUser,
+    Shell,
+    Spec,
+    Workdir,
 )  # fmt: skip
 from obuilder.spec.sexp import Atom, List, Source, quote, read
 from obuilder.values import Limits, NamedUser, UnixUser
@@ -169,7 +178,10 @@ def test_capitalised_forms(capital: str, small: str) -> None:
         ("((from a) (copy (src a b) (dst x)))", "must end with /"),
         ("((from a) (copy (src ../a) (dst x)))", "can't use .."),
         ("((from a) (copy (from (build b)) (src a) (dst x)))", "unknown build"),
-        ("((build b ((from a) (copy (from (build b)) (src a) (dst x)))) (from c))", "unknown build"),
+        (
+            "((build b ((from a) (copy (from (build b)) (src a) (dst x)))) (from c))",
+            "unknown build",
+        ),
     ],
 )
 def test_the_grammar_refuses(text: str, message: str) -> None:

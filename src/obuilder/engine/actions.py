@@ -1,4 +1,4 @@
-"""Carrying out one action in a draft: the only place that brings store, sandbox and fetcher together."""
+"""Carrying out one action in a draft: where store, sandbox and fetcher meet."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack

@@ -1,7 +1,7 @@
 """The builder: one open store, one sandbox, any number of builds at the same time.
 
-    async with Builder.open(Settings(store="overlayfs:/path")) as builder:
-        result = await builder.build(spec, context)
+async with Builder.open(Settings(store="overlayfs:/path")) as builder:
+    result = await builder.build(spec, context)
 """
 
 import os
@@ -308,7 +308,7 @@ def _open_index(directory: str) -> Index:
 
 
 def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    while isinstance(group, BaseExceptionGroup) and len(group.exceptions) == 1:
+    while len(group.exceptions) == 1:
         inner = group.exceptions[0]
         if not isinstance(inner, BaseExceptionGroup):
             return inner

@@ -63,7 +63,9 @@ def replay(spec: Spec, context: str, settings: Settings, sink: events.Sink) -> R
                 )
             )
             replay_log(
-                settings.directory, key, lambda data, key=key: sink(events.Output(key, data))  # type: ignore[misc] # mypy does not follow the default
+                settings.directory,
+                key,
+                lambda data, key=key: sink(events.Output(key, data)),  # type: ignore[misc] # mypy does not follow the default
             )
             sink(events.StepCached(key=key))
         for heading in plan.tail:

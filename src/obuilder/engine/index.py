@@ -119,7 +119,9 @@ class Index:
                 )
             if self.fresh:
                 self._db.execute("PRAGMA journal_mode=WAL")
-                self._db.executescript(f"BEGIN IMMEDIATE;{_TABLES}PRAGMA user_version={SCHEMA};COMMIT")
+                self._db.executescript(
+                    f"BEGIN IMMEDIATE;{_TABLES}PRAGMA user_version={SCHEMA};COMMIT"
+                )
             self._db.execute("PRAGMA synchronous=NORMAL")
         except sqlite3.DatabaseError as error:
             raise _translate(error, path) from error
@@ -280,7 +282,9 @@ class Index:
 
     def lost(self) -> list[Key]:
         """Results of an earlier boot that may not have reached the disk."""
-        rows = self._rows("SELECT key FROM results WHERE boot IS NOT NULL AND boot != ?", self._boot)
+        rows = self._rows(
+            "SELECT key FROM results WHERE boot IS NOT NULL AND boot != ?", self._boot
+        )
         return [Key(str(row[0])) for row in rows]
 
     # --- what was looked up ---------------------------------------------------------------------
@@ -308,7 +312,9 @@ class Index:
     def put_manifest(self, source: Key, selection: bytes, digest: str) -> None:
         """Remember a manifest digest: results never change, so for as long as they live."""
         with self._write() as db:
-            db.execute("INSERT OR REPLACE INTO manifests VALUES (?, ?, ?)", (source, selection, digest))
+            db.execute(
+                "INSERT OR REPLACE INTO manifests VALUES (?, ?, ?)", (source, selection, digest)
+            )
 
     def image(self, name: str) -> Base | None:
         """The image imported under `name`."""
@@ -330,7 +336,9 @@ class Index:
                 db.execute("DELETE FROM images WHERE name = ?", (os.fsencode(name),))
             else:
                 value = msgspec.msgpack.encode(base)
-                db.execute("INSERT OR REPLACE INTO images VALUES (?, ?)", (os.fsencode(name), value))
+                db.execute(
+                    "INSERT OR REPLACE INTO images VALUES (?, ?)", (os.fsencode(name), value)
+                )
 
     # --- cache volumes ------------------------------------------------------------------------
 

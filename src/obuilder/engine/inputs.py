@@ -12,14 +12,15 @@ from obuilder.engine.index import Index
 from obuilder.errors import CopyError, UsageError
 from obuilder.oci.reference import host_platform
 from obuilder.plan.lower import ContextCopy, Wanted
-from obuilder.plan.model import Base, Inputs, OpPath
+from obuilder.plan.model import Base, Inputs
 from obuilder.spec.ignore import IgnoreFile
 from obuilder.system.tree import Manifest, scan
+from obuilder.values import OpPath
 
 T = TypeVar("T")
 
 
-class MustWait(Exception):  # noqa: N818 # no error: the answer needs an event loop
+class MustWait(Exception):  # no error: the answer needs an event loop
     """A coroutine driven by hand came to a point where it really has to wait."""
 
 

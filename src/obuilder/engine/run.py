@@ -11,6 +11,7 @@ import anyio
 import msgspec
 
 from obuilder import events
+from obuilder.backends.protocols import HostDir
 from obuilder.engine.actions import Workshop
 from obuilder.engine.cached import started
 from obuilder.engine.index import Index, Record
@@ -19,7 +20,6 @@ from obuilder.engine.inputs import Context
 from obuilder.engine.locks import KeyLock
 from obuilder.engine.logs import LogFollower, LogWriter, Mask, replay_log
 from obuilder.engine.result import Result
-from obuilder.backends.protocols import HostDir
 from obuilder.errors import CopyError, ObuilderError, StepFailed
 from obuilder.plan.keys import effective, failed_key
 from obuilder.plan.model import CopyAction, LayerAction, Plan, RunAction, Step
@@ -253,9 +253,7 @@ class Runner:
             log.discard()
             raise
 
-    def _record(
-        self, step: Step, key: Key, base: Key | None, began: float, *, kind: str
-    ) -> Record:
+    def _record(self, step: Step, key: Key, base: Key | None, began: float, *, kind: str) -> Record:
         now = time.time()
         return Record(
             key=key, kind=kind, heading=step.heading, stage=step.stage, base=base,

@@ -54,6 +54,7 @@ def parse_store(text: str) -> tuple[str, str]:
         )
     if not colon or not place.startswith("/"):
         raise UsageError(
-            f"the store {text!r} needs an absolute path", hint=f"for example {kind}:/var/lib/obuilder"
+            f"the store {text!r} needs an absolute path",
+            hint=f"for example {kind}:/var/lib/obuilder",
         )
     return kind, os.path.normpath(place)

@@ -41,7 +41,9 @@ class Volumes:
         self._store, self._index, self._session = store, index, session
 
     @asynccontextmanager
-    async def mounted(self, mounts: tuple[CacheMount, ...], user: User) -> AsyncIterator[list[Mount]]:
+    async def mounted(
+        self, mounts: tuple[CacheMount, ...], user: User
+    ) -> AsyncIterator[list[Mount]]:
         """The volumes of one step, released in reverse order, whether the step succeeds or not."""
         async with AsyncExitStack() as stack:
             yield [
@@ -85,9 +87,7 @@ class Volumes:
     def _own(self, path: str, user: User) -> None:
         # Only the top, never what is in it: files keep whoever wrote them.
         if isinstance(user, UnixUser) and not self._store.idmap.single:
-            os.chown(
-                path, self._store.idmap.to_disk(user.uid), self._store.idmap.to_disk(user.gid)
-            )
+            os.chown(path, self._store.idmap.to_disk(user.uid), self._store.idmap.to_disk(user.gid))
 
     @asynccontextmanager
     async def _view(self, place: str, user: User) -> AsyncIterator[str]:

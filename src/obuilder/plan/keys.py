@@ -22,7 +22,7 @@ def _key(**record: object) -> Key:
 
 
 def _text(text: str) -> str:
-    """Any text as JSON can hold it, one to one: bytes that are not UTF-8 as \\xNN, \\ doubled."""
+    r"""Any text as JSON can hold it, one to one: bytes that are not UTF-8 as \\xNN, \\ doubled."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -9,8 +9,16 @@ from msgspec import Struct
 from obuilder.errors import Unsupported
 from obuilder.plan.keys import copy_definition_key, copy_key, layer_key, run_key
 from obuilder.plan.model import (
-    Action, CacheMount, CopyAction, FinalContext, Inputs, LayerAction, Plan, RunAction,
-    SecretMount, Step,
+    Action,
+    CacheMount,
+    CopyAction,
+    FinalContext,
+    Inputs,
+    LayerAction,
+    Plan,
+    RunAction,
+    SecretMount,
+    Step,
 )  # fmt: skip
 from obuilder.spec.encode import heading
 from obuilder.spec.model import Comment, Copy, Env, Op, Run, SetUser, Shell, Spec, Workdir
@@ -69,7 +77,6 @@ def wanted(spec: Spec) -> Wanted:
                 if at not in seen:
                     seen.add(at)
                     visit(child, at, _before(scope, at))
-        return
 
     seen: set[OpPath] = set()
     visit(spec, (), {})
@@ -130,6 +137,7 @@ class _Lowering:
             text = _headline(cwd, op)
             at = (*path, index)
             action: Action
+            step_key: Key
             match op:
                 case Comment():
                     notes.append(text)
@@ -153,7 +161,7 @@ class _Lowering:
                 case Run():
                     action = _run(op, cwd, current, env, shell)
                     step_key = run_key(action, key)
-                case Copy():
+                case _:
                     action = self.copy(op, at, cwd, current, scope)
                     step_key = (
                         copy_definition_key(action, key)
@@ -197,9 +205,7 @@ def _headline(cwd: str, op: Op) -> str:
     return f"{cwd}: " + heading(op).replace("\n", "\n" + " " * (len(cwd) + 2))
 
 
-def _run(
-    op: Run, cwd: str, user: User, env: dict[str, str], shell: tuple[str, ...]
-) -> RunAction:
+def _run(op: Run, cwd: str, user: User, env: dict[str, str], shell: tuple[str, ...]) -> RunAction:
     return RunAction(
         argv=(*shell, op.shell),
         cwd=cwd,
@@ -216,6 +222,4 @@ def lower(spec: Spec, inputs: Inputs, *, shell: tuple[str, ...] = DEFAULT_SHELL)
     """The plan of `spec`. `inputs` must hold what `wanted(spec)` asks for."""
     lowering = _Lowering(inputs, shell)
     result, tail = lowering.stage(spec, (), "", {})
-    return Plan(
-        steps=lowering.steps, result=result, tail=tuple(tail), contexts=lowering.contexts
-    )
+    return Plan(steps=lowering.steps, result=result, tail=tuple(tail), contexts=lowering.contexts)

@@ -6,7 +6,18 @@ from msgspec import Struct
 
 from obuilder.errors import SpecError, SpecErrors
 from obuilder.spec.model import (
-    Cache, CacheMode, Comment, Copy, Env, Op, Run, Secret, SetUser, Shell, Spec, Workdir,
+    Cache,
+    CacheMode,
+    Comment,
+    Copy,
+    Env,
+    Op,
+    Run,
+    Secret,
+    SetUser,
+    Shell,
+    Spec,
+    Workdir,
 )  # fmt: skip
 from obuilder.spec.sexp import Atom, List, Sexp, Source, read
 from obuilder.values import Limits, NamedUser, OpPath, Span, UnixUser
@@ -38,9 +49,8 @@ def parse(text: bytes, *, file: str) -> Document:
     return Document(spec, decoder.spans)
 
 
-class _Bad(Exception):  # noqa: N818 # never leaves this module
+class _Bad(Exception):  # never leaves this module
     """A fault was noted; this form can't be read."""
-
 
 
 class _Decoder:
@@ -99,7 +109,7 @@ class _Decoder:
             digits = digits[2:]
         try:
             if not digits.isascii() or not digits.isalnum() or len(digits) > 80:
-                raise ValueError  # noqa: TRY301
+                raise ValueError
             value = sign * int(digits, base)
         except ValueError:
             raise self.fault(node, f"{what} must be a whole number, not {text[:80]!r}") from None
@@ -113,10 +123,10 @@ class _Decoder:
         unit = text[len(number) :].removesuffix("ib").removesuffix("b" if len(units) > 4 else "")
         try:
             if unit not in units or not number.isascii() or len(number) > 30:
-                raise ValueError  # noqa: TRY301
+                raise ValueError
             value = float(number) * units[unit]
             if not 0 < value < 1e18:
-                raise ValueError  # noqa: TRY301
+                raise ValueError
         except ValueError:
             names = ", ".join(name for name in units if name)
             raise self.fault(

@@ -1,7 +1,17 @@
 """Spec to text: stable, and what is printed parses to an equal spec."""
 
 from obuilder.spec.model import (
-    Cache, Comment, Copy, Env, Op, Run, Secret, SetUser, Shell, Spec, Workdir,
+    Cache,
+    Comment,
+    Copy,
+    Env,
+    Op,
+    Run,
+    Secret,
+    SetUser,
+    Shell,
+    Spec,
+    Workdir,
 )  # fmt: skip
 from obuilder.spec.sexp import quote
 from obuilder.values import Limits, UnixUser

@@ -5,7 +5,6 @@ last line that matches decides. `*` and `?` stay inside one name, `**` spans any
 A pattern that matches a directory matches all that is below it.
 """
 
-
 import re
 
 

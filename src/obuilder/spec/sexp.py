@@ -90,7 +90,9 @@ def read(source: Source) -> Sexp:
             stack[-1].items.append(node)
         else:
             if top:
-                raise source.error("a spec is one expression, but here begins another", node.start, node.end)
+                raise source.error(
+                    "a spec is one expression, but here begins another", node.start, node.end
+                )
             top.append(node)
 
     while at < size:
@@ -113,7 +115,9 @@ def read(source: Source) -> Sexp:
                 raise source.error("a ) without its (", at, at + 1)
             pending = drops.pop()
             if pending:
-                raise source.error("nothing after this #; to leave out", pending[0].at, pending[0].at + 2)
+                raise source.error(
+                    "nothing after this #; to leave out", pending[0].at, pending[0].at + 2
+                )
             at += 1
             node = stack.pop()
             node.end = at
@@ -122,7 +126,7 @@ def read(source: Source) -> Sexp:
             atom, at = _quoted(source, at)
             add(atom)
         elif byte == 35 and text[at + 1 : at + 2] == b"|":
-            at = _block_comment(source, at)
+            at = skip_block_comment(source, at)
         elif byte == 35 and text[at + 1 : at + 2] == b";":
             drops[-1].append(_Drop(at))
             at += 2
@@ -143,13 +147,12 @@ def read(source: Source) -> Sexp:
     if drops[0]:
         raise source.error("nothing after this #; to leave out", drops[0][0].at, drops[0][0].at + 2)
     if not top:
-        raise source.error(
-            "the spec is empty", 0, 0, hint='the smallest spec is: ((from scratch))'
-        )
+        raise source.error("the spec is empty", 0, 0, hint="the smallest spec is: ((from scratch))")
     return top[0]
 
 
-def _block_comment(source: Source, start: int) -> int:
+def skip_block_comment(source: Source, start: int) -> int:
+    """Where the comment that begins at `start` ends."""
     text, size, depth, at = source.text, len(source.text), 1, start + 2
     while at < size:
         pair = text[at : at + 2]
@@ -210,6 +213,11 @@ def _quoted(source: Source, start: int) -> tuple[Atom, int]:
     raise source.error("this string is never closed", start, start + 1)
 
 
+def skip_quoted(source: Source, start: int) -> int:
+    """Where the string that begins at `start` ends."""
+    return _quoted(source, start)[1]
+
+
 _PLAIN = frozenset(range(33, 127)) - frozenset(b'"();\\')
 _NAMED = {10: "\\n", 9: "\\t", 13: "\\r", 8: "\\b", 92: "\\\\", 34: '\\"'}
 
@@ -218,9 +226,7 @@ def quote(text: str) -> str:
     """An atom as OBuilder prints it: bare where it can be, else quoted, in ASCII only."""
     data = text.encode("utf-8", "surrogateescape")
     if data and _PLAIN.issuperset(data) and b"#|" not in data and b"|#" not in data:
-        # `#;` would drop what follows it, so such a word is quoted (OBuilder prints it bare).
-        if not data.startswith(b"#;"):
-            return text
+        return text
     return '"' + "".join(_shown(byte) for byte in data) + '"'
 
 

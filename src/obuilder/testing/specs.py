@@ -3,7 +3,17 @@
 from hypothesis import strategies as st
 
 from obuilder.spec.model import (
-    Cache, Comment, Copy, Env, Op, Run, Secret, SetUser, Shell, Spec, Workdir,
+    Cache,
+    Comment,
+    Copy,
+    Env,
+    Op,
+    Run,
+    Secret,
+    SetUser,
+    Shell,
+    Spec,
+    Workdir,
 )  # fmt: skip
 from obuilder.values import Limits, NamedUser, UnixUser
 
