@@ -206,6 +206,9 @@ class DirectoryStore(ABC):
 
     def _empty_root(self, path: str) -> None:
         os.mkdir(path)
+        self._own_root(path)
+
+    def _own_root(self, path: str) -> None:
         os.chmod(path, 0o755)  # noqa: S103 - as the root of any system is
         os.chown(path, self.idmap.to_disk(0), self.idmap.to_disk(0))
 
