@@ -1,0 +1,153 @@
+"""Starting programs: the only place that does. Every child is reaped, and killed when nobody waits.
+
+Children stand in a session of their own, so a Ctrl-C at the terminal reaches this process alone
+and it decides what to end.
+"""
+
+import os
+import subprocess  # noqa: TID251 - the one place
+from collections.abc import Callable, Mapping, Sequence
+
+import anyio
+from msgspec import Struct
+
+_PIECE = 1 << 16
+_PATIENCE = 5.0
+
+
+class Ended(Struct, frozen=True):
+    """How a program ended: its status (128 + signal for a signal), and whether time was up."""
+
+    status: int
+    timed_out: bool = False
+
+
+def capture(argv: Sequence[str], *, timeout: float = 10.0) -> tuple[int, bytes]:
+    """Run a short probe to its end, blocking: its status and what it said on both outputs.
+
+    127 if there is no such program; 124 and what was said so far when time is up.
+    """
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=timeout,
+            check=False,
+        )
+    except OSError as error:
+        return 127, os.fsencode(str(error))
+    except subprocess.TimeoutExpired as error:
+        return 124, error.stdout or b""
+    return _status(done.returncode), done.stdout
+
+
+async def run(
+    argv: Sequence[str],
+    *,
+    output: Callable[[bytes], None] | None,
+    env: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+    timeout: float | None = None,  # noqa: ASYNC109 - reported, not raised
+    kill: Callable[[], None] | None = None,
+) -> Ended:
+    """Run a program to its end; `output` gets each piece of its merged stdout and stderr.
+
+    `output` None: the program has this process's own terminal. `kill` is called before the
+    program itself is killed, when time is up or the caller is cancelled, to end what hangs on
+    it. OSError if it can't be started.
+    """
+    child, pipe = _start(argv, env, pass_fds, piped=output is not None)
+    finished = False
+    try:
+        pidfd = os.pidfd_open(child.pid)
+        try:
+            with anyio.move_on_after(timeout):
+                await _follow(pidfd, pipe, output)
+                finished = True
+        finally:
+            if not finished:
+                _end(child, kill)
+                with anyio.CancelScope(shield=True), anyio.move_on_after(_PATIENCE):
+                    await anyio.wait_readable(pidfd)
+            os.close(pidfd)
+        if not finished and output is not None and pipe is not None:
+            _drain(pipe, output)
+    finally:
+        if child.poll() is None:
+            _end(child, kill)
+            child.wait(_PATIENCE)
+        if pipe is not None:
+            os.close(pipe)
+    return Ended(status=_status(child.returncode), timed_out=not finished)
+
+
+def _start(
+    argv: Sequence[str], env: Mapping[str, str] | None, pass_fds: Sequence[int], *, piped: bool
+) -> tuple["subprocess.Popen[bytes]", int | None]:
+    if not piped:
+        return subprocess.Popen(argv, env=env, pass_fds=pass_fds), None
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    try:
+        os.set_blocking(reader, False)
+        child = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=writer,
+            stderr=writer,
+            env=env,
+            pass_fds=pass_fds,
+            start_new_session=True,
+        )
+    except BaseException:
+        os.close(reader)
+        raise
+    finally:
+        os.close(writer)
+    return child, reader
+
+
+async def _follow(pidfd: int, pipe: int | None, output: Callable[[bytes], None] | None) -> None:
+    """Until the program is gone and what it wrote was read.
+
+    Something that outlives the program may hold the pipe open: nobody waits for that.
+    """
+    if pipe is None or output is None:
+        await anyio.wait_readable(pidfd)
+        return
+    async with anyio.create_task_group() as tasks:
+
+        async def read() -> None:
+            while True:
+                await anyio.wait_readable(pipe)
+                piece = os.read(pipe, _PIECE)
+                if not piece:
+                    return
+                output(piece)
+
+        tasks.start_soon(read)
+        await anyio.wait_readable(pidfd)
+        tasks.cancel_scope.cancel()
+    _drain(pipe, output)
+
+
+def _drain(pipe: int, output: Callable[[bytes], None]) -> None:
+    while True:
+        try:
+            piece = os.read(pipe, _PIECE)
+        except BlockingIOError:
+            return
+        if not piece:
+            return
+        output(piece)
+
+
+def _end(child: "subprocess.Popen[bytes]", kill: Callable[[], None] | None) -> None:
+    if kill is not None:
+        kill()
+    child.kill()
+
+
+def _status(code: int) -> int:
+    return 128 - code if code < 0 else code
