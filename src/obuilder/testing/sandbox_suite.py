@@ -1,6 +1,6 @@
 """What every sandbox has to do, each check in a process of its own.
 
-    python -m obuilder.testing.sandbox_suite CHECK RUNTIME DIRECTORY
+python -m obuilder.testing.sandbox_suite CHECK RUNTIME DIRECTORY
 """
 
 import os
@@ -71,7 +71,7 @@ async def statuses(bench: Bench) -> None:
 async def identity(bench: Bench) -> None:
     """User, directory and environment are what was asked for; the root has nothing new after."""
     before = _names(bench.root)
-    await bench.run("id -u; id -g; pwd; hostname; echo $HOME", user=UnixUser(1000, 100), cwd="/tmp")  # noqa: S108
+    await bench.run("id -u; id -g; pwd; hostname; echo $HOME", user=UnixUser(1000, 100), cwd="/tmp")
     assert bench.said == b"1000\n100\n/tmp\nbuilder\n/\n", bench.said
     assert _names(bench.root) == before
 
@@ -170,7 +170,7 @@ async def hostile(bench: Bench) -> None:
     """A root whose directories are links to the host's touches nothing there."""
     outside = os.path.join(os.path.dirname(bench.root), "outside")
     os.mkdir(outside, 0o777)
-    os.chmod(outside, 0o777)  # noqa: S103
+    os.chmod(outside, 0o777)
     for name in ("dev", "proc", "etc"):
         place = os.path.join(bench.root, name)
         os.rename(place, place + ".away")
@@ -195,7 +195,7 @@ async def hostile(bench: Bench) -> None:
 async def killed_builder(bench: Bench) -> None:
     """The step of a builder that was killed ends with it."""
     directory = os.path.dirname(bench.root)
-    with subprocess.Popen(
+    with subprocess.Popen(  # noqa: ASYNC220 - to be killed, not awaited
         [sys.executable, "-m", "obuilder.testing.sandbox_suite", "forever", *sys.argv[2:3],
          os.path.join(directory, "other")],
         stdout=subprocess.DEVNULL,
@@ -259,7 +259,7 @@ def _make_root(path: str) -> None:
     program = os.path.join(path, "bin", "busybox")
     with open("/bin/busybox", "rb") as source, open(program, "wb") as target:
         target.write(source.read())
-    os.chmod(program, 0o755)  # noqa: S103
+    os.chmod(program, 0o755)
     for name in _TOOLS:
         os.symlink("busybox", os.path.join(path, "bin", name))
     for folder, folders, files in os.walk(path):
@@ -292,12 +292,12 @@ def _enter() -> None:
     place = sys.argv[3]
     while place != "/":
         if not os.stat(os.path.dirname(place)).st_mode & 1 and os.path.dirname(place) != "/":
-            os.chmod(os.path.dirname(place), 0o711)  # noqa: S103
+            os.chmod(os.path.dirname(place), 0o711)
         place = os.path.dirname(place)
 
 
 if __name__ == "__main__":
     os.makedirs(sys.argv[3], exist_ok=True)
-    os.chmod(sys.argv[3], 0o711)  # noqa: S103
+    os.chmod(sys.argv[3], 0o711)
     _enter()
     anyio.run(_main)

@@ -89,9 +89,7 @@ class OciSandbox:
             if path is None:
                 said.append(f"{name}: not installed")
                 continue
-            sandbox = cls(
-                directory, idmap, session=session, runtime=path, init=init, policy=policy
-            )
+            sandbox = cls(directory, idmap, session=session, runtime=path, init=init, policy=policy)
             problem = await sandbox._probe()
             if problem is None:
                 return sandbox
