@@ -83,6 +83,11 @@ class OciSandbox:
                 "no static init for steps was found",
                 hint="install tini (Debian's package has tini-static)",
             )
+        if closed := _closed(directory, idmap):
+            raise BackendUnavailable(
+                f"steps can't reach {directory}: others may not pass through {closed}",
+                hint=f"chmod o+x {closed}, or put the store somewhere else",
+            )
         said = []
         for name in (runtime,) if runtime else _RUNTIMES:
             path = _find(name)
@@ -270,10 +275,8 @@ class OciSandbox:
         if command.secrets:
             folder = os.path.join(bundle, "secrets")
             os.mkdir(folder, 0o711)
-            linux.mount(
-                "tmpfs", folder, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC,
-                "mode=711",
-            )  # fmt: skip
+            # Not noexec: a flag more than the bind inside has would be locked there.
+            linux.mount("tmpfs", folder, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=711")
             stack.callback(linux.unmount, folder, linux.MNT_DETACH)
             for number, secret in enumerate(command.secrets):
                 path = os.path.join(folder, str(number))
@@ -344,6 +347,18 @@ def _is_static(path: str) -> bool:
     """Whether a program needs no loader, which a step's root may lack."""
     with open(path, "rb") as stream:
         return b"/ld-" not in stream.read(4096)
+
+
+def _closed(directory: str, idmap: IdMap) -> str | None:
+    """The first directory above a store that a step's root, nobody to the host, can't pass."""
+    if idmap.to_disk(0) == os.geteuid():
+        return None
+    place = ""
+    for part in os.path.realpath(os.path.dirname(directory)).split("/")[1:]:
+        place = f"{place}/{part}"
+        if not os.stat(place).st_mode & 1:
+            return place
+    return None
 
 
 def _remembered(path: str) -> object:
