@@ -147,15 +147,21 @@ class BtrfsStore(DirectoryStore):
     async def view(self, key: Key) -> AsyncIterator[Root]:
         """See `Store`."""
         name = self._draft_name()
+        place = self.path("drafts", name)
         try:
             with translated("can't show a result"):
+                # A snapshot of its own, so that a result may be deleted while it is looked at.
+                os.mkdir(place)
                 try:
-                    self._bind(self.path("results", key, "root"), name, readonly=True)
+                    _snapshot(self.path("results", key, "root"), place, "root", readonly=True)
                 except FileNotFoundError:
                     raise missing(key) from None
+                self._bind(os.path.join(place, "root"), name, readonly=True)
             yield HostDir(self.path("mnt", name))
         finally:
             detach(self.path("mnt", name))
+            with translated("can't let go of a result"):
+                await self._drop(place)
 
     def _bind(self, source: str, name: str, *, readonly: bool) -> None:
         tree = linux.open_tree(source, linux.OPEN_TREE_CLONE)
@@ -218,6 +224,6 @@ class BtrfsStore(DirectoryStore):
     async def size(self, key: Key) -> int:
         """See `Store`. What it shares with others is counted too: btrfs tells no better cheaply."""
         root = self.path("results", key, "root")
-        if not os.path.isdir(root):  # noqa: ASYNC240
+        if not os.path.isdir(root):
             raise missing(key)
         return await anyio.to_thread.run_sync(disk_bytes, root)

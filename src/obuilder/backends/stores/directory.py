@@ -97,7 +97,7 @@ class DirectoryStore(ABC):
 
     async def contains(self, key: Key) -> bool:
         """See `Store`."""
-        return os.path.isdir(self.path("results", key))  # noqa: ASYNC240
+        return os.path.isdir(self.path("results", key))
 
     async def keys(self) -> list[Key]:
         """See `Store`."""

@@ -1,0 +1,81 @@
+"""What a test needs of the machine, probed by doing it.
+
+    @pytest.mark.needs("root", "btrfs")
+
+A test whose needs are not met is skipped with the probe's reason; with OBUILDER_TEST_MUST_HAVE (a
+list with commas, or `all`) naming the capability, it fails instead, so that a machine that should
+have it can't hide that it has not. Import `pytest_runtest_setup` into a conftest.py to use it.
+"""
+
+import functools
+import os
+import shutil
+
+import pytest
+
+from obuilder.errors import ObuilderError
+from obuilder.system import linux
+from obuilder.system.namespaces import enter
+
+
+@functools.cache
+def probe(capability: str) -> str | None:
+    """Why the machine lacks it; None if it has it. ValueError for a name nobody knows."""
+    if capability == "root":
+        return None if os.geteuid() == 0 else "not root"
+    if capability == "namespaces":
+        return _attempt_namespaces()
+    if capability == "tmpfs":
+        return _attempt_namespaces() or _attempt_filesystem("tmpfs")
+    if capability == "overlay":
+        return _attempt_namespaces() or _attempt_filesystem("overlay")
+    if capability == "btrfs":
+        return (
+            probe("root")
+            or _attempt_filesystem("btrfs")
+            or _program("mkfs.btrfs")
+            or (None if os.path.exists("/dev/loop-control") else "no loop devices")
+        )
+    if capability in ("crun", "runc", "runsc", "newuidmap", "mmdebstrap", "skopeo"):
+        return _program(capability)
+    raise ValueError(f"nobody knows how to probe {capability!r}")
+
+
+def _program(name: str) -> str | None:
+    return None if shutil.which(name) else f"{name} is not installed"
+
+
+def _attempt_namespaces() -> str | None:
+    try:
+        enter()
+    except ObuilderError as error:
+        return error.message
+    return None
+
+
+def _attempt_filesystem(kind: str) -> str | None:
+    try:
+        os.close(linux.fsopen(kind))
+    except OSError as error:
+        return f"the kernel has no {kind}: {error.strerror}"
+    return None
+
+
+def unmet(capabilities: tuple[str, ...]) -> str | None:
+    """The first reason why a test with these needs can't run; pytest's failure if it must."""
+    must = os.environ.get("OBUILDER_TEST_MUST_HAVE", "").split(",")
+    for capability in capabilities:
+        reason = probe(capability)
+        if reason is not None:
+            if capability in must or "all" in must:
+                pytest.fail(f"this machine must have {capability}: {reason}", pytrace=False)
+            return f"needs {capability}: {reason}"
+    return None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """The hook: skips, or fails, tests whose `needs` are not met."""
+    for marker in item.iter_markers("needs"):
+        reason = unmet(marker.args)
+        if reason is not None:
+            pytest.skip(reason)

@@ -1,0 +1,269 @@
+"""What every store that keeps directories has to do, tried on the real thing.
+
+Derive a class whose name starts with Test from `StoreSuite` and give it a fixture `opened`, which
+makes an `Opener` for an empty store; each call opens the same store anew.
+"""
+
+# ruff: noqa: ASYNC230, PT012 - small files of a test, and contexts that are what is tested
+
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import pytest
+
+from obuilder.backends.protocols import HostDir, Root, Store
+from obuilder.errors import SnapshotMissing, StoreBusy, StoreError
+from obuilder.values import Key
+
+Opener = Callable[[], Awaitable[Store]]
+
+
+def key(number: int) -> Key:
+    """A key to test with."""
+    return Key(f"{number:064x}")
+
+
+def directory(root: Root) -> str:
+    """The path of a root."""
+    assert isinstance(root, HostDir)
+    return root.path
+
+
+def write(root: Root, name: str, text: str) -> None:
+    """Write a file in a root."""
+    with open(os.path.join(directory(root), name), "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def read(root: Root, name: str) -> str:
+    """Read a file in a root."""
+    with open(os.path.join(directory(root), name), encoding="utf-8") as file:
+        return file.read()
+
+
+async def add(store: Store, number: int, base: int | None, files: dict[str, str | None]) -> None:
+    """Publish a result: `base` with these files written, or (None) removed."""
+    async with store.begin(key(number), base=None if base is None else key(base)) as draft:
+        for name, text in files.items():
+            if text is None:
+                os.unlink(os.path.join(directory(draft.root), name))
+            else:
+                write(draft.root, name, text)
+        await draft.commit(b"meta of %d" % number)
+
+
+@pytest.mark.anyio
+class StoreSuite:
+    """The tests."""
+
+    async def test_what_is_published_is_found_with_its_meta(self, opened: Opener) -> None:
+        """Published, seen by the same and by another opening of the store, read-only."""
+        store = await opened()
+        assert not await store.contains(key(1))
+        await add(store, 1, None, {"a": "1"})
+        for seen in (store, await opened()):
+            assert await seen.contains(key(1))
+            assert await seen.keys() == [key(1)]
+            assert await seen.meta(key(1)) == b"meta of 1"
+            async with seen.view(key(1)) as root:
+                assert read(root, "a") == "1"
+                with pytest.raises(OSError, match=r"[Rr]ead-only"):
+                    write(root, "b", "")
+
+    async def test_an_empty_root_belongs_to_root_inside(self, opened: Opener) -> None:
+        """Mode 0755, the id map's id of 0; kept through the next step."""
+        store = await opened()
+        async with store.begin(key(1), base=None) as draft:
+            await draft.commit(b"")
+        async with store.begin(key(2), base=key(1)) as draft:
+            found = os.stat(directory(draft.root))
+            assert (found.st_mode & 0o7777, found.st_uid) == (0o755, store.idmap.to_disk(0))
+            assert os.listdir(directory(draft.root)) == []
+
+    async def test_a_draft_that_is_not_published_leaves_nothing(self, opened: Opener) -> None:
+        """Nor does one whose body raised."""
+        store = await opened()
+        async with store.begin(key(1), base=None) as draft:
+            write(draft.root, "a", "")
+        with pytest.raises(RuntimeError):
+            async with store.begin(key(1), base=None):
+                raise RuntimeError
+        assert await store.keys() == []
+        assert os.listdir(os.path.join(store.directory, "drafts")) == []
+
+    async def test_a_missing_base_is_said_so(self, opened: Opener) -> None:
+        """SnapshotMissing from each way to ask."""
+        store = await opened()
+        with pytest.raises(SnapshotMissing):
+            async with store.begin(key(2), base=key(1)):
+                pass
+        with pytest.raises(SnapshotMissing):
+            async with store.view(key(1)):
+                pass
+        with pytest.raises(SnapshotMissing):
+            await store.meta(key(1))
+        await store.delete(key(1))
+
+    async def test_a_draft_can_be_published_under_another_key(self, opened: Opener) -> None:
+        """As is done with what is kept of a failed step."""
+        store = await opened()
+        async with store.begin(key(1), base=None) as draft:
+            await draft.commit(b"failed", key=key(9))
+        assert await store.keys() == [key(9)]
+
+    async def test_the_first_to_publish_stays(self, opened: Opener) -> None:
+        """The second is dropped without an error."""
+        store, other = await opened(), await opened()
+        async with store.begin(key(1), base=None) as late:
+            write(late.root, "a", "late")
+            await add(other, 1, None, {"a": "early"})
+            await late.commit(b"late")
+        async with store.view(key(1)) as root:
+            assert read(root, "a") == "early"
+        assert await store.meta(key(1)) == b"meta of 1"
+
+    async def test_a_base_never_changes(self, opened: Opener) -> None:
+        """Two made from it don't see each other."""
+        store = await opened()
+        await add(store, 1, None, {"a": "1", "b": "1"})
+        await add(store, 2, 1, {"a": "2", "b": None})
+        await add(store, 3, 1, {"c": "3"})
+        for number, expected in ((1, "ab"), (2, "a"), (3, "abc")):
+            async with store.view(key(number)) as root:
+                assert sorted(os.listdir(directory(root))) == list(expected)
+        async with store.view(key(1)) as root:
+            assert read(root, "a") == "1"
+
+    async def test_who_still_can_write_is_refused(self, opened: Opener) -> None:
+        """StoreBusy while a writable descriptor is open; nothing is published."""
+        store = await opened()
+        with pytest.raises(StoreBusy):
+            async with store.begin(key(1), base=None) as draft:
+                path = os.path.join(directory(draft.root), "a")
+                with open(path, "w", encoding="utf-8"):
+                    await draft.commit(b"")
+        assert await store.keys() == []
+
+    async def test_deleting_a_base_leaves_what_was_made_from_it(self, opened: Opener) -> None:
+        """Published or still being made."""
+        store = await opened()
+        await add(store, 1, None, {"a": "1"})
+        await add(store, 2, 1, {"b": "2"})
+        async with store.begin(key(3), base=key(2)) as draft, store.view(key(2)) as view:
+            await store.delete(key(1))
+            await store.delete(key(2))
+            assert read(draft.root, "a") + read(view, "b") == "12"
+            await draft.commit(b"")
+        assert await store.keys() == [key(3)]
+        async with store.view(key(3)) as root:
+            assert read(root, "a") + read(root, "b") == "12"
+
+    async def test_devices_do_not_work_in_a_draft(self, opened: Opener) -> None:
+        """Even one that the image brought."""
+        store = await opened()
+        async with store.begin(key(1), base=None) as draft:
+            path = os.path.join(directory(draft.root), "null")
+            try:
+                os.mknod(path, 0o20666, os.makedev(1, 3))
+            except PermissionError:
+                return  # an ordinary user can't even make one
+            with pytest.raises(PermissionError):
+                os.close(os.open(path, os.O_RDONLY))
+
+    async def test_drafts_of_the_living_survive_recovery(self, opened: Opener) -> None:
+        """Recovery by another opening does not touch them, nor foreign files."""
+        store, other = await opened(), await opened()
+        foreign = os.path.join(store.directory, "drafts", "notes.txt")
+        with open(foreign, "w", encoding="utf-8"):
+            pass
+        async with store.begin(key(1), base=None) as draft:
+            await other.recover()
+            write(draft.root, "a", "1")
+            await draft.commit(b"")
+        assert await other.contains(key(1))
+        assert os.path.exists(foreign)
+
+    async def test_a_store_keeps_its_id_map(self, opened: Opener) -> None:
+        """Opening with another one is an error, not a mess."""
+        store = await opened()
+        path = os.path.join(store.directory, "store.json")
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text.replace('"count":', '"count":1'))
+        with pytest.raises(StoreError, match="idmap"):
+            await opened()
+
+    async def test_space_is_told(self, opened: Opener) -> None:
+        """Of the file system and of a result."""
+        store = await opened()
+        await add(store, 1, None, {"a": "x" * 100_000})
+        usage = await store.usage()
+        assert 0 < usage.free <= usage.total
+        await store.sync()
+        assert await store.size(key(1)) >= 100_000
+
+    async def test_steps_on_steps_show_what_a_plain_directory_shows(self, opened: Opener) -> None:
+        """600 of them, with files and directories coming, going and changing kind."""
+        store = await opened()
+        model = dict[str, str]()
+        for number in range(600):
+            async with store.begin(key(number), base=key(number - 1) if number else None) as draft:
+                _change(directory(draft.root), number)
+                if number % 97 == 0 or number > 596:
+                    model = _listing(directory(draft.root))
+                await draft.commit(b"")
+            if number % 97 == 0 or number > 596:
+                async with store.view(key(number)) as root:
+                    assert _listing(directory(root)) == model
+            if number >= 20:
+                await store.delete(key(number - 20))
+        assert model["last"].endswith(" 599")
+
+
+def _change(root: str, number: int) -> None:
+    slot = os.path.join(root, f"slot{number % 5}")
+    phase = number // 5 % 4
+    if phase == 0:  # a directory, with some content
+        os.makedirs(os.path.join(slot, "deep"), exist_ok=True)
+        _put(os.path.join(slot, "deep", f"n{number}"), str(number))
+    elif phase == 1:  # replaced by a fresh one: what was in the old one is hidden
+        old = os.path.join(slot, "deep", f"n{number - 5}")
+        os.rename(old, os.path.join(root, f"kept{number % 5}"))
+        os.rmdir(os.path.join(slot, "deep"))
+        os.rmdir(slot)
+        os.makedirs(os.path.join(slot, "deep"))
+        os.chmod(slot, 0o750)
+        _put(os.path.join(slot, f"fresh{number}"), str(number))
+    elif phase == 2:  # a link where the directory was
+        os.unlink(os.path.join(slot, f"fresh{number - 5}"))
+        os.rmdir(os.path.join(slot, "deep"))
+        os.rmdir(slot)
+        os.symlink(f"/somewhere/{number}", slot)
+    else:
+        os.unlink(slot)
+    _put(os.path.join(root, "last"), str(number))
+
+
+def _put(path: str, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _listing(root: str) -> dict[str, str]:
+    """Every path with its mode, owner and content."""
+    found = dict[str, str]()
+    for folder, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            path = os.path.join(folder, name)
+            status = os.lstat(path)
+            content = ""
+            if os.path.islink(path):
+                content = os.readlink(path)
+            elif name in files:
+                with suppress(OSError), open(path, encoding="utf-8") as file:
+                    content = file.read()
+            place = os.path.relpath(path, root)
+            found[place] = f"{status.st_mode:o} {status.st_uid} {status.st_mtime_ns} {content}"
+    return found

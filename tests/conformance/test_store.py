@@ -1,0 +1,200 @@
+"""The stores on real file systems: whatever the checkout is on, a tmpfs, and btrfs on a loop image.
+
+Mounts are made in this process's own mount namespace, so they and the loop device are gone with
+it, however it ends.
+"""
+
+# ruff: noqa: ASYNC221, ASYNC222 - a victim to kill, which is waited for at once
+
+import os
+import signal
+import sys
+import tempfile
+from contextlib import suppress
+
+import pytest
+
+from obuilder.backends.registry import open_store
+from obuilder.system import linux
+from obuilder.system.files import remove_tree
+from obuilder.system.namespaces import enter
+from obuilder.system.sessions import alive, open_session, sweep_sessions
+from obuilder.testing.store_suite import StoreSuite, add, directory, key, read
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture
+def scratch():
+    enter()
+    path = tempfile.mkdtemp(prefix="obuilder-test-")
+    yield path
+    remove_tree(path)
+
+
+@pytest.fixture
+def tmpfs(scratch):
+    linux.mount("obuilder-test", scratch, "tmpfs", 0, "size=256m")
+    yield scratch
+    linux.unmount(scratch, linux.MNT_DETACH)
+
+
+@pytest.fixture
+def btrfs(scratch):
+    image, mounted = os.path.join(scratch, "image"), os.path.join(scratch, "mounted")
+    with open(image, "wb") as file:
+        file.truncate(400 << 20)
+    os.mkdir(mounted)
+    _run("mkfs.btrfs", "-q", image)
+    _run("mount", "-o", "loop", image, mounted)
+    yield mounted
+    _run("umount", "-l", mounted)
+
+
+def _run(*argv):
+    _, status = os.waitpid(os.posix_spawnp(argv[0], argv, os.environ), 0)
+    assert status == 0, argv
+
+
+def _opened(kind, place):
+    stores, sessions = [], []
+
+    async def again():
+        path = os.path.join(place, "store")
+        os.makedirs(path, exist_ok=True)
+        sessions.append(open_session(path))
+        stores.append(await open_store(kind, path, enter(), session=sessions[-1].name))
+        return stores[-1]
+
+    return again, stores, sessions
+
+
+class _Suite(StoreSuite):
+    kind = "overlayfs"
+
+    @pytest.fixture
+    async def opened(self, place):
+        again, stores, sessions = _opened(self.kind, place)
+        yield again
+        for store in reversed(stores):
+            await store.close()
+        for session in sessions:
+            session.close()
+
+    @pytest.mark.anyio
+    async def test_a_killed_process_loses_its_draft_only(self, opened):
+        store = await opened()
+        await add(store, 1, None, {"a": "1"})
+        ours, theirs = os.pipe()
+        argv = [sys.executable, "-c", _VICTIM, self.kind, store.directory]
+        environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        pid = os.posix_spawn(
+            sys.executable, argv, environ, file_actions=[(os.POSIX_SPAWN_DUP2, theirs, 1)]
+        )
+        os.close(theirs)
+        try:
+            assert os.read(ours, 5) == b"ready"
+            drafts = os.path.join(store.directory, "drafts")
+            await store.recover()
+            assert len(os.listdir(drafts)) == 1
+        finally:
+            os.close(ours)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        await store.recover()
+        assert os.listdir(drafts) == []
+        assert sorted(await store.keys()) == [key(1), key(2)]
+        async with store.view(key(2)) as root:
+            assert read(root, "a") + read(root, "b") == "12"
+            assert sorted(os.listdir(directory(root))) == ["a", "b"]
+
+
+_VICTIM = """
+import sys, time, anyio
+from obuilder.backends.registry import open_store
+from obuilder.system.namespaces import enter
+from obuilder.system.sessions import open_session
+from obuilder.testing.store_suite import add, key, write
+async def main():
+    idmap, (_, kind, directory) = enter(), sys.argv
+    session = open_session(directory)
+    store = await open_store(kind, directory, idmap, session=session.name)
+    await add(store, 2, 1, {"b": "2"})
+    async with store.begin(key(3), base=key(2)) as draft:
+        write(draft.root, "c", "3")
+        print("ready", flush=True)
+        time.sleep(60)
+anyio.run(main)
+"""
+
+
+@pytest.mark.needs("overlay")
+class TestOverlay(_Suite):
+    @pytest.fixture
+    def place(self, scratch):
+        return scratch
+
+    @pytest.mark.anyio
+    async def test_layers_go_when_no_result_needs_them(self, opened):
+        store = await opened()
+        layers = os.path.join(store.directory, "layers")
+        for number in range(300):
+            await add(store, number, number - 1 if number else None, {f"f{number}": "x"})
+        assert len(store._chain("results", key(299))) < 40
+        for number in range(299):
+            await store.delete(key(number))
+        assert len(os.listdir(layers)) == len(store._chain("results", key(299)))
+        async with store.view(key(299)) as root:
+            assert len(os.listdir(directory(root))) == 300
+        await store.delete(key(299))
+        assert os.listdir(layers) == []
+
+
+@pytest.mark.needs("overlay", "tmpfs")
+class TestOverlayOnTmpfs(_Suite):
+    @pytest.fixture
+    def place(self, tmpfs):
+        return tmpfs
+
+    @pytest.mark.anyio
+    async def test_kernels_without_the_new_mount_options(self, opened):
+        store = await opened()
+        store._modern = False
+        for number in range(30):
+            await add(store, number, number - 1 if number else None, {f"f{number}": "x"})
+        async with store.view(key(29)) as root:
+            assert len(os.listdir(directory(root))) == 30
+
+
+@pytest.mark.needs("btrfs")
+class TestBtrfs(_Suite):
+    kind = "btrfs"
+
+    @pytest.fixture
+    def place(self, btrfs):
+        return btrfs
+
+
+def test_a_session_lives_until_it_is_closed(scratch):
+    session = open_session(scratch)
+    assert alive(scratch, session.name)
+    sweep_sessions(scratch)
+    assert alive(scratch, session.name)
+    session.close()
+    assert not alive(scratch, session.name)
+
+
+def test_a_session_ends_with_its_process(scratch):
+    pid = os.fork()
+    if pid == 0:
+        with suppress(BaseException):
+            open_session(scratch)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    (name,) = os.listdir(os.path.join(scratch, "sessions"))
+    assert not alive(scratch, name)
+    sweep_sessions(scratch)
+    assert os.listdir(os.path.join(scratch, "sessions")) == []
