@@ -190,12 +190,14 @@ def copy_tree(
     dst: str,
     *,
     idmap: IdMap | None = None,
+    onto: IdMap | None = None,
     existing: Literal["keep", "refuse"] = "refuse",
 ) -> None:
     """Copy what is in the directory `src` into the directory `dst`, which is made if missing.
 
     Kept: content with its holes, hard links, modes, times, owners (as an ordinary user: none) and
-    extended attributes but for those of an overlay. With `idmap`, owners become the ids inside.
+    extended attributes but for those of an overlay. With `idmap`, owners become the ids inside;
+    with `onto`, owners are taken for ids inside and become those on disk (ValueError: not in it).
     Sockets and devices are left out. `existing`: "keep" leaves files that are already there and
     merges directories; "refuse" raises FileExistsError.
     """
@@ -204,7 +206,7 @@ def copy_tree(
     try:
         target = os.open(dst, _DIRECTORY)
         try:
-            _Copier(idmap, keep=existing == "keep", base=target).directory(source, target, "")
+            _Copier(idmap, onto, keep=existing == "keep", base=target).directory(source, target, "")
         finally:
             os.close(target)
     finally:
@@ -212,11 +214,12 @@ def copy_tree(
 
 
 class _Copier:
-    def __init__(self, idmap: IdMap | None, *, keep: bool, base: int) -> None:
+    def __init__(self, idmap: IdMap | None, onto: IdMap | None, *, keep: bool, base: int) -> None:
         self._idmap = idmap
+        self._onto = onto
         self._keep = keep
         self._base = base
-        self._owners = os.geteuid() == 0
+        self._owners = os.geteuid() == 0 and not (onto is not None and onto.single)
         self._links: dict[tuple[int, int], str] = {}
 
     def directory(self, source: int, target: int, prefix: str) -> None:
@@ -294,6 +297,8 @@ class _Copier:
             self._links[mark] = prefix + name
 
     def _owner(self, status: os.stat_result) -> tuple[int, int]:
+        if self._onto is not None:
+            return self._onto.to_disk(status.st_uid), self._onto.to_disk(status.st_gid)
         if self._idmap is None:
             return status.st_uid, status.st_gid
         return self._idmap.to_inside(status.st_uid), self._idmap.to_inside(status.st_gid)
