@@ -230,7 +230,7 @@ class OciSandbox:
             [
                 "setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", _JOIN, "sh",
                 " ".join(map(str, joiners)), self._runtime, "--root", os.path.join(bundle, "state"),
-                *(["--cgroup-manager=disabled"] if self._is_crun else []),
+                *self._options,
                 "run", "--pid-file", pid_file, "--bundle", bundle, name,
             ],
             output=None if output is None else heard,
@@ -250,8 +250,11 @@ class OciSandbox:
         )
 
     @property
-    def _is_crun(self) -> bool:
-        return os.path.basename(self._runtime).startswith("crun")
+    def _options(self) -> list[str]:
+        # The groups are ours: crun leaves them alone, runc forgives what it may not make.
+        if os.path.basename(self._runtime).startswith("crun"):
+            return ["--cgroup-manager=disabled"]
+        return [] if self._groups.limits else ["--rootless=true"]
 
     def _box(
         self, stack: ExitStack, bundle: str, root: str, command: Command, *, terminal: bool
