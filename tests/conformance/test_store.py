@@ -4,7 +4,7 @@ Mounts are made in this process's own mount namespace, so they and the loop devi
 it, however it ends.
 """
 
-# ruff: noqa: ASYNC221, ASYNC222 - a victim to kill, which is waited for at once
+# ruff: noqa: ASYNC221, ASYNC222, ASYNC230, PT012 - a victim to kill, which is waited for at once
 
 import os
 import signal
@@ -15,6 +15,7 @@ from contextlib import suppress
 import pytest
 
 from obuilder.backends.registry import open_store
+from obuilder.errors import StoreFull
 from obuilder.system import linux
 from obuilder.system.files import remove_tree
 from obuilder.system.namespaces import enter
@@ -158,6 +159,24 @@ class TestOverlayOnTmpfs(_Suite):
     @pytest.fixture
     def place(self, tmpfs):
         return tmpfs
+
+    @pytest.mark.anyio
+    async def test_a_full_disk_is_told_and_leaves_nothing(self, opened):
+        store = await opened()
+        await add(store, 1, None, {"a": "1"})
+        free = (await store.usage()).free
+        filler = os.path.join(store.directory, "filler")
+        with pytest.raises(StoreFull):
+            async with store.begin(key(2), base=key(1)) as draft:
+                with open(filler, "wb") as file, suppress(OSError):
+                    while True:
+                        file.write(bytes(1 << 20))
+                await draft.commit(bytes(1 << 20))
+        os.unlink(filler)
+        assert await store.keys() == [key(1)]
+        assert len(os.listdir(os.path.join(store.directory, "layers"))) == 1
+        assert os.listdir(os.path.join(store.directory, "drafts")) == []
+        assert abs((await store.usage()).free - free) < 1 << 20
 
     @pytest.mark.anyio
     async def test_kernels_without_the_new_mount_options(self, opened):

@@ -152,7 +152,8 @@ class OverlayStore(DirectoryStore):
         finally:
             if not draft.done:
                 detach(self.path("mnt", name))
-                await self._drop(place)
+                with suppress(OSError):  # never in the place of the first error; swept later
+                    await self._drop(place)
 
     @asynccontextmanager
     async def view(self, key: Key) -> AsyncIterator[Root]:
@@ -227,18 +228,24 @@ class OverlayStore(DirectoryStore):
         chain = [*draft.chain, (made[0], 0)]
         if _due(chain):
             write_file(os.path.join(finished, "size"), b"%d" % disk_bytes(upper))
-        os.rename(upper, self.path("layers", made[0]))
-        while _due(chain):
-            merged = self._squash(chain, os.path.join(place, f"squashed{len(made)}"))
-            if merged is None:
-                break
-            made.append(merged)
-            chain = [*chain[:-_FAN], (merged, chain[-1][1] + 1)]
-        write_file(os.path.join(finished, "chain"), msgspec.json.encode(chain))
-        named = {layer for layer, _ in chain} if self._publish(finished, key) else set[str]()
-        for layer in made:
-            if layer not in named:  # squashed into another, or another process was the first
-                os.rename(self.path("layers", layer), os.path.join(place, layer))
+        named = set[str]()
+        try:
+            os.rename(upper, self.path("layers", made[0]))
+            while _due(chain):
+                merged = self._squash(chain, os.path.join(place, f"squashed{len(made)}"))
+                if merged is None:
+                    break
+                made.append(merged)
+                chain = [*chain[:-_FAN], (merged, chain[-1][1] + 1)]
+            write_file(os.path.join(finished, "chain"), msgspec.json.encode(chain))
+            if self._publish(finished, key):
+                named = {layer for layer, _ in chain}
+        finally:
+            # Squashed into another, or no room for the rest, or another process was the first.
+            for layer in made:
+                if layer not in named:
+                    with suppress(FileNotFoundError):
+                        os.rename(self.path("layers", layer), os.path.join(place, layer))
 
     def _squash(self, chain: Chain, scratch: str) -> str | None:
         """The new layer; None for a tree too deep to be squashed, whose chain stays long."""
