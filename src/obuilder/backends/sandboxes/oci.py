@@ -238,7 +238,7 @@ class OciSandbox:
             timeout=limits.seconds,
             kill=lambda: _kill(leaf, pid_file),
         )  # fmt: skip
-        if not os.access(pid_file, os.F_OK):
+        if not ended.timed_out and not os.access(pid_file, os.F_OK):
             said = b"".join(first).decode(errors="replace").strip()
             raise SandboxError(
                 f"{os.path.basename(self._runtime)} could not start the step: {said}"
