@@ -4,8 +4,6 @@ python -m obuilder.testing.sandbox_suite CHECK RUNTIME DIRECTORY
 """
 
 import os
-import signal
-import subprocess  # noqa: TID251 - a builder is started to be killed
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -15,6 +13,7 @@ import anyio
 from obuilder.backends.protocols import Command, Exit, HostDir, Mount, SecretFile
 from obuilder.backends.sandboxes.oci import OciSandbox, Policy
 from obuilder.errors import SandboxError
+from obuilder.system import process
 from obuilder.system.namespaces import enter
 from obuilder.values import Limits, UnixUser, User
 
@@ -196,17 +195,21 @@ async def hostile(bench: Bench) -> None:
 async def killed_builder(bench: Bench) -> None:
     """The step of a builder that was killed ends with it."""
     directory = os.path.dirname(bench.root)
-    with subprocess.Popen(  # noqa: ASYNC220 - to be killed, not awaited
-        [sys.executable, "-m", "obuilder.testing.sandbox_suite", "forever", *sys.argv[2:3],
-         os.path.join(directory, "other")],
-        stdout=subprocess.DEVNULL,
-    ) as builder:  # fmt: skip
+    builder = [
+        sys.executable, "-m", "obuilder.testing.sandbox_suite", "forever", sys.argv[2],
+        os.path.join(directory, "other"),
+    ]  # fmt: skip
+    async with anyio.create_task_group() as tasks:
+
+        async def build() -> None:
+            await process.run(builder, output=lambda _: None)
+
+        tasks.start_soon(build)
         end = time.monotonic() + 10
         while not _running("86421") and time.monotonic() < end:
             await anyio.sleep(0.05)
         assert _running("86421")
-        builder.send_signal(signal.SIGKILL)
-        builder.wait()
+        tasks.cancel_scope.cancel()  # a kill -9: the builder has no time to do anything
     end = time.monotonic() + 2
     while _running("86421") and time.monotonic() < end:
         await anyio.sleep(0.05)
