@@ -249,9 +249,9 @@ class OverlayStore(DirectoryStore):
 
     def _squash(self, chain: Chain, scratch: str) -> str | None:
         """The new layer; None for a tree too deep to be squashed, whose chain stays long."""
-        layers = [self.path("layers", layer) for layer, _ in reversed(chain[-_FAN:])]
+        layers = [self.path("layers", layer) for layer, _ in reversed(chain)]
         try:
-            squash(layers, scratch, opaque=self._opaque, bottom=len(chain) == _FAN)
+            squash(layers[:_FAN], scratch, opaque=self._opaque, below=layers[_FAN:])
         except RecursionError:
             return None
         except OSError as error:

@@ -15,17 +15,17 @@ _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
 _LEFT = ("overlay.origin", "overlay.impure")  # hints about inodes of layers: no longer true
 
 
-def squash(layers: list[str], target: str, *, opaque: str, bottom: bool) -> None:
+def squash(layers: list[str], target: str, *, opaque: str, below: list[str]) -> None:
     """Make `target`, a new directory, of `layers`, the newest first.
 
-    `opaque` is the name of the attribute that marks a directory as opaque here; `bottom` says
-    that there is nothing below the last layer.
+    `opaque` is the name of the attribute that marks a directory as opaque here; `below` are
+    the layers under the last one, the newest first.
     """
     with ExitStack() as stack:
         folders = [_open(layer, None, stack) for layer in layers]
         os.mkdir(target, 0o700)
         into = _open(target, None, stack)
-        _merge(folders, into, opaque, bottom)
+        _merge(folders, into, opaque, [_open(layer, None, stack) for layer in below])
 
 
 def _open(name: str, at: int | None, stack: ExitStack) -> int:
@@ -45,7 +45,7 @@ def _is_opaque(folder: int, opaque: str) -> bool:
         return False
 
 
-def _merge(folders: list[int], into: int, opaque: str, bottom: bool) -> None:
+def _merge(folders: list[int], into: int, opaque: str, below: list[int]) -> None:
     """Fill `into` with what `folders`, the newest first, show together."""
     seen = set[str]()
     for position, folder in enumerate(folders):
@@ -55,39 +55,46 @@ def _merge(folders: list[int], into: int, opaque: str, bottom: bool) -> None:
             seen.add(name)
             found = os.stat(name, dir_fd=folder, follow_symlinks=False)
             if _is_whiteout(found):
-                if not bottom:
+                if below:
                     os.mknod(name, stat.S_IFCHR, os.makedev(0, 0), dir_fd=into)
             elif stat.S_ISDIR(found.st_mode):
-                _merge_folder(name, folders[position:], into, opaque, bottom)
+                _merge_folder(name, folders[position:], into, opaque, below)
             else:
                 _link(name, found, folder, into)
     copy_attributes(folders[0], into)
-    if bottom:
+    if not below:
         with suppress(OSError):
             os.removexattr(into, opaque)
 
 
-def _merge_folder(name: str, folders: list[int], into: int, opaque: str, bottom: bool) -> None:
+def _merge_folder(name: str, folders: list[int], into: int, opaque: str, below: list[int]) -> None:
     with ExitStack() as stack:
-        parts, cut = list[int](), False
-        for folder in folders:
-            try:
-                parts.append(_open(name, folder, stack))
-            except FileNotFoundError:
-                continue
-            except OSError as error:  # a file, a symlink or a whiteout: it hides what is below
-                if error.errno not in (errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
-                    raise
-                cut = True
-                break
-            if _is_opaque(parts[-1], opaque):
-                cut = True
-                break
+        parts, cut = _shown(name, folders, opaque, stack)
+        # A whiteout with no directory below it would show: the kernel looks for them in
+        # directories of several layers only.
+        lower = [] if cut else _shown(name, below, opaque, stack)[0]
         os.mkdir(name, 0o700, dir_fd=into)
         made = _open(name, into, stack)
-        _merge(parts, made, opaque, bottom or cut)
-        if cut and not bottom:
+        _merge(parts, made, opaque, lower)
+        if cut and below:
             os.setxattr(made, opaque, b"y")
+
+
+def _shown(name: str, folders: list[int], opaque: str, stack: ExitStack) -> tuple[list[int], bool]:
+    """The directories called `name` that show through, and whether they hide all further ones."""
+    parts = list[int]()
+    for folder in folders:
+        try:
+            parts.append(_open(name, folder, stack))
+        except FileNotFoundError:
+            continue
+        except OSError as error:  # a file, a symlink or a whiteout: it hides what is below
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
+                raise
+            return parts, True
+        if _is_opaque(parts[-1], opaque):
+            return parts, True
+    return parts, False
 
 
 def _link(name: str, found: os.stat_result, folder: int, into: int) -> None:
