@@ -16,7 +16,7 @@ from obuilder.backends.protocols import Command, HostDir, Root, Sandbox, Store, 
 from obuilder.backends.registry import check_pair, open_store
 from obuilder.engine import prune as pruning
 from obuilder.engine.actions import Workshop, check_secrets
-from obuilder.engine.cached import make_plan
+from obuilder.engine.cached import identity, make_plan
 from obuilder.engine.index import Index, Record, index_path
 from obuilder.engine.inflight import InFlight
 from obuilder.engine.inputs import Context, IndexStats, resolve_base
@@ -27,6 +27,7 @@ from obuilder.engine.run import Runner
 from obuilder.engine.settings import Settings, parse_store
 from obuilder.engine.volumes import Volumes
 from obuilder.errors import ObuilderError, StoreDamaged, StoreError, UsageError
+from obuilder.plan.explain import record
 from obuilder.plan.lower import lower
 from obuilder.plan.model import Base, Inputs, Plan
 from obuilder.spec.model import Spec
@@ -160,6 +161,7 @@ class Builder:
             plan, context, secrets, sink, keep_failed=self.settings.keep_failed,
         )  # fmt: skip
         result = await runner.run()
+        self._index.put_build(identity(directory), record(plan))
         if result.ran:
             await self.sync()
         return result

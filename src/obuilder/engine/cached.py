@@ -4,6 +4,7 @@ Everything here is a look at the index and at the context's files. Whatever is m
 wait, makes the answer None, and the builder starts in earnest.
 """
 
+import os
 import time
 
 from obuilder import events
@@ -36,6 +37,41 @@ def started(plan: Plan, found: dict[Key, Key]) -> events.BuildStarted:
     )
 
 
+def look(spec: Spec, context: str, settings: Settings) -> tuple[Plan, dict[Key, Key]]:
+    """The plan of a build, and which of its steps have results. Makes nothing but index rows.
+
+    Without a store yet, the index is one in memory: nothing is cached and nothing is kept.
+    """
+    try:
+        index = Index(settings.directory, create=False)
+    except FileNotFoundError:
+        index = Index(None)
+    try:
+        stats = IndexStats(index, os.path.abspath(context))
+        plan, _ = make_plan(spec, Context(context, stats), index)
+        stats.flush()
+        return plan, index.find(plan.steps)
+    finally:
+        index.close()
+
+
+def identity(context: str) -> str:
+    """What "the same spec" means from one build to the next: the same context directory."""
+    return os.path.abspath(context)
+
+
+def last_build(settings: Settings, identity: str) -> bytes | None:
+    """The record of the last build under `identity`."""
+    try:
+        index = Index(settings.directory, create=False)
+    except FileNotFoundError:
+        return None
+    try:
+        return index.last_build(identity)
+    finally:
+        index.close()
+
+
 def replay(spec: Spec, context: str, settings: Settings, sink: events.Sink) -> Result | None:
     """Show a build all of whose steps are in the index. None if something has to run."""
     began = time.monotonic()
@@ -44,7 +80,7 @@ def replay(spec: Spec, context: str, settings: Settings, sink: events.Sink) -> R
     except FileNotFoundError:
         return None
     try:
-        stats = IndexStats(index, context)
+        stats = IndexStats(index, os.path.abspath(context))
         try:
             plan, _ = make_plan(spec, Context(context, stats), index)
         except MustWait:

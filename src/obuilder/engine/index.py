@@ -102,9 +102,12 @@ def index_path(directory: str) -> str:
 class Index:
     """An open index. `fresh` says that the file was new, so that the store should be asked."""
 
-    def __init__(self, directory: str, *, create: bool = True) -> None:
-        """Open or create. FileNotFoundError without `create`; StoreDamaged, StoreError."""
-        path = index_path(directory)
+    def __init__(self, directory: str | None, *, create: bool = True) -> None:
+        """Open or create; None for one in memory that is forgotten when it is closed.
+
+        FileNotFoundError without `create`; StoreDamaged, StoreError.
+        """
+        path = ":memory:" if directory is None else index_path(directory)
         if not create and not os.path.exists(path):
             raise FileNotFoundError(path)
         self._boot = boot_id()

@@ -1,0 +1,25 @@
+"""`obuilder delete`."""
+
+import argparse
+import sys
+
+from obuilder.cli.options import add_sandbox, add_store, settings
+from obuilder.cli.session import in_session
+from obuilder.engine.builder import Builder
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
+    parser.add_argument("id", help="a key, or as much of it as tells it from the others")
+    add_store(parser)
+    add_sandbox(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Delete a result and all that was made from it."""
+
+    async def delete(builder: Builder) -> int:
+        return await builder.delete(args.id)
+
+    sys.stdout.write(f"deleted {in_session(settings(args), delete)}\n")
+    return 0

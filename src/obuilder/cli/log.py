@@ -1,0 +1,28 @@
+"""`obuilder log`."""
+
+import argparse
+import sys
+
+from obuilder.cli.options import add_store, settings
+from obuilder.cli.results import find, opened
+from obuilder.engine.logs import read_log
+from obuilder.errors import UsageError
+from obuilder.ui.plain import neutral
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
+    parser.add_argument("id", help="a key, or as much of it as tells it from the others")
+    add_store(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the log as it was stored; a terminal is kept from its control bytes."""
+    chosen = settings(args)
+    with opened(chosen) as index:
+        key = find(index, args.id).key
+    log = read_log(chosen.directory, key)
+    if log is None:
+        raise UsageError(f"{key} has no log")
+    sys.stdout.buffer.write(neutral(log) if sys.stdout.isatty() else log)
+    return 0

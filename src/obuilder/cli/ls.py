@@ -1,0 +1,32 @@
+"""`obuilder ls`."""
+
+import argparse
+import sys
+import time
+
+import msgspec
+
+from obuilder.cli.options import add_store, settings
+from obuilder.cli.results import opened
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
+    parser.add_argument("--json", action="store_true", help="an array of records")
+    parser.add_argument("-a", "--all", action="store_true", help="cache volumes as well")
+    add_store(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """List results, the newest first."""
+    with opened(settings(args)) as index:
+        records = [r for r in index.records() if args.all or r.kind != "volume"]
+    if args.json:
+        sys.stdout.buffer.write(msgspec.json.encode(records) + b"\n")
+        return 0
+    for record in records:
+        made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
+        heading = record.heading.partition("\n")[0]
+        line = f"{record.key[:12]}  {made}  {record.kind:6}  {heading}\n"
+        sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape"))
+    return 0

@@ -1,0 +1,96 @@
+"""The command line: finds the verb, loads its module alone, and turns errors into exit statuses."""
+
+import os
+import sys
+
+from obuilder.errors import ObuilderError
+
+VERBS = {
+    "build": "build a spec",
+    "plan": "show what a build would do, and what of it is cached",
+    "explain": "say why a build's keys differ from the last one's",
+    "check": "look a spec over and report all its faults",
+    "fmt": "lay a spec out, keeping its comments",
+    "dockerfile": "turn a spec into a Dockerfile",
+    "log": "print the log of a result or a failed step",
+    "ls": "list results",
+    "show": "tell all that is known of a result",
+    "du": "tell what takes the space",
+    "shell": "enter a result, or a failed step",
+    "export": "take a result out, as a directory or a tar archive",
+    "delete": "delete a result and all that was made from it",
+    "prune": "delete what was not used for long",
+    "clean": "delete every result that nothing holds",
+    "cache": "list and delete cache volumes",
+    "image": "import, list and remove base images",
+    "healthcheck": "say what was picked on this machine and that it works",
+    "completion": "print a completion script for your shell",
+}
+
+
+def _usage() -> str:
+    lines = ["usage: obuilder VERB …", "", "verbs:"]
+    lines += [f"  {name:12} {summary}" for name, summary in VERBS.items()]
+    return "\n".join([*lines, "", "obuilder VERB --help tells more.", ""])
+
+
+def run(argv: list[str]) -> int:
+    """Carry out one command line. The exit status; ObuilderError for what a person should read."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_usage())
+        return 0 if argv else 2
+    if argv[0] in ("--version", "version"):
+        from obuilder import __version__
+
+        sys.stdout.write(f"obuilder {__version__}\n")
+        return 0
+    verb = argv[0]
+    if verb not in VERBS:
+        from difflib import get_close_matches
+
+        from obuilder.errors import UsageError
+
+        close = get_close_matches(verb, list(VERBS), n=1)
+        raise UsageError(
+            f"there is no verb {verb!r}",
+            hint=f"did you mean {close[0]!r}?" if close else "obuilder --help lists them",
+        )
+    from importlib import import_module
+
+    from obuilder.cli.options import parser_for
+
+    module = import_module(f"obuilder.cli.{verb}")
+    status: int = module.run(parser_for(verb, module).parse_args(argv[1:]))
+    return status
+
+
+def main() -> None:
+    """The `obuilder` program."""
+    status = 0
+    try:
+        status = run(sys.argv[1:])
+        sys.stdout.flush()
+    except ObuilderError as error:
+        from obuilder.ui.messages import complain
+
+        complain(error)
+        status = error.exit_status
+    except KeyboardInterrupt:
+        status = 130
+    except BrokenPipeError:
+        status = 141
+    except OSError as error:
+        from obuilder.errors import StoreError
+        from obuilder.ui.messages import complain
+
+        place = f": {error.filename}" if error.filename else ""
+        complain(StoreError(f"{error.strerror or error}{place}"))
+        status = StoreError.exit_status
+    if status == 141:
+        # Whoever read us is gone: nothing more can be said, not even by the interpreter.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

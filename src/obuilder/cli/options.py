@@ -1,0 +1,138 @@
+"""Options that verbs share, and the parser of each verb."""
+
+import argparse
+import os
+import sys
+from types import ModuleType
+from typing import NoReturn
+
+from obuilder.config import FileConfig, load
+from obuilder.engine.settings import Settings
+from obuilder.errors import UsageError
+from obuilder.spec.decode import Document, parse
+
+_SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_TIMES = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with our way of telling errors."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise in place of exiting."""
+        raise UsageError(message, hint=f"see {self.prog} --help")
+
+
+def parser_for(verb: str, module: ModuleType) -> Parser:
+    """The parser of one verb."""
+    from obuilder.cli.main import VERBS
+
+    parser = Parser(
+        prog=f"obuilder {verb}",
+        description=VERBS[verb],
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    module.add_arguments(parser)
+    return parser
+
+
+def size(text: str) -> int:
+    """Bytes, with k, m, g or t."""
+    return int(_measure(text, {name: float(factor) for name, factor in _SIZES.items()}))
+
+
+def seconds(text: str) -> float:
+    """Seconds, with s, m, h or d."""
+    return _measure(text, _TIMES)
+
+
+def _measure(text: str, units: dict[str, float]) -> float:
+    number = text.lower().rstrip("abcdefghijklmnopqrstuvwxyz")
+    unit = text.lower()[len(number) :].removesuffix("ib").removesuffix("b")
+    if unit not in units:
+        raise argparse.ArgumentTypeError(f"unknown unit {unit!r}")
+    try:
+        value = float(number) * units[unit]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+    if not 0 < value < 1e18:
+        raise argparse.ArgumentTypeError(f"{text!r} is out of range")
+    return value
+
+
+def add_store(parser: argparse.ArgumentParser) -> None:
+    """--store and what every verb on a store takes."""
+    group = parser.add_argument_group("store")
+    group.add_argument("--store", metavar="KIND:PATH", help="overlayfs:/path or btrfs:/path")
+    group.add_argument("--color", choices=("auto", "always", "never"), default="auto")
+    group.add_argument(
+        "-v", "--verbose", "--verbosity", action="count", default=0, help="say more"
+    )
+
+
+def add_sandbox(parser: argparse.ArgumentParser) -> None:
+    """The sandbox's options."""
+    group = parser.add_argument_group("sandbox")
+    group.add_argument("--runtime", help="crun or runc; the best that works if not given")
+    flag = argparse.BooleanOptionalAction
+    group.add_argument("--fast-sync", action=flag, help="let sync calls return at once")
+    group.add_argument("--nested-userns", action=flag, help="let steps make user namespaces")
+    group.add_argument("--no-new-privileges", action="store_true", default=None)
+    group.add_argument("--ca-bundle", action=flag, help="offer the host's certificates")
+    group.add_argument("--keep-failed", action=flag, help="keep the root of a failed step")
+    group.add_argument("--parallel", type=int, metavar="N", help="steps at one time")
+    group.add_argument("--memory", type=size, metavar="SIZE", help="limit of each step")
+    group.add_argument("--cpus", type=float, metavar="N", help="limit of each step")
+    group.add_argument("--pids", type=int, metavar="N", help="limit of each step")
+    group.add_argument("--timeout", type=seconds, metavar="TIME", help="limit of each step")
+
+
+def add_spec(parser: argparse.ArgumentParser, *, context: bool) -> None:
+    """-f and the context."""
+    parser.add_argument("-f", "--file", metavar="SPEC", help="the spec; obuilder.spec if not given")
+    if context:
+        parser.add_argument("context", nargs="?", default=".", help="directory to copy files from")
+
+
+def settings(args: argparse.Namespace) -> Settings:
+    """What the options, the environment and the config files come to."""
+    names = FileConfig.__struct_fields__
+    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    return load(FileConfig(**given))
+
+
+def document(args: argparse.Namespace) -> Document:
+    """The spec that the options name. SpecError, UsageError."""
+    path = args.file or os.path.join(getattr(args, "context", "."), "obuilder.spec")
+    return parse(read_file(path, hint="name one with -f SPEC"), file=path)
+
+
+def read_file(path: str, *, hint: str | None = None) -> bytes:
+    """A whole file; - is standard input. UsageError."""
+    if path == "-":
+        return sys.stdin.buffer.read()
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise UsageError(f"can't read {path}: {error.strerror}", hint=hint) from error
+
+
+def secrets(given: list[str]) -> dict[str, bytes]:
+    """The values of --secret ID:FILE and --secret ID=env:VAR. UsageError."""
+    found: dict[str, bytes] = {}
+    for text in given:
+        name, sign, variable = text.partition("=env:")
+        if sign and ":" not in name:
+            if variable not in os.environ:
+                raise UsageError(f"the variable {variable} of the secret {name} is not set")
+            found[name] = os.environb[os.fsencode(variable)]
+            continue
+        name, colon, path = text.partition(":")
+        if not colon or not name or not path:
+            raise UsageError(f"{text!r} is no secret", hint="write --secret ID:FILE or ID=env:VAR")
+        found[name] = read_file(path)
+    return found
+
+

@@ -1,0 +1,49 @@
+"""`obuilder plan`: what a build would do. Nothing is run and nothing is made."""
+
+import argparse
+import sys
+
+import msgspec
+
+from obuilder.cli.options import add_spec, add_store, document, settings
+from obuilder.engine.cached import look
+from obuilder.plan.render import mermaid, text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
+    parser.add_argument("spec", nargs="?", help="the spec, in place of -f")
+    add_spec(parser, context=True)
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="every step with all that is in its key")
+    form.add_argument("--mermaid", action="store_true", help="a graph in Mermaid's syntax")
+    add_store(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plan."""
+    place(args)
+    plan, found = look(document(args).spec, args.context, settings(args))
+    if args.json:
+        steps = [
+            {"cached": step.key in found, **msgspec.to_builtins(step)}
+            for step in plan.steps.values()
+        ]
+        data = msgspec.json.encode({"version": 1, "result": plan.result, "steps": steps})
+        sys.stdout.buffer.write(msgspec.json.format(data, indent=2) + b"\n")
+        return 0
+    lines = mermaid(plan, found) if args.mermaid else text(plan, found)
+    sys.stdout.buffer.write("".join(f"{x}\n" for x in lines).encode("utf-8", "surrogateescape"))
+    return 0
+
+
+def place(args: argparse.Namespace) -> None:
+    """Take `plan FILE DIR` as well as `plan -f FILE DIR` and `plan DIR`."""
+    import os
+
+    if args.spec is None:
+        return
+    if args.file is None and os.path.isfile(args.spec):
+        args.file = args.spec
+    else:
+        args.context = args.spec

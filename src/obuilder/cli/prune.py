@@ -1,0 +1,43 @@
+"""`obuilder prune`."""
+
+import argparse
+import sys
+import time
+
+from obuilder.cli.options import add_sandbox, add_store, seconds, settings
+from obuilder.cli.session import in_session
+from obuilder.engine.builder import Builder
+from obuilder.engine.index import Record
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
+    parser.add_argument(
+        "--older-than", type=seconds, metavar="TIME", help="only what was not used for so long"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="at most so many")
+    parser.add_argument("--dry-run", action="store_true", help="say what would go")
+    add_store(parser)
+    add_sandbox(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Delete the least recently used results."""
+    before = None if args.older_than is None else time.time() - args.older_than
+    return pruned(args, before=before, limit=args.limit, dry_run=args.dry_run)
+
+
+def pruned(
+    args: argparse.Namespace, *, before: float | None, limit: int | None, dry_run: bool
+) -> int:
+    """Prune, and print what went."""
+
+    async def prune(builder: Builder) -> list[Record]:
+        return await builder.prune(before=before, limit=limit, dry_run=dry_run)
+
+    gone = in_session(settings(args), prune)
+    for record in gone:
+        line = f"{record.key[:12]}  {record.heading.partition(chr(10))[0]}\n"
+        sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape"))
+    sys.stdout.write(f"{'would delete' if dry_run else 'deleted'} {len(gone)}\n")
+    return 0

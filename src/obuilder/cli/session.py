@@ -1,0 +1,49 @@
+"""Running something with an open builder: the event loop, and signals that cancel it."""
+
+import signal
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import anyio
+
+from obuilder.engine.builder import Builder
+from obuilder.engine.settings import Settings
+
+T = TypeVar("T")
+
+
+class Cancelled(KeyboardInterrupt):
+    """SIGINT or SIGTERM came: exit status 130."""
+
+
+def in_session(settings: Settings, work: Callable[[Builder], Awaitable[T]]) -> T:
+    """What `work` returns, given an open builder. Cancelled by SIGINT and SIGTERM."""
+    return anyio.run(_main, settings, work)
+
+
+async def _main(settings: Settings, work: Callable[[Builder], Awaitable[T]]) -> T:
+    result: list[T] = []
+    failure: list[BaseException] = []
+    stopped = False
+
+    async def watch(scope: anyio.CancelScope) -> None:
+        nonlocal stopped
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            async for _ in signals:
+                stopped = True
+                scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        with anyio.CancelScope() as scope:
+            tasks.start_soon(watch, scope)
+            try:
+                async with Builder.open(settings) as builder:
+                    result.append(await work(builder))
+            except Exception as error:  # noqa: BLE001 # raised below, outside of the task group
+                failure.append(error)
+        tasks.cancel_scope.cancel()
+    if stopped:
+        raise Cancelled
+    if failure:
+        raise failure[0]
+    return result[0]

@@ -1,0 +1,98 @@
+"""Settings from the config file, the environment and the command line, in rising order."""
+
+import os
+
+import msgspec
+
+from obuilder.engine.settings import Settings
+from obuilder.errors import ConfigError
+from obuilder.values import Limits
+
+
+class FileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+    """What a config file may say. Sizes are bytes, times seconds."""
+
+    store: str | None = None
+    runtime: str | None = None
+    fast_sync: bool | None = None
+    nested_userns: bool | None = None
+    no_new_privileges: bool | None = None
+    ca_bundle: bool | None = None
+    keep_failed: bool | None = None
+    parallel: int | None = None
+    memory: int | None = None
+    cpus: float | None = None
+    pids: int | None = None
+    timeout: float | None = None
+    log: int | None = None
+
+
+def default_store() -> str:
+    """The store of who names none: the machine's for root, one's own else."""
+    if os.geteuid() == 0 and "OBUILDER_USERNS" not in os.environ:
+        return "overlayfs:/var/lib/obuilder"
+    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    return f"overlayfs:{data}/obuilder"
+
+
+def _files() -> list[str]:
+    named = os.environ.get("OBUILDER_CONFIG")
+    if named:
+        return [named]
+    own = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return ["/etc/obuilder/config.toml", f"{own}/obuilder/config.toml"]
+
+
+def _read(path: str) -> FileConfig | None:
+    try:
+        with open(path, "rb") as file:
+            text = file.read()
+    except FileNotFoundError:
+        if os.environ.get("OBUILDER_CONFIG") == path:
+            raise ConfigError(f"there is no config file {path}") from None
+        return None
+    except OSError as error:
+        raise ConfigError(f"can't read the config file {path}: {error.strerror}") from error
+    try:
+        return msgspec.toml.decode(text, type=FileConfig)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise ConfigError(f"the config file {path} is wrong: {error}") from error
+
+
+def _environment() -> FileConfig:
+    known = {field.encode_name.replace("-", "_") for field in msgspec.structs.fields(FileConfig)}
+    found = {}
+    for name, value in os.environ.items():
+        if name.startswith("OBUILDER_") and name[9:].lower() in known:
+            found[name[9:].lower().replace("_", "-")] = value
+    try:
+        return msgspec.convert(found, FileConfig, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"an OBUILDER_ variable is wrong: {error}") from error
+
+
+def load(given: FileConfig) -> Settings:
+    """The settings; `given` is what the command line says. ConfigError, UnknownBackend."""
+    layers = [config for path in _files() if (config := _read(path)) is not None]
+    layers += [_environment(), given]
+    merged: dict[str, object] = {}
+    for layer in layers:
+        merged.update(
+            (name, value)
+            for name, value in msgspec.structs.asdict(layer).items()
+            if value is not None
+        )
+    limits = Limits(
+        memory=_pick(merged, "memory"), cpus=_pick(merged, "cpus"), pids=_pick(merged, "pids"),
+        seconds=_pick(merged, "timeout"), log=_pick(merged, "log"),
+    )  # fmt: skip
+    merged.setdefault("store", default_store())
+    settings = msgspec.convert(merged, Settings)
+    settings = msgspec.structs.replace(settings, limits=limits.over(settings.limits))
+    settings.directory  # noqa: B018 # says at once what is wrong with the store's name
+    return settings
+
+
+def _pick(merged: dict[str, object], name: str) -> "int | None":
+    value = merged.pop(name, None)
+    return value  # type: ignore[return-value] # FileConfig has checked it
