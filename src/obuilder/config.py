@@ -94,5 +94,4 @@ def load(given: FileConfig) -> Settings:
 
 
 def _pick(merged: dict[str, object], name: str) -> "int | None":
-    value = merged.pop(name, None)
-    return value  # type: ignore[return-value] # FileConfig has checked it
+    return merged.pop(name, None)  # type: ignore[return-value] # FileConfig has checked it

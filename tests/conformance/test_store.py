@@ -4,7 +4,7 @@ Mounts are made in this process's own mount namespace, so they and the loop devi
 it, however it ends.
 """
 
-# ruff: noqa: ASYNC221, ASYNC222, ASYNC230, PT012 - a victim to kill, which is waited for at once
+# ruff: noqa: ASYNC221, ASYNC222, PT012 - a victim to kill, which is waited for at once
 
 import os
 import signal

@@ -78,5 +78,3 @@ def _build(
         return await builder.build(spec, context, secrets=values, sink=sink)
 
     return in_session(chosen, build)
-
-

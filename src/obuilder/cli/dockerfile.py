@@ -16,9 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the Dockerfile; what it can't say goes to standard error."""
-    text, warnings = to_dockerfile(
-        document(args).spec, buildkit=args.buildkit, escape=args.escape
-    )
+    text, warnings = to_dockerfile(document(args).spec, buildkit=args.buildkit, escape=args.escape)
     sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
     for warning in warnings:
         sys.stderr.write(f"warning: {warning.encode('utf-8', 'replace').decode()}\n")

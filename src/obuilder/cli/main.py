@@ -31,7 +31,7 @@ VERBS = {
 def _usage() -> str:
     lines = ["usage: obuilder VERB …", "", "verbs:"]
     lines += [f"  {name:12} {summary}" for name, summary in VERBS.items()]
-    return "\n".join([*lines, "", "obuilder VERB --help tells more.", ""])
+    return "\n".join([*lines, "", "obuilder VERB --help tells more."]) + "\n"
 
 
 def run(argv: list[str]) -> int:

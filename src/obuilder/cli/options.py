@@ -66,9 +66,7 @@ def add_store(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("store")
     group.add_argument("--store", metavar="KIND:PATH", help="overlayfs:/path or btrfs:/path")
     group.add_argument("--color", choices=("auto", "always", "never"), default="auto")
-    group.add_argument(
-        "-v", "--verbose", "--verbosity", action="count", default=0, help="say more"
-    )
+    group.add_argument("-v", "--verbose", "--verbosity", action="count", default=0, help="say more")
 
 
 def add_sandbox(parser: argparse.ArgumentParser) -> None:
@@ -134,5 +132,3 @@ def secrets(given: list[str]) -> dict[str, bytes]:
             raise UsageError(f"{text!r} is no secret", hint="write --secret ID:FILE or ID=env:VAR")
         found[name] = read_file(path)
     return found
-
-

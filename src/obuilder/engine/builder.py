@@ -27,7 +27,7 @@ from obuilder.engine.run import Runner
 from obuilder.engine.settings import Settings, parse_store
 from obuilder.engine.volumes import Volumes
 from obuilder.errors import ObuilderError, StoreDamaged, StoreError, UsageError
-from obuilder.plan.explain import record
+from obuilder.plan.explain import record as recorded
 from obuilder.plan.lower import lower
 from obuilder.plan.model import Base, Inputs, Plan
 from obuilder.spec.model import Spec
@@ -161,7 +161,7 @@ class Builder:
             plan, context, secrets, sink, keep_failed=self.settings.keep_failed,
         )  # fmt: skip
         result = await runner.run()
-        self._index.put_build(identity(directory), record(plan))
+        self._index.put_build(identity(directory), recorded(plan))
         if result.ran:
             await self.sync()
         return result

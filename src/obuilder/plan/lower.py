@@ -62,7 +62,7 @@ def wanted(spec: Spec) -> Wanted:
     bases: dict[str, None] = {}
     copies: list[ContextCopy] = []
 
-    def visit(spec: Spec, path: OpPath, outer: "dict[str, tuple[Spec, OpPath]]") -> None:
+    def visit(spec: Spec, path: OpPath, outer: "Scope") -> None:
         scope = _scope(spec, path, outer)
         bases.setdefault(spec.base)
         cwd = "/"
@@ -73,34 +73,26 @@ def wanted(spec: Spec) -> Wanted:
                 dst, into = _destination(op, cwd)
                 copies.append(ContextCopy((*path, index), op.src, dst, into, op.exclude))
             elif isinstance(op, Copy) and op.build is not None:
-                child, at = scope[op.build]
+                child, at, outside = scope[op.build]
                 if at not in seen:
                     seen.add(at)
-                    visit(child, at, _before(scope, at))
+                    visit(child, at, outside)
 
     seen: set[OpPath] = set()
     visit(spec, (), {})
     return Wanted(tuple(bases), tuple(copies))
 
 
-Scope = dict[str, tuple[Spec, OpPath]]
+Scope = dict[str, tuple[Spec, OpPath, "Scope"]]
+"""By name: a build, its place, and what its own ops see of its surroundings."""
 
 
 def _scope(spec: Spec, path: OpPath, outer: Scope) -> Scope:
     """The builds that a spec's ops see; a later one of a name hides an earlier one."""
     scope = dict(outer)
     for index, (name, child) in enumerate(spec.children):
-        scope[name] = (child, (*path, index))
+        scope = {**scope, name: (child, (*path, index), scope)}
     return scope
-
-
-def _before(scope: Scope, at: OpPath) -> Scope:
-    """What the build at `at` sees of its surroundings: nothing of itself or after it."""
-    return {
-        name: (child, path)
-        for name, (child, path) in scope.items()
-        if path < at[: len(path)] and len(path) <= len(at)
-    }
 
 
 def _destination(op: Copy, cwd: str) -> tuple[str, bool]:
@@ -191,10 +183,10 @@ class _Lowering:
         dst, into = _destination(op, cwd)
         stage: Key | None = None
         if op.build is not None:
-            child, path = scope[op.build]
+            child, path, outside = scope[op.build]
             stage = self.done.get(path)
             if stage is None:
-                stage, _ = self.stage(child, path, op.build, _before(scope, path))
+                stage, _ = self.stage(child, path, op.build, outside)
         return CopyAction(
             src=op.src, dst=dst, into=into, user=user, exclude=op.exclude, stage=stage,
             manifest=None if stage is not None else self.inputs.copies[at],

@@ -4,6 +4,8 @@ No recursion, so that depth costs memory only. Atoms are text in Python's file-s
 bytes that are not UTF-8 stay as lone surrogates.
 """
 
+from bisect import bisect_left
+
 from msgspec import Struct
 
 from obuilder.errors import SpecError
@@ -43,12 +45,20 @@ class Source:
 
     def __init__(self, text: bytes, file: str) -> None:
         self.text, self.file = text, file
+        self._ends: list[int] | None = None
 
     def span(self, start: int, end: int) -> Span:
         """The span of the bytes [start, end)."""
-        line_start = self.text.rfind(b"\n", 0, start) + 1
+        if self._ends is None:
+            ends, at = [], self.text.find(b"\n")
+            while at >= 0:
+                ends.append(at)
+                at = self.text.find(b"\n", at + 1)
+            self._ends = ends
+        line = bisect_left(self._ends, start)
+        line_start = self._ends[line - 1] + 1 if line else 0
         column = len(_decode(self.text[line_start:start])) + 1
-        return Span(start, end, self.text.count(b"\n", 0, start) + 1, column)
+        return Span(start, end, line + 1, column)
 
     def error(self, message: str, start: int, end: int, *, hint: str | None = None) -> SpecError:
         """An error at the bytes [start, end)."""
@@ -174,11 +184,14 @@ def skip_block_comment(source: Source, start: int) -> int:
 def _quoted(source: Source, start: int) -> tuple[Atom, int]:
     text, size, at = source.text, len(source.text), start + 1
     out = bytearray()
+    quote = -1
     while at < size:
-        quote, slash = text.find(b'"', at), text.find(b"\\", at)
+        if quote < at:
+            quote = text.find(b'"', at)
         if quote < 0:
             break
-        if slash < 0 or quote < slash:
+        slash = text.find(b"\\", at, quote)
+        if slash < 0:
             out += text[at:quote]
             return Atom(_decode(bytes(out)), start, quote + 1), quote + 1
         out += text[at:slash]

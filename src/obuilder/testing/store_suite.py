@@ -4,7 +4,7 @@ Derive a class whose name starts with Test from `StoreSuite` and give it a fixtu
 makes an `Opener` for an empty store; each call opens the same store anew.
 """
 
-# ruff: noqa: ASYNC230, PT012 - small files of a test, and contexts that are what is tested
+# ruff: noqa: PT012 - small files of a test, and contexts that are what is tested
 
 import os
 from collections.abc import Awaitable, Callable

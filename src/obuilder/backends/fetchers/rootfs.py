@@ -57,7 +57,7 @@ class RootfsFetcher:
         *,
         into: Root,
         idmap: IdMap,
-        output: Callable[[bytes], None],  # noqa: ARG002 # the protocol's
+        output: Callable[[bytes], None],  # the protocol's
     ) -> None:
         """Copy the directory. DigestMismatch if it changed since it was resolved."""
         from anyio import to_thread

@@ -106,7 +106,7 @@ class DirectoryStore(ABC):
     async def meta(self, key: Key) -> bytes:
         """See `Store`."""
         try:
-            with open(self.path("results", key, "meta"), "rb") as file:  # noqa: ASYNC230
+            with open(self.path("results", key, "meta"), "rb") as file:
                 return file.read()
         except FileNotFoundError:
             raise missing(key) from None

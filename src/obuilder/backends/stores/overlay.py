@@ -306,7 +306,7 @@ class OverlayStore(DirectoryStore):
 
     async def size(self, key: Key) -> int:
         """See `Store`."""
-        with suppress(FileNotFoundError), open(self.path("results", key, "size"), "rb") as file:  # noqa: ASYNC230
+        with suppress(FileNotFoundError), open(self.path("results", key, "size"), "rb") as file:
             return int(file.read())
         try:
             chain = self._chain("results", key)
