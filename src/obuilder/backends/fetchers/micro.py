@@ -64,7 +64,7 @@ class MicroFetcher:
         *,
         into: Root,
         idmap: IdMap,
-        output: Callable[[bytes], None],  # noqa: ARG002 # the protocol's
+        output: Callable[[bytes], None],  # the protocol's
     ) -> None:
         """Put the files. DigestMismatch if the host's busybox is another one by now."""
         from anyio import to_thread

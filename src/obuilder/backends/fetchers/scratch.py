@@ -23,9 +23,9 @@ class ScratchFetcher:
         base: Base,
         index: int,
         *,
-        into: Root,  # noqa: ARG002 # the protocol's
-        idmap: IdMap,  # noqa: ARG002
-        output: Callable[[bytes], None],  # noqa: ARG002
+        into: Root,  # the protocol's
+        idmap: IdMap,
+        output: Callable[[bytes], None],
     ) -> None:
         """Nothing to put. NotFound for a layer that the image does not have."""
         if not 0 <= index < len(base.layers):
