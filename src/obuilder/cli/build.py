@@ -1,6 +1,7 @@
 """`obuilder build`: the main job. A fully cached build never starts an event loop."""
 
 import argparse
+import os
 import sys
 
 from obuilder import events
@@ -30,13 +31,26 @@ def run(args: argparse.Namespace) -> int:
     values = secrets(args.secret)
     with screen(args) as sink:
         result = replay(spec, args.context, chosen, sink)
-        if result is None:
+        if result is None and _wants_live(args.progress):
+            # Only here: a fully cached build has no use for a live screen, and never loads it.
+            from obuilder.ui.live import LiveScreen
+            from obuilder.ui.messages import colour_wanted
+
+            with LiveScreen(sys.stdout, colour=colour_wanted(args.color, sys.stdout)) as live:
+                result = _build(spec, args.context, chosen, values, live)
+        elif result is None:
             result = _build(spec, args.context, chosen, values, sink)
     if args.progress in ("auto", "plain", "live"):
         sys.stdout.write(f'Got: "{result.key}"\n')
     elif args.progress == "quiet":
         sys.stdout.write(f"{result.key}\n")
     return 0
+
+
+def _wants_live(progress: str) -> bool:
+    if progress == "auto":
+        return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    return progress == "live"
 
 
 def screen(args: argparse.Namespace) -> "Screen":

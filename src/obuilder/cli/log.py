@@ -7,7 +7,7 @@ from obuilder.cli.options import add_store, settings
 from obuilder.cli.results import find, opened
 from obuilder.engine.logs import read_log
 from obuilder.errors import UsageError
-from obuilder.ui.plain import neutral
+from obuilder.ui.terminal import neutral
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

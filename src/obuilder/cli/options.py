@@ -20,7 +20,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise in place of exiting."""
-        raise UsageError(message, hint=f"see {self.prog} --help")
+        raise UsageError(message, hint=self._guess(message) or f"see {self.prog} --help")
+
+    def _guess(self, message: str) -> str | None:
+        unknown = message.partition("unrecognized arguments: ")[2].split()
+        if not unknown or not unknown[0].startswith("-"):
+            return None
+        from difflib import get_close_matches
+
+        known = [name for action in self._actions for name in action.option_strings]
+        close = get_close_matches(unknown[0].partition("=")[0], known, n=1)
+        return f"did you mean {close[0]}?" if close else None
 
 
 def parser_for(verb: str, module: ModuleType) -> Parser:

@@ -4,6 +4,8 @@ import sys
 from typing import BinaryIO
 
 from obuilder import events
+from obuilder.ui.terminal import Neutral, neutral
+from obuilder.values import Key
 
 _BLUE, _YELLOW, _PLAIN = b"\x1b[34m", b"\x1b[33m", b"\x1b[0m"
 
@@ -15,6 +17,7 @@ class PlainSink:
         """`guard` makes control bytes of steps visible in place of sending them to a terminal."""
         self._stream, self._colour, self._guard = stream, colour, guard
         self._at_start = True
+        self._streams: dict[Key, Neutral] = {}
 
     def __call__(self, event: events.Event) -> None:
         """Show one event."""
@@ -24,16 +27,30 @@ class PlainSink:
                     self._line(note, _BLUE)
                 self._line(event.heading, _BLUE)
             case events.Output():
-                self._write(neutral(event.data) if self._guard else event.data)
+                data = event.data
+                if self._guard:
+                    data = self._streams.setdefault(event.key, Neutral()).feed(data)
+                self._write(data)
             case events.StepCached():
+                self._end(event.key)
                 self._line(f'---> using "{event.key}" from cache', _YELLOW)
             case events.StepDone():
+                self._end(event.key)
                 self._line(f'---> saved as "{event.key}"', _YELLOW)
+            case events.StepEnded():
+                self._end(event.key)
             case events.Note():
                 self._line(event.text, _YELLOW if event.key else _BLUE)
             case _:
                 return
         self._stream.flush()
+
+    def _end(self, key: Key) -> None:
+        stream = self._streams.pop(key, None)
+        if stream is not None:
+            self._write(stream.end())
+            if self._colour:
+                self._stream.write(_PLAIN)  # a step's colour ends with it
 
     def _write(self, data: bytes) -> None:
         if data:
@@ -43,22 +60,12 @@ class PlainSink:
     def _line(self, text: str, colour: bytes) -> None:
         data = text.encode("utf-8", "surrogateescape")
         if self._guard:
-            data = neutral(data)
+            data = neutral(data, colours=False)
         if self._colour:
             data = colour + data + _PLAIN
         if not self._at_start:
             data = b"\n" + data
         self._write(data + b"\n")
-
-
-_SHOWN = {byte: b"^%c" % (byte + 64) for byte in range(32) if byte not in b"\t\n\r"} | {127: b"^?"}
-
-
-def neutral(data: bytes) -> bytes:
-    """Output that can't steer a terminal: control bytes but tab and line ends are shown as ^X."""
-    if not any(byte in _SHOWN for byte in data):
-        return data
-    return b"".join(_SHOWN.get(byte) or bytes((byte,)) for byte in data)
 
 
 def plain(colour: bool) -> PlainSink:

@@ -1,0 +1,54 @@
+"""The command-line page of the reference, made from the parsers: `python -m obuilder.cli.reference`."""
+
+import argparse
+import sys
+from importlib import import_module
+
+from obuilder.cli.main import VERBS
+from obuilder.cli.options import parser_for
+
+_HEAD = """# The command line
+
+Made from the program's own parsers by `python -m obuilder.cli.reference`; a test holds it to them.
+
+Exit statuses: 0 done, 1 a step failed, 2 the request or the spec is wrong, 3 a back end can't work
+here, 4 the store or the sandbox failed, 5 a base image could not be had, 130 cancelled.
+
+Settings come from `/etc/obuilder/config.toml`, `$XDG_CONFIG_HOME/obuilder/config.toml` (or the one
+file that `OBUILDER_CONFIG` names), `OBUILDER_*` variables and options; the later wins.
+"""
+
+
+def markdown() -> str:
+    """The page."""
+    lines = [_HEAD]
+    for verb, summary in VERBS.items():
+        parser = parser_for(verb, import_module(f"obuilder.cli.{verb}"))
+        lines += [f"## obuilder {verb}", "", f"{summary[0].upper()}{summary[1:]}.", ""]
+        rows = [_row(action) for action in parser._actions]  # noqa: SLF001 # argparse tells them no other way
+        lines += ["| option | meaning |", "|---|---|", *rows, ""]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _row(action: argparse.Action) -> str:
+    value = ""
+    if action.nargs != 0:
+        value = str(action.metavar or "")
+        if not value and action.choices is not None:
+            value = ",".join(map(str, action.choices))
+        value = value or action.dest.upper()
+    if not action.option_strings:
+        names = f"`{value}`"
+    else:
+        names = ", ".join(
+            f"`{name} {value}`" if value else f"`{name}`" for name in action.option_strings
+        )
+    text = "" if action.help is None or action.help == argparse.SUPPRESS else action.help
+    default = action.default
+    if default not in (None, False, [], argparse.SUPPRESS, 0):
+        text += f" (default: {' '.join(default) if isinstance(default, list) else default})"
+    return f"| {names} | {text.strip().replace('|', chr(92) + '|')} |"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(markdown())

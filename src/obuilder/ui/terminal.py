@@ -1,0 +1,47 @@
+"""What may reach a terminal: text, line ends, tabs and colours; whatever else steers is shown."""
+
+import re
+
+_SAFE = re.compile(rb"\x1b\[[0-9;:]*m")
+_STEERS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f]|\x1b|\xc2[\x80-\x9f]")
+_OPEN = re.compile(rb"(?:\x1b(?:\[[0-9;:]{0,32})?|\xc2)\Z")
+
+
+def neutral(data: bytes, *, colours: bool = True) -> bytes:
+    """Output that can't steer a terminal; with `colours`, SGR sequences stay."""
+    if _STEERS.search(data) is None:
+        return data
+    out, at = [], 0
+    for kept in _SAFE.finditer(data):
+        out.append(_STEERS.sub(_show, data[at : kept.start()]))
+        if colours:
+            out.append(kept.group())
+        at = kept.end()
+    out.append(_STEERS.sub(_show, data[at:]))
+    return b"".join(out)
+
+
+def _show(found: "re.Match[bytes]") -> bytes:
+    byte = found.group()
+    if len(byte) == 2:
+        return b"\\x%02x" % byte[1]
+    return b"^?" if byte == b"\x7f" else b"^%c" % (byte[0] + 64)
+
+
+class Neutral:
+    """`neutral` for a stream that comes in pieces: a sequence cut in two is put together."""
+
+    def __init__(self) -> None:
+        self._held = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """What may be shown by now."""
+        data = self._held + data
+        cut = _OPEN.search(data)
+        self._held = cut.group() if cut else b""
+        return neutral(data[: cut.start()] if cut else data)
+
+    def end(self) -> bytes:
+        """What was held back, at the end of the stream."""
+        held, self._held = self._held, b""
+        return neutral(held)
