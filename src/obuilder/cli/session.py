@@ -1,5 +1,6 @@
 """Running something with an open builder: the event loop, and signals that cancel it."""
 
+import os
 import signal
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -29,7 +30,10 @@ async def _main(settings: Settings, work: Callable[[Builder], Awaitable[T]]) -> 
     async def watch(scope: anyio.CancelScope) -> None:
         nonlocal stopped
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-            async for _ in signals:
+            async for number in signals:
+                if stopped and number == signal.SIGINT:
+                    # Asked twice: go now. What is left is the next builder's to put right.
+                    os._exit(130)
                 stopped = True
                 scope.cancel()
 

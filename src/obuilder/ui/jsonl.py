@@ -17,24 +17,17 @@ class JsonSink:
 
     def __call__(self, event: events.Event) -> None:
         """Write one event."""
-        self._stream.write(self._encoder.encode(_text(event)) + b"\n")
+        try:
+            line = self._encoder.encode(event)
+        except UnicodeEncodeError:
+            line = self._encoder.encode(_cleaned(event))
+        self._stream.write(line + b"\n")
         self._stream.flush()
 
 
-def _text(event: events.Event) -> object:
-    """Lone surrogates (bytes that are no text) can't stand in JSON: they become U+FFFD."""
-    return msgspec.to_builtins(event, str_keys=True) if _clean(event) else _cleaned(event)
-
-
-def _clean(event: events.Event) -> bool:
-    try:
-        repr(event).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _cleaned(event: events.Event) -> object:
+    """Lone surrogates (bytes that are no text) can't stand in JSON: they become question marks."""
+
     def walk(value: object) -> object:
         if isinstance(value, str):
             return value.encode("utf-8", "replace").decode()

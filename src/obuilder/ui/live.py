@@ -48,6 +48,8 @@ class LiveScreen:
     """
 
     def __init__(self, stream: TextIO, *, colour: bool) -> None:
+        self._running: dict[Key, _Running] = {}
+        self._total = self._finished = 0
         self._console = Console(file=stream, no_color=not colour, highlight=False)
         self._live = Live(
             console=self._console,
@@ -57,8 +59,6 @@ class LiveScreen:
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        self._running: dict[Key, _Running] = {}
-        self._total = self._finished = 0
 
     def __enter__(self) -> Self:
         """Get ready."""

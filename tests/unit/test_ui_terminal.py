@@ -1,0 +1,77 @@
+"""What a step writes can't steer the terminal of whoever watches."""
+
+import io
+
+import pytest
+
+from obuilder import events
+from obuilder.errors import SpecErrors, UsageError
+from obuilder.spec.decode import parse
+from obuilder.ui.jsonl import JsonSink
+from obuilder.ui.messages import render
+from obuilder.ui.plain import PlainSink
+from obuilder.ui.terminal import Neutral, neutral
+from obuilder.values import Key
+
+KEY = Key("a" * 64)
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        (b"plain \xc3\xa9\ttab\r\n", b"plain \xc3\xa9\ttab\r\n"),
+        (b"\x1b[31mred\x1b[0m", b"\x1b[31mred\x1b[0m"),
+        (b"\x1b]0;title\x07", b"^[]0;title^G"),
+        (b"\x1b[2J\x08\x7f", b"^[[2J^H^?"),
+        (b"\xc2\x9b2J", b"\\x9b2J"),
+    ],
+)
+def test_only_text_and_colours_pass(given: bytes, shown: bytes) -> None:
+    assert neutral(given) == shown
+
+
+def test_a_sequence_in_two_pieces_is_judged_whole() -> None:
+    stream = Neutral()
+    shown = [stream.feed(piece) for piece in (b"a\x1b", b"[3", b"1mb\x1b", b"[2Jc\xc2", b"\x9b")]
+    assert b"".join([*shown, stream.end()]) == b"a\x1b[31mb^[[2Jc\\x9b"
+
+
+def test_plain_output_is_raw_where_no_terminal_reads() -> None:
+    out = io.BytesIO()
+    sink = PlainSink(out, colour=False, guard=False)
+    sink(
+        events.StepStarted(key=KEY, stage="", heading="/: (run (shell x))", notes=("/: (env A b)",))
+    )
+    sink(events.Output(KEY, b"\x1b]0;t\x07no newline"))
+    sink(events.StepDone(key=KEY, seconds=1.0))
+    assert out.getvalue() == (
+        b"/: (env A b)\n/: (run (shell x))\n\x1b]0;t\x07no newline\n"
+        + f'---> saved as "{KEY}"\n'.encode()
+    )
+
+
+def test_json_is_a_line_for_each_event_whatever_the_bytes() -> None:
+    import msgspec
+
+    out = io.BytesIO()
+    sink = JsonSink(out)
+    sink(events.Output(KEY, b"\xff\n"))
+    sink(events.Note(text="odd \udcff"))
+    first, second, third = map(msgspec.json.decode, out.getvalue().splitlines())
+    assert first == {"event": "schema", "version": events.SCHEMA_VERSION}
+    assert second == {"event": "output", "key": KEY, "data": "/wo="}
+    assert third["text"].startswith("odd ")
+
+
+def test_a_spec_error_shows_its_place_under_a_caret() -> None:
+    with pytest.raises(SpecErrors) as caught:
+        parse(b"((from x)\n (rnu (shell y)))\n", file="f.spec")
+    lines = render(caught.value).splitlines()
+    assert lines[0].startswith("f.spec:2:")
+    assert lines[1] == "   (rnu (shell y)))"
+    assert lines[2].index("^") == lines[1].index("rnu")
+    assert "hint: did you mean 'run'?" in lines
+
+
+def test_a_hint_stands_after_a_blank_line() -> None:
+    assert render(UsageError("no", hint="yes")) == "error: no\n\nhint: yes\n"
