@@ -212,8 +212,8 @@ class Builder:
         """Delete a result and all that were made from it. How many."""
         first = self.record(prefix).key
         children: dict[Key | None, list[Key]] = {}
-        for record in self._index.records():
-            children.setdefault(record.base, []).append(record.key)
+        for row in self._index.records():
+            children.setdefault(row.base, []).append(row.key)
         doomed, ahead = [], [first]
         while ahead:
             key = ahead.pop()
