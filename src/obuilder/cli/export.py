@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         if kind == "directory":
             await export_directory(builder, args.id, os.path.abspath(path))
         elif kind == "tar":
-            with open(path, "wb") as file:  # noqa: ASYNC230 # nothing else runs in this loop
+            with open(path, "wb") as file:  # nothing else runs in this loop
                 await export_tar(builder, args.id, file)
         else:
             await export_tar(builder, args.id, sys.stdout.buffer)
