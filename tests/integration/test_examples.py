@@ -1,6 +1,6 @@
 """The examples build, and the second time everything comes from the cache."""
 
-import subprocess  # noqa: TID251 # a builder enters namespaces, which are for its process alone
+import subprocess  # a builder enters namespaces, which are for its process alone
 import sys
 import tempfile
 from pathlib import Path

@@ -1,7 +1,7 @@
 """What holds for the repository as a whole."""
 
 import re
-import subprocess  # noqa: TID251 # the scripts are no part of the program
+import subprocess  # the scripts are no part of the program
 from pathlib import Path
 
 import pytest

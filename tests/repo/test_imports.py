@@ -1,6 +1,6 @@
 """The cached path's modules import little: a build with nothing to do is over at once."""
 
-import subprocess  # noqa: TID251 # each import needs an interpreter of its own
+import subprocess  # each import needs an interpreter of its own
 import sys
 
 import pytest

@@ -2,7 +2,7 @@
 
 import io
 import os
-import subprocess  # noqa: TID251 # the made root is tried with the kernel's own chroot
+import subprocess  # the made root is tried with the kernel's own chroot
 import tarfile
 
 import anyio

@@ -151,7 +151,7 @@ class OciSandbox:
         return await self._run(root, command, output)
 
     async def enter(self, root: Root, command: Command) -> Exit:
-        """Run with this process's own terminal."""
+        """Run with this process's own terminal, or its own standard streams if that is none."""
         return await self._run(root, command, None)
 
     async def put(self, root: Root, tree: Manifest, source: Root, *, to: str, owner: User) -> None:
@@ -206,7 +206,7 @@ class OciSandbox:
         output: Callable[[bytes], None] | None,
     ) -> Exit:
         limits, name = command.limits, os.path.basename(bundle)
-        box = self._box(stack, bundle, _directory(root), command, terminal=output is None)
+        box = self._box(stack, bundle, _directory(root), command, terminal=output is None and os.isatty(0))
         _write(os.path.join(bundle, "config.json"), runtime_config(box), 0o600)
         leaf: Leaf | None = None
         if self._groups.limits:

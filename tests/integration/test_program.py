@@ -154,7 +154,8 @@ def test_killing_the_builder_leaves_nothing_that_the_next_one_minds(bench: Bench
     bench.spec('(run (shell "echo > /half; echo started; sleep 0; echo > /whole"))')
     bench.ok("build")
     assert os.listdir(os.path.join(bench.store, "drafts")) == []
-    assert bench.store not in open("/proc/mounts").read()
+    with open("/proc/mounts") as mounts:
+        assert bench.store not in mounts.read()
 
 
 def test_eight_processes_share_one_store_and_make_each_step_once(bench: Bench) -> None:
