@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 from obuilder.errors import BadImage, DigestMismatch
+from obuilder.plan.model import Layer
 from obuilder.system.files import InRoot, kept_xattr, remove_at, write_all
 from obuilder.values import IdMap
 
@@ -104,6 +105,21 @@ def unpack(file: BinaryIO, root: str, idmap: IdMap, note: Callable[[str], None])
         raise BadImage(f"can't unpack {what!r}: {error.strerror or error}") from error
     except (ValueError, OverflowError) as error:
         raise BadImage(f"can't unpack {what!r}: {error}") from error
+
+
+def unpack_blob(layer: Layer, root: str, idmap: IdMap, note: Callable[[str], None]) -> None:
+    """Unpack the file `layer.source`, whose content uncompressed must be of `layer.digest`."""
+    try:
+        file = open(layer.source, "rb")  # noqa: SIM115 # closed below
+    except OSError as error:
+        raise BadImage(f"can't read {layer.source}: {error.strerror}") from error
+    with file, decompressed(file) as content:
+        part = Part(content)
+        unpack(part, root, idmap, note)  # type: ignore[arg-type] # reads like one
+        try:
+            part.finish(layer.digest, layer.source)
+        except (EOFError, zlib.error, OSError) as error:
+            raise BadImage(f"{layer.source} is damaged: {error}") from error
 
 
 class _Member(tarfile.TarInfo):

@@ -28,10 +28,14 @@ def fetcher_for(name: str, stats: StatCache | None = None) -> Fetcher:
         from obuilder.backends.fetchers.tarball import TarFetcher
 
         return TarFetcher(stats)
+    elif kind == "oci":
+        from obuilder.backends.fetchers.layout import LayoutFetcher
+
+        return LayoutFetcher()
     raise NotFound(
         f"there is no image called {name!r} here",
-        hint="images can be: scratch, micro, rootfs:DIR, tar:FILE; any of them goes by a name "
-        "of your own after `obuilder image import NAME SOURCE`",
+        hint="images can be: scratch, micro, rootfs:DIR, tar:FILE, oci:DIR[:TAG]; any of them goes "
+        "by a name of your own after `obuilder image import NAME SOURCE`",
     )
 
 
