@@ -2,7 +2,7 @@
 
 import os
 import signal
-import subprocess  # noqa: TID251 # the program under test is a process
+import subprocess  # the program under test is a process
 import sys
 import time
 from pathlib import Path

@@ -206,7 +206,9 @@ class OciSandbox:
         output: Callable[[bytes], None] | None,
     ) -> Exit:
         limits, name = command.limits, os.path.basename(bundle)
-        box = self._box(stack, bundle, _directory(root), command, terminal=output is None and os.isatty(0))
+        box = self._box(
+            stack, bundle, _directory(root), command, terminal=output is None and os.isatty(0)
+        )
         _write(os.path.join(bundle, "config.json"), runtime_config(box), 0o600)
         leaf: Leaf | None = None
         if self._groups.limits:
