@@ -116,7 +116,7 @@ def test_steps_are_isolated(bench: Bench) -> None:
         '(run (shell "ip -o link | wc -l"))',
         '(run (shell "mknod /x b 7 0 2>/dev/null && echo made || echo refused"))',
         "(user (uid 1000) (gid 1000))",
-        '(run (shell "id -u; touch /etc/x 2>/dev/null || echo denied; (kill -9 $$) ; true"))',
+        '(run (shell "id -u; touch /etc/x 2>/dev/null || echo denied"))',
     )
     out = bench.ok("build")
     assert "1\n" in out
