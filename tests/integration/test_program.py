@@ -3,7 +3,7 @@
 import json
 import os
 import re
-import subprocess  # noqa: TID251 # the program under test is a process
+import subprocess  # the program under test is a process
 import sys
 import tempfile
 import time
