@@ -94,6 +94,30 @@ def test_an_inner_build_of_a_name_hides_the_outer_one() -> None:
     assert "(from outer)" not in headings
 
 
+def test_a_name_used_again_means_what_stood_before_each_use() -> None:
+    found = plan(
+        """((build x ((from one)))
+            (build y ((from a) (copy (from (build x)) (src f) (dst /f))))
+            (build x ((from two)))
+            (from a) (copy (from (build y)) (src f) (dst /f))
+            (copy (from (build x)) (src f) (dst /g)))"""
+    )
+    headings = [step.heading for step in found.steps.values()]
+    assert "(from one)" in headings
+    assert "(from two)" in headings
+
+
+def test_an_inner_build_may_copy_from_the_outer_one_whose_name_it_takes() -> None:
+    found = plan(
+        """((build x ((from one)))
+            (build y ((build x ((from two) (copy (from (build x)) (src f) (dst /f))))
+                      (from a) (copy (from (build x)) (src f) (dst /f))))
+            (from a) (copy (from (build y)) (src f) (dst /f)))"""
+    )
+    headings = [step.heading for step in found.steps.values()]
+    assert {"(from one)", "(from two)"} <= set(headings)
+
+
 def test_paths_are_normalised() -> None:
     assert normalise("/a//b/./../c/") == "/a/c"
     assert normalise("x", "/w") == "/w/x"

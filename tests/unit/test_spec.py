@@ -1,5 +1,8 @@
 """The spec language, from its own words."""
 
+import contextlib
+import time
+
 import pytest
 
 from obuilder.errors import SpecErrors
@@ -87,6 +90,24 @@ def test_the_reader_refuses(text: bytes) -> None:
 
 def test_depth_costs_no_stack() -> None:
     assert faults(b"(" * 100_000 + b")" * 100_000)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [b"(comment x)\n", b'(comment "a\\n")', b"(bad)\n", b'"\\x41\\x41"', b'#| " |# " |#\n', b"#;"],
+)
+def test_reading_takes_time_in_proportion(piece: bytes) -> None:
+    def work(count: int) -> float:
+        text = b'((from a) (env A "' + b"\\n\\x41" * count + b'")' + piece * count + b")"
+        best = 1e9
+        for _ in range(3):
+            began = time.process_time()
+            with contextlib.suppress(SpecErrors):
+                parse(text, file="t")
+            best = min(best, time.process_time() - began)
+        return best
+
+    assert work(8_000) < 24 * max(work(1_000), 0.005)
 
 
 @pytest.mark.parametrize(
