@@ -4,6 +4,7 @@ async with Builder.open(Settings(store="overlayfs:/path")) as builder:
     result = await builder.build(spec, context)
 """
 
+import math
 import os
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -142,6 +143,36 @@ class Builder:
             )
         )
         return result
+
+    @asynccontextmanager
+    async def stream(
+        self, spec: Spec, context: str, *, secrets: Mapping[str, bytes] | None = None
+    ) -> AsyncIterator[AsyncIterator[events.Event]]:
+        """A build as the stream of its events, the last a `BuildDone` or `BuildEnded`.
+
+        Leaving the context raises what `build` would have raised. Leaving it before the last
+        event cancels the build.
+        """
+        send, receive = anyio.create_memory_object_stream[events.Event](math.inf)
+        failed: list[ObuilderError] = []
+
+        async def build() -> None:
+            with send:
+                try:
+                    await self.build(spec, context, secrets=secrets, sink=send.send_nowait)
+                except ObuilderError as error:
+                    failed.append(error)
+
+        try:
+            with receive:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(build)
+                    yield receive
+                    tasks.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise _only(group) from None
+        if failed:
+            raise failed[0]
 
     async def _build(
         self, spec: Spec, directory: str, secrets: Mapping[str, bytes], sink: events.Sink
