@@ -84,6 +84,17 @@ def test_a_failing_step_says_what_happened_and_can_be_entered(bench: Bench) -> N
     assert key is not None
     found = bench.ok("shell", key[1].decode(), "cat", "/made")
     assert found == "partial\n"
+    assert bench.ok("log", key[1].decode()) == "oops\n"
+    bench.ok("clean")
+    assert os.listdir(os.path.join(bench.store, "logs")) == []
+
+
+def test_explain_names_the_input_that_changed(bench: Bench) -> None:
+    bench.spec("(env A 1)", '(run (shell "echo $A"))')
+    bench.ok("build")
+    assert "nothing differs" in bench.ok("explain")
+    bench.spec("(env A 2)", '(run (shell "echo $A"))')
+    assert "the variable A changed from '1' to '2'" in bench.ok("explain")
 
 
 def test_stages_copies_caches_and_secrets(bench: Bench) -> None:

@@ -191,8 +191,8 @@ class Builder:
             self._workshop, self._index, self._inflight, self._width, self._session,
             plan, context, secrets, sink, keep_failed=self.settings.keep_failed,
         )  # fmt: skip
-        result = await runner.run()
         self._index.put_build(identity(directory), recorded(plan))
+        result = await runner.run()
         if result.ran:
             await self.sync()
         return result

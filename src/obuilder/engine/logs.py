@@ -1,13 +1,15 @@
 """Logs of steps: raw bytes on disk, written once, followed by any process while they grow.
 
 While a step runs its log is `KEY.partial`; whoever holds the key's lock writes it. It becomes
-`KEY.log` just before the result is published, or `KEY.failed` when there is none.
+`KEY.log` just before the result is published. A failed attempt's log goes under the key of its kept
+root (`failed_key`), where `obuilder log` finds it by either key.
 """
 
 import base64
 import os
 from collections.abc import Callable, Iterable
 
+from obuilder.plan.keys import failed_key
 from obuilder.values import Key
 
 _CHUNK = 1 << 16
@@ -18,10 +20,10 @@ def _path(directory: str, key: Key, suffix: str) -> str:
 
 
 def read_log(directory: str, key: Key) -> bytes | None:
-    """The log of a result or, when there is none, of the last failed attempt."""
-    for suffix in ("log", "failed"):
+    """The log of a result or, when there is none, of the last failed attempt at it."""
+    for name in (key, failed_key(key)):
         try:
-            with open(_path(directory, key, suffix), "rb") as file:
+            with open(_path(directory, name, "log"), "rb") as file:
                 return file.read()
         except FileNotFoundError:
             continue
@@ -40,7 +42,7 @@ def replay_log(directory: str, key: Key, output: Callable[[bytes], None]) -> Non
 
 def remove_log(directory: str, key: Key) -> None:
     """Remove every log of a key that is no more."""
-    for suffix in ("log", "failed", "partial"):
+    for suffix in ("log", "partial"):
         try:
             os.unlink(_path(directory, key, suffix))
         except FileNotFoundError:
@@ -51,14 +53,14 @@ class LogFollower:
     """Reads another process's running log. The descriptor survives the rename at its end."""
 
     def __init__(self, directory: str, key: Key) -> None:
-        self._paths = [_path(directory, key, suffix) for suffix in ("partial", "log", "failed")]
+        self._path = _path(directory, key, "partial")
         self._fd: int | None = None
 
     def read(self) -> bytes:
         """What has come since the last call."""
         if self._fd is None:
             try:
-                self._fd = os.open(self._paths[0], os.O_RDONLY | os.O_CLOEXEC)
+                self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 return b""
         return b"".join(iter(lambda: os.read(self._fd or 0, _CHUNK), b""))
@@ -134,8 +136,7 @@ class LogWriter:
         self._end: list[bytes] = []
         self._end_size = 0
         self.tail = b""
-        self._at = "partial"
-        path = _path(directory, key, "partial")
+        self._partial = self._at = path = _path(directory, key, "partial")
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         try:
             self._fd = os.open(path, flags, 0o600)
@@ -168,40 +169,31 @@ class LogWriter:
             self._end_size -= len(piece)
             self._dropped += len(piece)
 
-    def _finish(self, suffix: str) -> None:
-        if self._at != "partial":  # the publishing failed after the log was done
-            self._move(suffix)
-            return
-        self._put(self._mask.flush())
-        if self._end:
-            if self._dropped:
-                _write_all(self._fd, b"\n[... %d bytes left out ...]\n" % self._dropped)
-            _write_all(self._fd, b"".join(self._end))
-        os.close(self._fd)
-        self._move(suffix)
-
-    def _move(self, suffix: str) -> None:
-        old = _path(self._directory, self._key, self._at)
-        os.rename(old, _path(self._directory, self._key, suffix))
-        self._at = suffix
+    def _finish(self, name: Key) -> None:
+        if self._at == self._partial:
+            self._put(self._mask.flush())
+            if self._end:
+                if self._dropped:
+                    _write_all(self._fd, b"\n[... %d bytes left out ...]\n" % self._dropped)
+                _write_all(self._fd, b"".join(self._end))
+            os.close(self._fd)
+        path = _path(self._directory, name, "log")
+        os.rename(self._at, path)
+        self._at = path
 
     def done(self) -> None:
         """The step succeeded: this is its log from now on."""
-        self._finish("log")
-        try:
-            os.unlink(_path(self._directory, self._key, "failed"))
-        except FileNotFoundError:
-            return
+        self._finish(self._key)
 
     def failed(self) -> None:
-        """The step failed: the log is kept until the next attempt or the next prune."""
-        self._finish("failed")
+        """The step failed, or its publishing did: the log is kept under the failed root's key."""
+        self._finish(failed_key(self._key))
 
     def discard(self) -> None:
         """The step was cancelled: nothing is kept."""
-        if self._at == "partial":
+        if self._at == self._partial:
             os.close(self._fd)
-        os.unlink(_path(self._directory, self._key, self._at))
+        os.unlink(self._at)
 
 
 def _write_all(fd: int, data: bytes) -> None:

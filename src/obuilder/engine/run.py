@@ -234,13 +234,13 @@ class Runner:
                             key=key, heading=step.heading, tail=lambda: log.tail,
                         )  # fmt: skip
                 except StepFailed as error:
+                    failed = self._record(step, failed_key(key), base, began, kind="failed")
+                    await store.delete(failed.key)
                     if self._keep_failed:
-                        other = failed_key(key)
-                        record = self._record(step, other, base, began, kind="failed")
-                        await store.delete(other)
-                        await draft.commit(_meta(record), key=other)
-                        self._index.add(record)
-                        error.hint = error.hint or f"look inside with: obuilder shell {other[:12]}"
+                        await draft.commit(_meta(failed), key=failed.key)
+                        hint = f"look inside with: obuilder shell {failed.key[:12]}"
+                        error.hint = error.hint or hint
+                    self._index.add(failed)
                     raise
                 record = self._record(step, key, base, began, kind=_kind(step))
                 log.done()
