@@ -3,6 +3,8 @@
 import gzip
 import io
 import os
+import random
+import subprocess
 import tarfile
 
 import anyio
@@ -11,9 +13,10 @@ import pytest
 from obuilder.backends.fetchers import fetcher_for
 from obuilder.backends.protocols import HostDir
 from obuilder.engine.inputs import drive
-from obuilder.errors import BadImage
+from obuilder.errors import BadImage, DigestMismatch, StoreFull
 from obuilder.oci.layers import decompressed, unpack
 from obuilder.oci.reference import host_platform
+from obuilder.system import linux
 from obuilder.values import IdMap
 
 SAME = IdMap(first=0, count=1 << 31) if os.geteuid() == 0 else IdMap(first=os.geteuid(), count=1)
@@ -158,14 +161,17 @@ def test_damaged_gzip(root):
         unpack(decompressed(io.BytesIO(data[:2000])), str(root), SAME, print)
 
 
-@pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_tar_images(tmp_path, pack):
-    packed = pack(archive(("etc/x", F, b"1"), ("y", H, "etc/x")))
+def zstd(data):
+    done = subprocess.run(["zstd", "-qc"], input=data, capture_output=True, check=True)
+    return done.stdout
+
+
+def fetch_tar(tmp_path, packed):
     (tmp_path / "image").write_bytes(packed)
     name = f"tar:{tmp_path / 'image'}"
     base = drive(fetcher_for(name).resolve(name, host_platform()))
     root = tmp_path / "r"
-    root.mkdir()
+    root.mkdir(exist_ok=True)
 
     async def run():
         await fetcher_for(name).fetch(
@@ -173,5 +179,59 @@ def test_tar_images(tmp_path, pack):
         )
 
     anyio.run(run)
+    return base
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd])
+def test_tar_images(tmp_path, pack):
+    packed = pack(archive(("etc/x", F, b"1"), ("y", H, "etc/x")))
+    base = fetch_tar(tmp_path, packed)
     assert base.digest.startswith("sha256:")
     assert os.path.samefile(tmp_path / "r/etc/x", tmp_path / "r/y")
+
+
+def test_a_tar_image_has_no_whiteouts(tmp_path):
+    fetch_tar(tmp_path, archive(("x", F, b"1"), (".wh.x", F, b"2"), (".wh..wh..opq", F, b"3")))
+    assert sorted(os.listdir(tmp_path / "r")) == [".wh..wh..opq", ".wh.x", "x"]
+    assert (tmp_path / "r/.wh.x").read_bytes() == b"2"
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd])
+def test_no_damage_makes_a_traceback(tmp_path, pack):
+    chance = random.Random(7)
+    whole = archive(
+        ("etc/" + "long" * 60, F, chance.randbytes(900)), ("y", S, "x" * 300), ("\xe9", D, "")
+    )
+    packed = pack(whole)
+    refused = 0
+    for _ in range(300):
+        data = bytearray(packed)
+        for _ in range(chance.randrange(1, 4)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        try:
+            fetch_tar(tmp_path, bytes(data[: chance.randrange(1, len(data) * 3)]))
+        except (BadImage, DigestMismatch):
+            refused += 1
+    assert refused > 50
+
+
+def test_a_chain_of_headers_is_refused(root):
+    info = tarfile.TarInfo("x")
+    info.pax_headers = {"comment": "x"}
+    header = info.tobuf(tarfile.PAX_FORMAT)[:1024]
+    with pytest.raises(BadImage):
+        unpack(io.BytesIO(header * 5000), str(root), SAME, print)
+
+
+@pytest.mark.needs("tmpfs")
+def test_a_full_store_is_called_full(tmp_path):
+    fs = linux.fsopen("tmpfs")
+    linux.fsconfig_string(fs, "size", "1m")
+    linux.fsconfig_create(fs)
+    mount = linux.fsmount(fs)
+    try:
+        with pytest.raises(StoreFull, match="'big'"):
+            put(f"/proc/self/fd/{mount}", ("big", F, bytes(3 << 20)))
+    finally:
+        os.close(mount)
+        os.close(fs)

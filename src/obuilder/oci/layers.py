@@ -12,10 +12,15 @@ import zlib
 from collections.abc import Callable
 from typing import BinaryIO
 
-from obuilder.errors import BadImage, DigestMismatch
+from obuilder.errors import BadImage, DigestMismatch, StoreFull
 from obuilder.plan.model import Layer
 from obuilder.system.files import InRoot, kept_xattr, remove_at, write_all
 from obuilder.values import IdMap
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 _DATA = 256 << 30
 """Bytes of content in one layer: more is a bomb."""
@@ -30,6 +35,9 @@ _BROKEN: tuple[type[Exception], ...] = (
     tarfile.InvalidHeaderError,  # type: ignore[attr-defined,unused-ignore]
     tarfile.TruncatedHeaderError,  # type: ignore[attr-defined,unused-ignore]
 )
+_DAMAGED = (EOFError, zlib.error, zstd.ZstdError, gzip.BadGzipFile)
+DAMAGED: tuple[type[Exception], ...] = (*_DAMAGED, OSError)
+"""What reading a damaged compressed stream raises."""
 _EXTENDED = (b"x", b"g", b"X", b"L", b"K")
 
 
@@ -68,19 +76,23 @@ def decompressed(file: BinaryIO | Part) -> BinaryIO:
     if head[:2] == b"\x1f\x8b":
         return gzip.GzipFile(fileobj=buffered)  # type: ignore[return-value] # reads like one
     if head == b"\x28\xb5\x2f\xfd":
-        if sys.version_info >= (3, 14):
-            from compression import zstd
-        else:
-            from backports import zstd
         return zstd.ZstdFile(buffered)  # type: ignore[no-any-return,return-value,unused-ignore]
     return buffered
 
 
-def unpack(file: BinaryIO, root: str, idmap: IdMap, note: Callable[[str], None]) -> None:
-    """Put the layer in the tar stream `file` over what is in `root`. BadImage.
+def unpack(
+    file: BinaryIO,
+    root: str,
+    idmap: IdMap,
+    note: Callable[[str], None],
+    *,
+    whiteouts: bool = True,
+) -> None:
+    """Put the layer in the tar stream `file` over what is in `root`. BadImage, StoreFull.
 
-    Whiteouts remove what is below; owners are shifted by `idmap`; devices are left out with a
-    note. Symlinks on the way are followed inside the root; `..` is refused.
+    Whiteouts remove what is below (without `whiteouts` their names are names like any other);
+    owners are shifted by `idmap`; devices are left out with a note. Symlinks on the way are
+    followed inside the root; `..` is refused.
     """
     what = ""
     try:
@@ -91,17 +103,19 @@ def unpack(file: BinaryIO, root: str, idmap: IdMap, note: Callable[[str], None])
                 errors="surrogateescape",
             ) as tar,
         ):  # fmt: skip
-            layer = _Layer(tar, inside, idmap, note)
+            layer = _Layer(tar, inside, idmap, note, whiteouts=whiteouts)
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined,unused-ignore] # else all stay in memory
                 what = member.name
                 layer.put(member)
             layer.finish()
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (*_DAMAGED, tarfile.TarError, RecursionError) as error:
         raise BadImage(f"the layer is damaged: {error}") from error
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(
+                f"no space left to unpack {what!r}", hint="`obuilder prune` makes room"
+            ) from error
         raise BadImage(f"can't unpack {what!r}: {error.strerror or error}") from error
     except (ValueError, OverflowError) as error:
         raise BadImage(f"can't unpack {what!r}: {error}") from error
@@ -118,7 +132,7 @@ def unpack_blob(layer: Layer, root: str, idmap: IdMap, note: Callable[[str], Non
         unpack(part, root, idmap, note)  # type: ignore[arg-type] # reads like one
         try:
             part.finish(layer.digest, layer.source)
-        except (EOFError, zlib.error, OSError) as error:
+        except DAMAGED as error:
             raise BadImage(f"{layer.source} is damaged: {error}") from error
 
 
@@ -149,8 +163,15 @@ def _parts(name: str) -> list[str]:
 
 class _Layer:
     def __init__(
-        self, tar: tarfile.TarFile, inside: InRoot, idmap: IdMap, note: Callable[[str], None]
+        self,
+        tar: tarfile.TarFile,
+        inside: InRoot,
+        idmap: IdMap,
+        note: Callable[[str], None],
+        *,
+        whiteouts: bool,
     ) -> None:
+        self._whiteouts = whiteouts
         self._tar, self._inside, self._idmap, self._note = tar, inside, idmap, note
         self._made: set[str] = set()
         self._times: dict[str, int] = {}
@@ -164,7 +185,7 @@ class _Layer:
                 self._dress(self._inside.fd, member)
             return
         name, parent = parts[-1], "/".join(parts[:-1])
-        if name.startswith(".wh."):
+        if self._whiteouts and name.startswith(".wh."):
             self._whiteout(parent, name)
             return
         at = os.dup(self._inside.directory(parent, make=self._parents))

@@ -59,7 +59,7 @@ class TarFetcher:
 
 
 def _unpack(layer: Layer, root: str, idmap: IdMap, note: Callable[[str], None]) -> None:
-    from obuilder.oci.layers import Part, decompressed, unpack
+    from obuilder.oci.layers import DAMAGED, Part, decompressed, unpack
 
     try:
         file = open(layer.source, "rb")  # noqa: SIM115 # closed below
@@ -67,5 +67,8 @@ def _unpack(layer: Layer, root: str, idmap: IdMap, note: Callable[[str], None]) 
         raise BadImage(f"can't read {layer.source}: {error.strerror}") from error
     with file:
         part = Part(file)
-        unpack(decompressed(part), root, idmap, note)
-        part.finish(layer.digest, layer.source)
+        try:
+            unpack(decompressed(part), root, idmap, note, whiteouts=False)
+            part.finish(layer.digest, layer.source)
+        except DAMAGED as error:
+            raise BadImage(f"can't read {layer.source}: {error}") from error
