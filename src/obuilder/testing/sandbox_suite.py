@@ -4,6 +4,7 @@ python -m obuilder.testing.sandbox_suite CHECK RUNTIME DIRECTORY
 """
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -221,6 +222,25 @@ async def killed_builder(bench: Bench) -> None:
     assert os.listdir(left) == []
 
 
+async def neighbours(bench: Bench) -> None:
+    """A store's recovery leaves other stores' steps alone, also those of a copy of itself."""
+    here = os.path.dirname(bench.root)
+    shutil.copytree(os.path.join(here, "store"), os.path.join(here, "copy"))
+    ended: list[Exit] = []
+
+    async def build() -> None:
+        ended.append(await bench.run("sleep 1; exit 5"))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(build)
+        await anyio.sleep(0.5)
+        for name in ("copy", "new"):
+            os.makedirs(os.path.join(here, name), exist_ok=True)
+            other = await OciSandbox.open(os.path.join(here, name), enter(), session="other")
+            await other.recover()
+    assert [found.status for found in ended] == [5]
+
+
 async def forever(bench: Bench) -> None:
     """Not a check: a step to be killed."""
     await bench.run("sleep 86421")
@@ -230,7 +250,7 @@ _ALL: dict[str, Callable[[Bench], Awaitable[None]]] = {
     check.__name__: check
     for check in (
         statuses, identity, networks, secrets, mounts, devices, init, limits, cancel, nesting,
-        fast_sync, hostile, killed_builder, forever,
+        fast_sync, hostile, killed_builder, neighbours, forever,
     )
 }  # fmt: skip
 CHECKS = [name for name in _ALL if name != "forever"]

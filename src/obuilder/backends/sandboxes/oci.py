@@ -52,6 +52,7 @@ class OciSandbox:
         self._directory, self._idmap, self._session = directory, idmap, session
         self._runtime, self._init, self._policy = runtime, init, policy
         self._groups = Hierarchies()
+        self._mark = f"{_MARK}{_identity(directory)}-"
         self._numbers = itertools.count()
         self._runs = os.path.join(directory, "run")
         # The runtime meets these as the step's root, who is nobody here: it may pass, not look.
@@ -170,18 +171,13 @@ class OciSandbox:
         from obuilder.system.sessions import alive
 
         def dead(name: str) -> bool:
-            return not alive(self._directory, name.removeprefix(_MARK).rpartition(".")[0])
+            return not alive(self._directory, name.rpartition(".")[0])
 
         mark = self._mark
         self._groups.sweep(lambda name: name.startswith(mark) and dead(name.removeprefix(mark)))
         for name in os.listdir(self._runs):
             if dead(name):
                 await anyio.to_thread.run_sync(_remove, os.path.join(self._runs, name))
-
-    @property
-    def _mark(self) -> str:
-        # Groups of all stores stand side by side: the store's inode tells them apart.
-        return f"{_MARK}{os.stat(self._directory).st_ino:x}-"
 
     async def _run(
         self, root: Root, command: Command, output: Callable[[bytes], None] | None
@@ -364,6 +360,27 @@ def _closed(directory: str, idmap: IdMap) -> str | None:
         if not os.stat(place).st_mode & 1:
             return place
     return None
+
+
+def _identity(directory: str) -> str:
+    """What tells this store's groups, which stand beside those of all others, from theirs.
+
+    A random name that stays with the store, and where the store is: a copy has the same name.
+    """
+    path = os.path.join(directory, "sandbox-id")
+    if not os.path.exists(path):
+        temporary = f"{path}.{os.urandom(8).hex()}"
+        _write(temporary, os.urandom(8).hex().encode(), 0o600)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            pass  # another process was the first
+        finally:
+            os.unlink(temporary)
+    with open(path, encoding="ascii") as stream:
+        name = stream.read()
+    place = os.stat(directory)
+    return f"{name}-{place.st_dev:x}-{place.st_ino:x}"
 
 
 def _remembered(path: str) -> object:
