@@ -291,11 +291,14 @@ def _make_root(path: str) -> None:
             os.lchown(os.path.join(folder, name), enter().to_disk(0), enter().to_disk(0))
 
 
-async def _sandbox(old: OciSandbox | None, policy: Policy, session: str = "one") -> OciSandbox:
+async def _sandbox(
+    old: OciSandbox | None, policy: Policy, session: str | None = None
+) -> OciSandbox:
     runtime, directory = sys.argv[2], os.path.join(sys.argv[3], "store")
-    tail = "" if old is None else "again"
+    # A name of its own, as real sessions have: other suites may run on this machine.
+    session = session or f"suite{os.getpid()}" + ("" if old is None else "again")
     return await OciSandbox.open(
-        directory, enter(), session=session + tail, runtime=runtime, policy=policy
+        directory, enter(), session=session, runtime=runtime, policy=policy
     )
 
 

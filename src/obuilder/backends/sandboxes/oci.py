@@ -224,11 +224,13 @@ class OciSandbox:
             if output is not None:
                 output(data)
 
+        # The runtime's own words, warnings too, are not the step's output.
+        said_file = os.path.join(bundle, "runtime.log")
         ended = await process.run(
             [
                 "setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", _JOIN, "sh",
                 " ".join(map(str, joiners)), self._runtime, "--root", os.path.join(bundle, "state"),
-                *self._options,
+                "--log", said_file, *self._options,
                 "run", "--pid-file", pid_file, "--bundle", bundle, name,
             ],
             output=None if output is None else heard,
@@ -237,7 +239,7 @@ class OciSandbox:
             kill=lambda: _kill(leaf, pid_file),
         )  # fmt: skip
         if not ended.timed_out and not os.access(pid_file, os.F_OK):
-            said = b"".join(first).decode(errors="replace").strip()
+            said = b"".join([*first, _read(said_file)]).decode(errors="replace").strip()
             raise SandboxError(
                 f"{os.path.basename(self._runtime)} could not start the step: {said}"
             )
@@ -410,3 +412,11 @@ def _remove(path: str) -> None:
 def _architecture(machine: str) -> str:
     names = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
     return names.get(machine, machine)
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return b""
