@@ -1,9 +1,18 @@
 """The command line: finds the verb, loads its module alone, and turns errors into exit statuses."""
 
+import gc
 import os
 import sys
 
-from obuilder.errors import ObuilderError
+# msgspec asks typing_extensions, where it is installed, for what typing has had since Python 3.11.
+# Loading that takes as long as a cached build: whoever else wants it loads it later.
+sys.modules["typing_extensions"] = None  # type: ignore[assignment] # "there is none"
+import msgspec  # noqa: E402, F401
+
+del sys.modules["typing_extensions"]
+gc.disable()  # a short run makes little garbage; a session (cli/session) turns it on again
+
+from obuilder.errors import ObuilderError  # noqa: E402
 
 VERBS = {
     "build": "build a spec",

@@ -33,6 +33,15 @@ class Parser(argparse.ArgumentParser):
         return f"did you mean {close[0]}?" if close else None
 
 
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    # argparse makes one for each option; left to itself, it loads shutil to ask for the width.
+    try:
+        columns = int(os.environ.get("COLUMNS") or os.get_terminal_size().columns)
+    except (OSError, ValueError):
+        columns = 100
+    return argparse.ArgumentDefaultsHelpFormatter(prog, width=max(columns - 2, 40))
+
+
 def parser_for(verb: str, module: ModuleType) -> Parser:
     """The parser of one verb."""
     from obuilder.cli.main import VERBS
@@ -41,7 +50,7 @@ def parser_for(verb: str, module: ModuleType) -> Parser:
         prog=f"obuilder {verb}",
         description=VERBS[verb],
         allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_formatter,
     )
     module.add_arguments(parser)
     return parser

@@ -1,5 +1,6 @@
 """Running something with an open builder: the event loop, and signals that cancel it."""
 
+import gc
 import os
 import signal
 from collections.abc import Awaitable, Callable
@@ -19,6 +20,7 @@ class Cancelled(KeyboardInterrupt):
 
 def in_session(settings: Settings, work: Callable[[Builder], Awaitable[T]]) -> T:
     """What `work` returns, given an open builder. Cancelled by SIGINT and SIGTERM."""
+    gc.enable()
     return anyio.run(_main, settings, work)
 
 

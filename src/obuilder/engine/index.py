@@ -59,6 +59,7 @@ class Record(msgspec.Struct, frozen=True):
     pinned: bool = False
 
 
+_USED_STEP = 60.0
 _COLUMNS = "key, kind, heading, stage, base, created, used, seconds, pinned"
 
 
@@ -202,10 +203,17 @@ class Index:
                 db.execute("INSERT OR REPLACE INTO aliases VALUES (?, ?)", (key, target))
 
     def touch(self, keys: Iterable[Key]) -> None:
-        """Note that these results were used now."""
+        """Note that these results were used now, to the minute: most looks then write nothing."""
         now = time.time()
-        with self._write() as db:
-            db.executemany("UPDATE results SET used = ? WHERE key = ?", [(now, k) for k in keys])
+        query = "SELECT used FROM results WHERE key = ?"
+        stale = [
+            (now, key)
+            for key in keys
+            if (row := self._db.execute(query, (key,)).fetchone()) and row[0] < now - _USED_STEP
+        ]
+        if stale:
+            with self._write() as db:
+                db.executemany("UPDATE results SET used = ? WHERE key = ?", stale)
 
     def pin(self, keys: Iterable[Key], *, pinned: bool) -> None:
         """Keep these from being pruned, or let them go."""

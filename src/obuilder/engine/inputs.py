@@ -13,9 +13,12 @@ from obuilder.errors import CopyError, UsageError
 from obuilder.oci.reference import host_platform
 from obuilder.plan.lower import ContextCopy, Wanted
 from obuilder.plan.model import Base, Inputs
-from obuilder.spec.ignore import IgnoreFile
 from obuilder.system.tree import Manifest, scan
 from obuilder.values import OpPath
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # most contexts have no such file
+    from obuilder.spec.ignore import IgnoreFile
 
 T = TypeVar("T")
 
@@ -66,15 +69,18 @@ class IndexStats:
             self._new = {}
 
 
-def read_ignore_file(context: str) -> IgnoreFile | None:
+def read_ignore_file(context: str) -> "IgnoreFile | None":
     """The context's `.obuilderignore`, parsed. UsageError if it can't be read."""
     try:
         with open(os.path.join(context, ".obuilderignore"), "rb") as file:
-            return IgnoreFile.parse(os.fsdecode(file.read()))
+            text = os.fsdecode(file.read())
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UsageError(f"can't read .obuilderignore: {error.strerror}") from error
+    from obuilder.spec.ignore import IgnoreFile
+
+    return IgnoreFile.parse(text)
 
 
 class Context:

@@ -5,7 +5,6 @@ While a step runs its log is `KEY.partial`; whoever holds the key's lock writes 
 root (`failed_key`), where `obuilder log` finds it by either key.
 """
 
-import base64
 import os
 from collections.abc import Callable, Iterable
 
@@ -82,6 +81,8 @@ class Mask:
     def __init__(self, values: Iterable[bytes]) -> None:
         needles: set[bytes] = set()
         for value in values:
+            import base64  # only where there is something to hide
+
             for part in (value, value.strip(), *value.splitlines()):
                 if len(part) >= 3:
                     needles.add(part)

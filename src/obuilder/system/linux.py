@@ -7,7 +7,6 @@ by machine stands. Every descriptor made here is close-on-exec.
 import ctypes
 import fcntl
 import os
-import platform
 import struct
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -165,4 +164,4 @@ def ioctl(fd: int, request: int, argument: bytes | int = 0) -> bytes | int:
 
 def machine() -> str:
     """The kernel's own name of the architecture."""
-    return platform.machine()
+    return os.uname().machine

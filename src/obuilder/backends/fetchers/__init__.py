@@ -1,11 +1,14 @@
 """Where base images come from: the form of an image's name says which fetcher has it."""
 
-from obuilder.backends.protocols import Fetcher, HostDir, Root
 from obuilder.errors import NotFound, Unsupported
-from obuilder.system.tree import StatCache
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the cached path resolves names, and meets no root
+    from obuilder.backends.protocols import Fetcher, Root
+    from obuilder.system.tree import StatCache
 
 
-def fetcher_for(name: str, stats: StatCache | None = None) -> Fetcher:
+def fetcher_for(name: str, stats: "StatCache | None" = None) -> "Fetcher":
     """The fetcher of images named like `name`; `stats` remembers digests of local files.
 
     NotFound, with all the forms there are, if no fetcher knows that form.
@@ -39,8 +42,10 @@ def fetcher_for(name: str, stats: StatCache | None = None) -> Fetcher:
     )
 
 
-def directory_of(root: Root) -> str:
+def directory_of(root: "Root") -> str:
     """The path of a root that files can be put into. Unsupported for other kinds."""
+    from obuilder.backends.protocols import HostDir
+
     if isinstance(root, HostDir):
         return root.path
     raise Unsupported(f"can't unpack an image into a {type(root).__name__}")

@@ -5,12 +5,14 @@ import os
 from collections.abc import Callable
 
 from obuilder.backends.fetchers import directory_of
-from obuilder.backends.protocols import Root
 from obuilder.errors import BackendUnavailable, DigestMismatch
 from obuilder.plan.model import Base, ImageConfig, Layer
-from obuilder.system.files import write_all
 from obuilder.system.tree import StatCache, settled, signature
 from obuilder.values import IdMap, Platform
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from obuilder.backends.protocols import Root
 
 _LAYOUT = b"micro 1\0"
 """Goes into the digest: change it with whatever this module puts beside the shell."""
@@ -62,7 +64,7 @@ class MicroFetcher:
         base: Base,
         index: int,
         *,
-        into: Root,
+        into: "Root",
         idmap: IdMap,
         output: Callable[[bytes], None],  # the protocol's
     ) -> None:
@@ -143,6 +145,8 @@ def _fill(root: str, layer: Layer, idmap: IdMap) -> None:
 
 
 def _write(path: str, content: bytes, mode: int, at: int, idmap: IdMap) -> None:
+    from obuilder.system.files import write_all
+
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=at)
     try:
         write_all(fd, content)
