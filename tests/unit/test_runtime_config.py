@@ -10,9 +10,10 @@ from obuilder.values import IdMap, UnixUser
 def config(**changes):
     options = {
         "root": "/r", "argv": ("a",), "cwd": "/", "user": UnixUser(1000, 100), "env": (("A", "1"),),
-        "hostname": "builder", "idmap": IdMap(5000, 65536), "machine": "x86_64",
+        "hostname": "builder", "idmap": IdMap(5000, 65536),
         "policy": Policy(), "host_network": False, "terminal": False, "init": "/i", "hosts": "/h",
         "resolv_conf": None, "ca_bundle": None, "binds": (), "open_files": (4096, 8192),
+        "seccomp": {"defaultAction": "SCMP_ACT_ERRNO"}, "seccomp_bpf": None,
     }  # fmt: skip
     return msgspec.json.decode(runtime_config(Box(**{**options, **changes})))
 
@@ -68,3 +69,10 @@ def test_syscalls():
     families = {rule["args"][0]["value"] for rule in rules("socket")}
     assert {1, 2, 10, 16} <= families
     assert not {17, 38, 40} & families
+
+
+def test_a_compiled_filter_goes_along_with_the_profile():
+    found = config(seccomp_bpf=b"\x00\xff")
+    assert found["annotations"] == {"run.oci.seccomp_bpf_data": "AP8="}
+    assert found["linux"]["seccomp"] == {"defaultAction": "SCMP_ACT_ERRNO"}
+    assert config()["annotations"] == {}

@@ -210,6 +210,9 @@ class Sandbox(Protocol):
     async def recover(self) -> None:
         """End and remove what dead sessions left: containers, cgroups, scratch."""
 
+    async def close(self) -> None:
+        """Let go of what is kept from one step to the next."""
+
 
 class Fetcher(Protocol):
     """Turns names of one kind into layers of files."""

@@ -104,6 +104,7 @@ class Builder:
                 index.release([session.name])
                 index.close()
                 with anyio.CancelScope(shield=True):
+                    await sandbox.close()
                     await store.close()
         finally:
             session.close()

@@ -1,12 +1,12 @@
 """A command and a policy, written as an OCI runtime's config.json. Pure: the caller makes files."""
 
+from base64 import b64encode
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from obuilder.oci.seccomp import filter_for
 from obuilder.values import IdMap, UnixUser
 
 INIT = "/dev/.init"
@@ -65,7 +65,6 @@ class Box(Struct, frozen=True, kw_only=True):
     env: tuple[tuple[str, str], ...]
     hostname: str
     idmap: IdMap
-    machine: str
     policy: Policy
     host_network: bool
     terminal: bool
@@ -74,29 +73,33 @@ class Box(Struct, frozen=True, kw_only=True):
     resolv_conf: str | None
     ca_bundle: str | None
     binds: tuple[Bind, ...]
+    seccomp: dict[str, Any]
+    """The profile; see `filter_for`."""
+    seccomp_bpf: bytes | None
+    """The same, compiled, for a runtime that takes it (crun)."""
     open_files: tuple[int, int]
     """This process's own soft and hard limit of open files: more can't be given without power."""
 
 
 def runtime_config(box: Box) -> bytes:
     """The configuration's JSON."""
+    annotations = {}
+    if box.seccomp_bpf is not None:
+        annotations["run.oci.seccomp_bpf_data"] = b64encode(box.seccomp_bpf).decode()
     return msgspec.json.encode(
         {
             "ociVersion": "1.0.2",
             "process": _process(box),
             "root": {"path": box.root, "readonly": False},
             "hostname": box.hostname,
+            "annotations": annotations,
             "mounts": _mounts(box),
             "linux": {
                 "namespaces": _namespaces(box),
                 **_mappings(box.idmap, box.user),
                 "maskedPaths": _MASKED,
                 "readonlyPaths": _READ_ONLY,
-                "seccomp": filter_for(
-                    box.machine,
-                    nested_userns=box.policy.nested_userns,
-                    fast_sync=box.policy.fast_sync,
-                ),
+                "seccomp": box.seccomp,
             },
         }
     )

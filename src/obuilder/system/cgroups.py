@@ -42,14 +42,12 @@ class Hierarchies:
         else:
             self.limits = frozenset(names[c] for c in self._places if c in names)
 
-    def leaf(
-        self, name: str, *, memory: int | None, cpus: float | None, pids: int | None
-    ) -> "Leaf":
-        """A new, empty group. OSError."""
+    def leaf(self, name: str) -> "Leaf":
+        """A new, empty group without limits. OSError."""
         roots = dict(self._places) if self._v2 is None else {"": self._v2}
         leaf = Leaf(name, roots, unified=self._v2 is not None)
         try:
-            leaf.make(memory, cpus, pids)
+            leaf.make()
         except BaseException:
             leaf.remove()
             raise
@@ -80,11 +78,18 @@ class Leaf:
             except FileNotFoundError:
                 continue
 
-    def make(self, memory: int | None, cpus: float | None, pids: int | None) -> None:
-        """Make the directories and set the limits."""
+    def make(self) -> None:
+        """Make the directories."""
         for root in self._roots.values():
             os.mkdir(self._name, 0o755, dir_fd=root)
         self.open()
+        if "devices" in self._fds:
+            self._set("devices", "devices.deny", "a")
+            for device in _DEVICES:
+                self._set("devices", "devices.allow", device)
+
+    def limit(self, *, memory: int | None, cpus: float | None, pids: int | None) -> None:
+        """Set limits: bytes, cores' worth of time, processes. OSError."""
         quota = None if cpus is None else max(1000, int(cpus * _PERIOD))
         if self._unified:
             self._set("", "memory.max", memory)
@@ -99,10 +104,6 @@ class Leaf:
         self._set("pids", "pids.max", pids)
         self._set("cpu", "cpu.cfs_period_us", None if quota is None else _PERIOD)
         self._set("cpu", "cpu.cfs_quota_us", quota)
-        if "devices" in self._fds:
-            self._set("devices", "devices.deny", "a")
-            for device in _DEVICES:
-                self._set("devices", "devices.allow", device)
 
     def joiners(self) -> list[int]:
         """Descriptors to which a process writes 0 to join. The caller closes them."""

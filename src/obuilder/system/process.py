@@ -58,42 +58,34 @@ async def run(
     program itself is killed, when time is up or the caller is cancelled, to end what hangs on
     it. OSError if it can't be started.
     """
-    child, pipe = _start(argv, env, pass_fds, piped=output is not None)
-    finished = False
-    try:
-        pidfd = os.pidfd_open(child.pid)
-        try:
-            with anyio.move_on_after(timeout):
-                await _follow(pidfd, pipe, output)
-                finished = True
-        finally:
-            if not finished:
-                _end(child, kill)
-                with anyio.CancelScope(shield=True), anyio.move_on_after(_PATIENCE):
-                    await anyio.wait_readable(pidfd)
-            os.close(pidfd)
-        if not finished and output is not None and pipe is not None:
-            _drain(pipe, output)
-    finally:
-        if child.poll() is None:
-            _end(child, kill)
-            child.wait(_PATIENCE)
-        if pipe is not None:
-            os.close(pipe)
-    return Ended(status=_status(child.returncode), timed_out=not finished)
+    started = start(argv, env=env, pass_fds=pass_fds, terminal=output is None)
+    return await started.finish(output, timeout=timeout, kill=kill)
 
 
-def _start(
-    argv: Sequence[str], env: Mapping[str, str] | None, pass_fds: Sequence[int], *, piped: bool
-) -> tuple["subprocess.Popen[bytes]", int | None]:
-    if not piped:
-        return subprocess.Popen(argv, env=env, pass_fds=pass_fds), None
+def start(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+    held: bool = False,
+    terminal: bool = False,
+) -> "Started":
+    """Start a program; `finish` or `discard` has to follow. OSError.
+
+    `held`: its standard input stays open until `Started.release`, so that it can wait there;
+    else it is at its end from the start. `terminal`: it has this process's own streams.
+    """
+    if terminal:
+        return Started(subprocess.Popen(argv, env=env, pass_fds=pass_fds), None, None)
     reader, writer = os.pipe2(os.O_CLOEXEC)
+    waiting = gate = None
     try:
         os.set_blocking(reader, False)
+        if held:
+            waiting, gate = os.pipe2(os.O_CLOEXEC)
         child = subprocess.Popen(
             argv,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL if waiting is None else waiting,
             stdout=writer,
             stderr=writer,
             env=env,
@@ -102,10 +94,75 @@ def _start(
         )
     except BaseException:
         os.close(reader)
+        if gate is not None:
+            os.close(gate)
         raise
     finally:
         os.close(writer)
-    return child, reader
+        if waiting is not None:
+            os.close(waiting)
+    return Started(child, reader, gate)
+
+
+class Started:
+    """A program that runs."""
+
+    def __init__(
+        self, child: "subprocess.Popen[bytes]", pipe: int | None, gate: int | None
+    ) -> None:
+        self._child, self._pipe, self._gate = child, pipe, gate
+
+    def release(self) -> None:
+        """Send a line to a held program, then the end of its input. BrokenPipeError if it ended."""
+        if self._gate is not None:
+            try:
+                os.write(self._gate, b"\n")
+            finally:
+                os.close(self._gate)
+                self._gate = None
+
+    def discard(self) -> None:
+        """End a program that nobody needs."""
+        self._child.kill()
+        self._child.wait(_PATIENCE)
+        self._close()
+
+    async def finish(
+        self,
+        output: Callable[[bytes], None] | None,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - reported, not raised
+        kill: Callable[[], None] | None = None,
+    ) -> Ended:
+        """Follow it to its end; see `run`."""
+        child, pipe = self._child, self._pipe
+        finished = False
+        try:
+            pidfd = os.pidfd_open(child.pid)
+            try:
+                with anyio.move_on_after(timeout):
+                    await _follow(pidfd, pipe, output)
+                    finished = True
+            finally:
+                if not finished:
+                    _end(child, kill)
+                    with anyio.CancelScope(shield=True), anyio.move_on_after(_PATIENCE):
+                        await anyio.wait_readable(pidfd)
+                os.close(pidfd)
+            if not finished and output is not None and pipe is not None:
+                _drain(pipe, output)
+        finally:
+            if child.poll() is None:
+                _end(child, kill)
+                child.wait(_PATIENCE)
+            self._close()
+        return Ended(status=_status(child.returncode), timed_out=not finished)
+
+    def _close(self) -> None:
+        for fd in (self._pipe, self._gate):
+            if fd is not None:
+                os.close(fd)
+        self._pipe = self._gate = None
 
 
 async def _follow(pidfd: int, pipe: int | None, output: Callable[[bytes], None] | None) -> None:

@@ -7,6 +7,7 @@ list with commas, or `all`) naming the capability, it fails instead, so that a m
 have it can't hide that it has not. Import `pytest_runtest_setup` into a conftest.py to use it.
 """
 
+import ctypes
 import functools
 import os
 import shutil
@@ -38,11 +39,21 @@ def probe(capability: str) -> str | None:
         )
     if capability in ("crun", "runc", "runsc", "newuidmap", "mmdebstrap", "skopeo"):
         return _program(capability)
+    if capability == "libseccomp":
+        return _library("libseccomp.so.2")
     raise ValueError(f"nobody knows how to probe {capability!r}")
 
 
 def _program(name: str) -> str | None:
     return None if shutil.which(name) else f"{name} is not installed"
+
+
+def _library(name: str) -> str | None:
+    try:
+        ctypes.CDLL(name)
+    except OSError as error:
+        return str(error)
+    return None
 
 
 def _attempt_namespaces() -> str | None:

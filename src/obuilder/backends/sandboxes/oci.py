@@ -1,6 +1,5 @@
 """Steps run by an OCI runtime, crun or runc, always in a user namespace."""
 
-import itertools
 import os
 import resource
 from collections.abc import Callable
@@ -11,11 +10,15 @@ import anyio
 import msgspec
 
 from obuilder.backends.protocols import Command, Exit, Features, HostDir, Root
+from obuilder.backends.sandboxes.cells import Cell, Cells
 from obuilder.backends.sandboxes.mountpoints import MountPoints
 from obuilder.errors import BackendUnavailable, SandboxError, Unsupported
+from obuilder.oci.bpf import compiled
 from obuilder.oci.runtime_config import Bind, Box, Policy, runtime_config
+from obuilder.oci.seccomp import filter_for
 from obuilder.system import linux, process
-from obuilder.system.cgroups import Hierarchies, Leaf
+from obuilder.system.cgroups import Hierarchies
+from obuilder.system.files import remove_tree
 from obuilder.system.tree import Manifest
 from obuilder.values import IdMap, Platform, UnixUser, User
 
@@ -30,8 +33,8 @@ _BUNDLES = (
     "/etc/ssl/ca-bundle.pem",
     "/etc/ssl/cert.pem",
 )
-_JOIN = 'n=$1; shift; for fd in $n; do echo 0 > "/proc/self/fd/$fd" || exit 125; done; exec "$@"'
 _MARK = "obuilder-"
+_SAID = "runtime.log"
 
 
 class OciSandbox:
@@ -53,12 +56,17 @@ class OciSandbox:
         self._runtime, self._init, self._policy = runtime, init, policy
         self._groups = Hierarchies()
         self._mark = f"{_MARK}{_identity(directory)}-"
-        self._numbers = itertools.count()
         self._runs = os.path.join(directory, "run")
         # The runtime meets these as the step's root, who is nobody here: it may pass, not look.
         os.makedirs(self._runs, mode=0o711, exist_ok=True)
         for place in (directory, self._runs):
             os.chmod(place, os.stat(place).st_mode | 0o111)  # noqa: S103 - passing is not reading
+        self._seccomp = filter_for(
+            linux.machine(), nested_userns=policy.nested_userns, fast_sync=policy.fast_sync
+        )
+        # For crun alone: others know only the profile.
+        self._seccomp_bpf = compiled(self._seccomp, folder=directory) if self._is_crun else None
+        self._cells = Cells(self._runs, session, self._groups, self._mark, self._command_line)
         self.features = Features(
             users=not idmap.single,
             networks=frozenset({"host"}),
@@ -125,7 +133,7 @@ class OciSandbox:
         except SandboxError as error:
             return error.message
         finally:
-            _remove(place)
+            remove_tree(place)
         if ended.status != 0:
             return b"".join(said).decode(errors="replace").strip()
         temporary = os.path.join(self._runs, f"{self._session}.json")
@@ -177,45 +185,32 @@ class OciSandbox:
         self._groups.sweep(lambda name: name.startswith(mark) and dead(name.removeprefix(mark)))
         for name in os.listdir(self._runs):
             if dead(name):
-                await anyio.to_thread.run_sync(_remove, os.path.join(self._runs, name))
+                await anyio.to_thread.run_sync(remove_tree, os.path.join(self._runs, name))
+
+    async def close(self) -> None:
+        """See `Sandbox`."""
+        self._cells.close()
 
     async def _run(
         self, root: Root, command: Command, output: Callable[[bytes], None] | None
     ) -> Exit:
-        name = f"{self._session}.{next(self._numbers)}"
-        bundle = os.path.join(self._runs, name)
-        os.mkdir(bundle, 0o711)
         try:
-            with ExitStack() as stack:
-                return await self._step(stack, bundle, root, command, output)
+            with self._cells.cell(terminal=output is None) as cell, ExitStack() as stack:
+                return await self._step(stack, cell, root, command, output)
         except OSError as error:
             raise SandboxError(f"the step could not be started: {error}") from error
-        finally:
-            _remove(bundle)
 
     async def _step(
         self,
         stack: ExitStack,
-        bundle: str,
+        cell: Cell,
         root: Root,
         command: Command,
         output: Callable[[bytes], None] | None,
     ) -> Exit:
-        limits, name = command.limits, os.path.basename(bundle)
-        box = self._box(
-            stack, bundle, _directory(root), command, terminal=output is None and os.isatty(0)
-        )
+        bundle, terminal = cell.bundle, output is None and os.isatty(0)
+        box = self._box(stack, bundle, _directory(root), command, terminal=terminal)
         _write(os.path.join(bundle, "config.json"), runtime_config(box), 0o600)
-        leaf: Leaf | None = None
-        if self._groups.limits:
-            leaf = self._groups.leaf(
-                self._mark + name, memory=limits.memory, cpus=limits.cpus, pids=limits.pids
-            )
-            stack.callback(leaf.remove)
-        joiners = leaf.joiners() if leaf else []
-        for fd in joiners:
-            stack.callback(os.close, fd)
-        pid_file = os.path.join(bundle, "pid")
         first: list[bytes] = []
 
         def heard(data: bytes) -> None:
@@ -224,35 +219,36 @@ class OciSandbox:
             if output is not None:
                 output(data)
 
-        # The runtime's own words, warnings too, are not the step's output.
-        said_file = os.path.join(bundle, "runtime.log")
-        ended = await process.run(
-            [
-                "setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", _JOIN, "sh",
-                " ".join(map(str, joiners)), self._runtime, "--root", os.path.join(bundle, "state"),
-                "--log", said_file, *self._options,
-                "run", "--pid-file", pid_file, "--bundle", bundle, name,
-            ],
-            output=None if output is None else heard,
-            pass_fds=joiners,
-            timeout=limits.seconds,
-            kill=lambda: _kill(leaf, pid_file),
-        )  # fmt: skip
-        if not ended.timed_out and not os.access(pid_file, os.F_OK):
-            said = b"".join([*first, _read(said_file)]).decode(errors="replace").strip()
+        started = cell.start(command.limits, terminal=output is None)
+        if output is not None:
+            self._cells.prepare()
+        ended = await cell.finish(started, command.limits, None if output is None else heard)
+        if not ended.timed_out and not os.access(os.path.join(bundle, "pid"), os.F_OK):
+            words = b"".join([*first, _read(os.path.join(bundle, _SAID))])
+            said = words.decode(errors="replace").strip()
             raise SandboxError(
                 f"{os.path.basename(self._runtime)} could not start the step: {said}"
             )
-        return Exit(
-            status=ended.status,
-            timed_out=ended.timed_out,
-            out_of_memory=leaf is not None and leaf.out_of_memory(),
-        )
+        return ended
+
+    def _command_line(self, bundle: str) -> list[str]:
+        def inside(name: str) -> str:
+            return os.path.join(bundle, name)
+
+        # The runtime's own words, warnings too, are not the step's output.
+        return [
+            self._runtime, "--root", inside("state"), "--log", inside(_SAID), *self._options,
+            "run", "--pid-file", inside("pid"), "--bundle", bundle, os.path.basename(bundle),
+        ]  # fmt: skip
+
+    @property
+    def _is_crun(self) -> bool:
+        return os.path.basename(self._runtime).startswith("crun")
 
     @property
     def _options(self) -> list[str]:
         # The groups are ours: crun leaves them alone, runc forgives what it may not make.
-        if os.path.basename(self._runtime).startswith("crun"):
+        if self._is_crun:
             return ["--cgroup-manager=disabled"]
         return [] if self._groups.limits else ["--rootless=true"]
 
@@ -301,7 +297,6 @@ class OciSandbox:
             env=command.env,
             hostname=command.hostname,
             idmap=self._idmap,
-            machine=linux.machine(),
             policy=self._policy,
             host_network=host_network,
             terminal=terminal,
@@ -310,20 +305,10 @@ class OciSandbox:
             resolv_conf=resolv,
             ca_bundle=next((p for p in _BUNDLES if os.path.exists(p)), None) if offered else None,
             binds=tuple(binds),
+            seccomp=self._seccomp,
+            seccomp_bpf=self._seccomp_bpf,
             open_files=resource.getrlimit(resource.RLIMIT_NOFILE),
         )
-
-
-def _kill(leaf: Leaf | None, pid_file: str) -> None:
-    """End a step at once: its group, or its PID 1, whose end is that of all below."""
-    if leaf is not None:
-        leaf.kill()
-        return
-    try:
-        with open(pid_file, encoding="ascii") as stream:
-            os.kill(int(stream.read()), 9)
-    except (OSError, ValueError):
-        return  # not started yet, or gone: the runtime's own end is the rest
 
 
 def _directory(root: Root) -> str:
@@ -401,12 +386,6 @@ def _write(path: str, data: bytes, mode: int) -> None:
             stream.write(data)
     finally:
         os.close(fd)
-
-
-def _remove(path: str) -> None:
-    import shutil
-
-    shutil.rmtree(path, ignore_errors=True)
 
 
 def _architecture(machine: str) -> str:
