@@ -29,7 +29,7 @@ class FileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
 
 def default_store() -> str:
     """The store of who names none: the machine's for root, one's own else."""
-    if os.geteuid() == 0 and "OBUILDER_USERNS" not in os.environ:
+    if os.geteuid() == 0:
         return "overlayfs:/var/lib/obuilder"
     data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
     return f"overlayfs:{data}/obuilder"

@@ -65,6 +65,7 @@ class Runner:
         self._directory = workshop.store.directory
         self._ready = {key: anyio.Event() for key in plan.steps}
         self._actual: dict[Key, Key] = {}
+        self._manifests: dict[Key, Manifest] = {}
         self._ran = 0
 
     async def run(self) -> Result:
@@ -123,15 +124,14 @@ class Runner:
         for need in step.needs:
             await self._ready[need].wait()
         base = None if step.base is None else self._actual[step.base]
-        manifest = await self._manifest(step)
-        key = effective(step, base, None if manifest is None else manifest.digest)
+        key = effective(step, base, await self._content(step))
         self._begin(step, key)
         began = time.monotonic()
         if self._index.find([key], session=self._session):
             self._replay(key)
             cached = True
         else:
-            cached = await self._make(step, key, base, manifest, began)
+            cached = await self._make(step, key, base, began)
         self._index.alias(step.key, key)
         self._actual[step.key] = key
         self._ready[step.key].set()
@@ -141,11 +141,9 @@ class Runner:
             self._ran += 1
             self._sink(events.StepDone(key=key, seconds=time.monotonic() - began))
 
-    async def _make(
-        self, step: Step, key: Key, base: Key | None, manifest: Manifest | None, began: float
-    ) -> bool:
+    async def _make(self, step: Step, key: Key, base: Key | None, began: float) -> bool:
         async def make(making: Making) -> None:
-            await self._own(step, key, base, manifest, making)
+            await self._own(step, key, base, making)
 
         def ended(code: str, message: str) -> None:
             seconds = time.monotonic() - began
@@ -163,12 +161,30 @@ class Runner:
             raise
         return making.cached
 
-    async def _manifest(self, step: Step) -> Manifest | None:
+    async def _content(self, step: Step) -> str | None:
+        """The digest of what a copy copies; None for other actions.
+
+        A result never changes, so what was found in one is remembered for as long as it lives.
+        """
         action = step.action
         if not isinstance(action, CopyAction):
             return None
         if action.stage is None:
+            return self._context.at(step.op).digest
+        source = self._actual[action.stage]
+        selection = msgspec.msgpack.encode((action.src, action.into, action.exclude))
+        known = self._index.manifest(source, selection)
+        if known is None:
+            manifest = self._manifests[step.key] = await self._manifest(step, action)
+            known = manifest.digest
+            self._index.put_manifest(source, selection, known)
+        return known
+
+    async def _manifest(self, step: Step, action: CopyAction) -> Manifest:
+        if action.stage is None:
             return self._context.at(step.op)
+        if step.key in self._manifests:
+            return self._manifests.pop(step.key)
         async with self._workshop.store.view(self._actual[action.stage]) as root:
             if not isinstance(root, HostDir):
                 raise CopyError("this store's results can't be copied from")
@@ -180,9 +196,7 @@ class Runner:
                 )
             )  # fmt: skip
 
-    async def _own(
-        self, step: Step, key: Key, base: Key | None, manifest: Manifest | None, making: Making
-    ) -> None:
+    async def _own(self, step: Step, key: Key, base: Key | None, making: Making) -> None:
         """Make `key`, or follow the process that is making it, as the holder of its lock."""
         lock = KeyLock(self._directory, key)
         if not lock.try_acquire():
@@ -201,13 +215,11 @@ class Runner:
                 making.cached = True
                 return
             async with self._width:
-                await self._attempt(step, key, base, manifest, making)
+                await self._attempt(step, key, base, making)
         finally:
             lock.release()
 
-    async def _attempt(
-        self, step: Step, key: Key, base: Key | None, manifest: Manifest | None, making: Making
-    ) -> None:
+    async def _attempt(self, step: Step, key: Key, base: Key | None, making: Making) -> None:
         began = time.monotonic()
         action, store = step.action, self._workshop.store
         mask = Mask(
@@ -221,7 +233,7 @@ class Runner:
                     if isinstance(action, LayerAction):
                         await self._workshop.layer(action, draft, log.write)
                     elif isinstance(action, CopyAction):
-                        assert manifest is not None
+                        manifest = await self._manifest(step, action)
                         source = (
                             self._context.directory
                             if action.stage is None

@@ -5,14 +5,13 @@ by machine stands. Every descriptor made here is close-on-exec.
 """
 
 import ctypes
-import fcntl
 import os
 import struct
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
-_OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _FSPICK = 428, 429, 430, 431, 432, 433
+_OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 428, 429, 430, 431, 432
 _OPENAT2, _MOUNT_SETATTR = 437, 442
 
 AT_FDCWD = -100
@@ -22,16 +21,14 @@ OPEN_TREE_CLONE = 1
 MOVE_MOUNT_F_EMPTY_PATH = 0x4
 
 MOUNT_ATTR_RDONLY = 0x1
-MOUNT_ATTR_NOSUID = 0x2
 MOUNT_ATTR_NODEV = 0x4
 
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_RDONLY, MS_NOSUID, MS_NODEV = 1, 2, 4
 MS_REMOUNT, MS_BIND, MS_REC = 0x20, 0x1000, 0x4000
-MS_PRIVATE, MS_SLAVE = 1 << 18, 1 << 19
+MS_SLAVE = 1 << 19
 MNT_DETACH = 2
 
 CLONE_NEWNS = 0x00020000
-CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUSER = 0x10000000
 
 RESOLVE_NO_MAGICLINKS = 0x02
@@ -39,12 +36,9 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 
-FICLONE = 0x40049409
-
-_FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_SET_FD = 0, 1, 5
-_FSCONFIG_CMD_CREATE, _FSCONFIG_CMD_RECONFIGURE = 6, 7
-_FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = _FSPICK_CLOEXEC = 1
-_FSPICK_EMPTY_PATH = 8
+_FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING = 0, 1
+_FSCONFIG_CMD_CREATE = 6
+_FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = 1
 
 
 def _call(number: int, *arguments: object) -> int:
@@ -109,11 +103,6 @@ def fsopen(kind: str) -> int:
     return _call(_FSOPEN, kind.encode(), _FSOPEN_CLOEXEC)
 
 
-def fspick(path: str) -> int:
-    """fspick(2): a context in which a mounted file system is configured anew."""
-    return _call(_FSPICK, AT_FDCWD, os.fsencode(path), _FSPICK_CLOEXEC)
-
-
 def fsconfig_flag(fs: int, name: str) -> None:
     """Set an option without a value."""
     _call(_FSCONFIG, fs, _FSCONFIG_SET_FLAG, name.encode(), None, 0)
@@ -127,11 +116,6 @@ def fsconfig_string(fs: int, name: str, value: str) -> None:
 def fsconfig_create(fs: int) -> None:
     """Make the file system as configured."""
     _call(_FSCONFIG, fs, _FSCONFIG_CMD_CREATE, None, None, 0)
-
-
-def fsconfig_reconfigure(fs: int) -> None:
-    """Apply what was set to the mounted file system."""
-    _call(_FSCONFIG, fs, _FSCONFIG_CMD_RECONFIGURE, None, None, 0)
 
 
 def fsmount(fs: int, attributes: int = 0) -> int:
@@ -155,11 +139,6 @@ def openat2(path: str | bytes, flags: int, *, at: int, resolve: int, mode: int =
 def syncfs(fd: int) -> None:
     """syncfs(2)."""
     _check(_libc.syncfs(ctypes.c_int(fd)))
-
-
-def ioctl(fd: int, request: int, argument: bytes | int = 0) -> bytes | int:
-    """ioctl(2), by way of fcntl."""
-    return fcntl.ioctl(fd, request, argument)
 
 
 def machine() -> str:

@@ -47,11 +47,6 @@ def enter() -> IdMap:
     return idmap
 
 
-def cgroup_root() -> str:
-    """Where the machine's own hierarchy of cgroups is seen by this process."""
-    return _ORIGINAL_CGROUP if os.path.isdir(f"{_ORIGINAL_CGROUP}/unified") else _CGROUP
-
-
 def _forbidden(error: OSError) -> BackendUnavailable:
     if os.geteuid() == 0:
         hint = "root needs CAP_SYS_ADMIN: in a container, start it with --privileged"
