@@ -3,16 +3,17 @@
 import gc
 import os
 import sys
+from typing import NoReturn
 
-# msgspec asks typing_extensions, where it is installed, for what typing has had since Python 3.11.
-# Loading that takes as long as a cached build: whoever else wants it loads it later.
-sys.modules["typing_extensions"] = None  # type: ignore[assignment] # "there is none"
-import msgspec  # noqa: E402, F401
+if "typing_extensions" not in sys.modules:
+    # msgspec asks it, where it is installed, for what typing has had since Python 3.11. Loading it
+    # takes as long as all else that a cached build loads: whoever wants it loads it later.
+    sys.modules["typing_extensions"] = None  # type: ignore[assignment] # "there is none"
+    import msgspec  # noqa: F401
 
-del sys.modules["typing_extensions"]
-gc.disable()  # a short run makes little garbage; a session (cli/session) turns it on again
+    del sys.modules["typing_extensions"]
 
-from obuilder.errors import ObuilderError  # noqa: E402
+from obuilder.errors import ObuilderError
 
 VERBS = {
     "build": "build a spec",
@@ -73,8 +74,9 @@ def run(argv: list[str]) -> int:
     return status
 
 
-def main() -> None:
-    """The `obuilder` program."""
+def main() -> NoReturn:
+    """The `obuilder` program: ends the process."""
+    gc.disable()  # a short run makes little garbage; a session turns it on again
     status = 0
     try:
         status = run(sys.argv[1:])
@@ -95,10 +97,13 @@ def main() -> None:
         place = f": {error.filename}" if error.filename else ""
         complain(StoreError(f"{error.strerror or error}{place}"))
         status = StoreError.exit_status
-    if status == 141:
-        # Whoever read us is gone: nothing more can be said, not even by the interpreter.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    sys.exit(status)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            continue  # whoever read it is gone
+    # All is closed by now: the interpreter's own end would only take its time.
+    os._exit(status)
 
 
 if __name__ == "__main__":
