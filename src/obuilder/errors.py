@@ -36,7 +36,10 @@ class UsageError(ObuilderError):
 
 
 class SpecError(UsageError):
-    """A fault in a build spec, with its place. `span` is None when there is no one place."""
+    """A fault in a build spec, with its place. `span` is None when there is no one place.
+
+    `excerpt` is the line (or what fits of it) before the place, at it, and after it.
+    """
 
     code = "spec"
 
@@ -47,12 +50,12 @@ class SpecError(UsageError):
         hint: str | None = None,
         span: Span | None = None,
         file: str = "",
-        line_text: str = "",
+        excerpt: tuple[str, str, str] = ("", "", ""),
     ) -> None:
         super().__init__(message, hint=hint)
         self.span = span
         self.file = file
-        self.line_text = line_text
+        self.excerpt = excerpt
 
 
 class SpecErrors(SpecError):
@@ -65,7 +68,7 @@ class SpecErrors(SpecError):
             hint=first.hint,
             span=first.span,
             file=first.file,
-            line_text=first.line_text,
+            excerpt=first.excerpt,
         )
         self.errors = errors
 

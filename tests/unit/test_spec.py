@@ -60,6 +60,13 @@ def faults(text: bytes | str) -> list[str]:
         (b'(a #| "|#" |# b)', ["a", "b"]),
         (b"(#; #; a b c)", ["c"]),
         (b"(a) ; the end", ["a"]),
+        (b"\xef\xbb\xbf(a)", ["a"]),
+        (b"#; (a) (b) #; c", ["b"]),
+        (b"(a#;b\n)", ["a#"]),
+        (b"(a\x0bb)", ["a\x0bb"]),
+        (b"(a ; \r no end of line here\n b)", ["a", "b"]),
+        (b'("a\rb" "a\r\nb")', ["a\rb", "a\r\nb"]),
+        (b'(a "" "b""c")', ["a", "", "b", "c"]),
         (rb'("\n\t\r\b\\\"\'")', ["\n\t\r\b\\\"'"]),
         (rb'("\065\x41")', ["AA"]),
         (rb'("\255")', ["\udcff"]),
@@ -81,7 +88,7 @@ def test_the_reader_reads(text: bytes, expected: object) -> None:
     [
         b"", b"  ; nothing\n", b"(a", b"a)", b"(a) (b)", b"(a) b", b'("abc', b"(#; )", b"#; a",
         b"(a\rb)", b"(a#|b)", b"(a|#b)", b"(|# a)", b"(#| a)", b'(#| " |# a)', rb'("\25")',
-        rb'("\256")', rb'("\xg0")', b"\xef\xbb\xbf(a)",
+        rb'("\256")', rb'("\xg0")', rb'("\x4")', b"(a \xef\xbb\xbf\r)", b"(a #; #; b)",
     ],
 )  # fmt: skip
 def test_the_reader_refuses(text: bytes) -> None:
@@ -179,9 +186,15 @@ def test_capitalised_forms(capital: str, small: str) -> None:
         ("((from a) x)", "must be a list"),
         ("((from a) ())", "not ()"),
         ("((from a b))", "exactly one"),
-        ("((From a))", "write (from"),
+        ("((From a))", "write (from …) in small letters"),
+        ("((Build x ((from a))) (from b))", "write (build …) in small letters"),
+        ("(from a)", "not one operation"),
+        ("((build x (from a)) (from b))", "not one operation"),
+        ("FROM debian\nRUN make", "a spec is a list, not the word 'FROM'"),
+        ("((from a)) (run (shell x))", "here begins another"),
         ("((from a) (WORKDIR x))", "unknown operation"),
-        ("((from a) (run ((shell x))))", "not with a list"),
+        ("((from a) (run ((shell x))))", "without more parentheses"),
+        ("((from a) (copy ((src x) (dst y))))", "without more parentheses"),
         ("((from a) (Run (shell x)))", "must be a list"),
         ("((from a) (run))", "needs its command"),
         ("((from a) (run (shell a b)))", "one string"),
@@ -194,7 +207,14 @@ def test_capitalised_forms(capital: str, small: str) -> None:
         ("((from a) (env A=B c))", "can't be empty or hold ="),
         ("((from a) (user (gid 1)))", "a user is"),
         ("((from a) (user (uid -1) (gid 1)))", "from 0 to"),
-        ("((from a) (user (uid 4294967296) (gid 1)))", "from 0 to"),
+        ("((from a) (user (uid 4294967295) (gid 1)))", "from 0 to 4294967294"),
+        ("((from a) (user (uid 4611686018427387904) (gid 1)))", "from 0 to"),
+        ("((from a) (user (uid _1) (gid 1)))", "whole number"),
+        ("((from a) (user (uid 0_x1) (gid 1)))", "whole number"),
+        ("((from a) (user (uid 0x) (gid 1)))", "whole number"),
+        ("((from a) (user (uid 08_9a) (gid 1)))", "whole number"),
+        ("((from a) (user (uid 1.0) (gid 1)))", "whole number"),
+        ('((from a) (workdir "a\\000b"))', "can't hold NUL"),
         ("((from a) (copy (src) (dst x)))", "no source items"),
         ("((from a) (copy (src a b) (dst x)))", "must end with /"),
         ("((from a) (copy (src ../a) (dst x)))", "can't use .."),
@@ -217,9 +237,52 @@ def test_all_faults_are_told_at_once_each_with_its_place() -> None:
     assert first.span is not None
     assert (first.span.line, first.span.column) == (2, 3)
     assert first.hint == "did you mean 'run'?"
-    assert first.line_text == " (rn (shell x))"
+    assert first.excerpt == (" (", "rn", " (shell x))")
     assert second.span is not None
     assert (second.span.line, second.span.column) == (3, 8)
+
+
+def test_what_hides_no_other_fault_is_told_with_it() -> None:
+    assert faults(
+        """((from a b)
+            (user (uid x) (gid y))
+            (run (cache (c (target rel)) (d (target /proc))) (limits (cpus no) (time 1y)) (shell a b))
+            (copy (from (build q)) (src ../a b) (dst x)))"""
+    ) == [
+        "(from …) takes exactly one argument, here are 2",
+        "the uid must be a whole number, not 'x'",
+        "the gid must be a whole number, not 'y'",
+        "the target of a cache must be an absolute path",
+        "the target of a cache can't be /proc",
+        "the limit cpus must be a positive number",
+        "the limit time must be a positive number, with a unit if you like: s, m, h, d",
+        "the command of run is one string, here are 2",
+        "unknown build 'q'",
+        "can't use .. in source paths, as in '../a'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("10", 10), ("+10", 10), ("0x1F", 31), ("0X1f", 31), ("0o17", 15), ("0b101", 5), ("0u9", 9),
+     ("1_000", 1000), ("1__0_", 10), ("4294967294", 4294967294)],
+)  # fmt: skip
+def test_numbers_are_read_as_ocaml_does(text: str, value: int) -> None:
+    assert spec(f"((from a) (user (uid {text}) (gid 0)))").ops == (SetUser(UnixUser(value, 0)),)
+
+
+def test_places_count_characters_however_long_the_line() -> None:
+    for text, column in (
+        ("((from a) (comment é) (rn))", 24),
+        ("((from a) (comment " + "日本" * 5_000 + ") (rn))", 10_023),
+        ("((from a) " + "(comment é) " * 9_000 + "(rn))", 108_012),
+    ):
+        with pytest.raises(SpecErrors) as caught:
+            parse(text.encode(), file="t")
+        assert caught.value.span is not None
+        assert caught.value.span.column == column
+        assert caught.value.excerpt[1] == "rn"
+        assert sum(map(len, caught.value.excerpt)) < 200
 
 
 def test_builds_see_what_stands_before_them() -> None:

@@ -73,5 +73,30 @@ def test_a_spec_error_shows_its_place_under_a_caret() -> None:
     assert "hint: did you mean 'run'?" in lines
 
 
+@pytest.mark.parametrize(
+    ("text", "shown", "caret"),
+    [
+        ("\t(rn)", "  \t(rn)", "  \t ^^"),
+        ('"日本é" (rn)', '  "日本é" (rn)', "           ^^"),
+        ("\x1b[2J (rn)", "  ^[[2J (rn)", "         ^^"),
+        ("\udcff (rn)", "  \\xff (rn)", "        ^^"),
+        ("e\u0301 (rn)", "  e\u0301 (rn)", "     ^^"),
+        ("\u202e (rn)", "  \\u202e (rn)", "          ^^"),
+    ],
+)
+def test_the_caret_stands_right_whatever_stands_before_it(
+    text: str, shown: str, caret: str
+) -> None:
+    with pytest.raises(SpecErrors) as caught:
+        parse(f"((from x)\n{text})".encode("utf-8", "surrogateescape"), file="f.spec")
+    lines = render(caught.value).splitlines()
+    at = next(index for index, line in enumerate(lines) if "'rn'" in line)
+    assert lines[at + 1 : at + 3] == [shown + ")", caret]
+
+
+def test_a_message_can_not_steer_the_terminal() -> None:
+    assert "\x1b" not in render(UsageError("\x1b[2J", hint="\x9b"))
+
+
 def test_a_hint_stands_after_a_blank_line() -> None:
     assert render(UsageError("no", hint="yes")) == "error: no\n\nhint: yes\n"

@@ -23,6 +23,7 @@ from obuilder.plan.model import (
 from obuilder.spec.encode import heading
 from obuilder.spec.model import Comment, Copy, Env, Op, Run, SetUser, Shell, Spec, Workdir
 from obuilder.spec.sexp import quote
+from obuilder.spec.stages import Stage, needed
 from obuilder.values import ROOT, Key, OpPath, User
 
 DEFAULT_SHELL = ("/usr/bin/env", "bash", "-c")
@@ -61,38 +62,16 @@ def wanted(spec: Spec) -> Wanted:
     """The base images and context copies of every stage that the result needs."""
     bases: dict[str, None] = {}
     copies: list[ContextCopy] = []
-
-    def visit(spec: Spec, path: OpPath, outer: "Scope") -> None:
-        scope = _scope(spec, path, outer)
-        bases.setdefault(spec.base)
+    for stage in needed(spec):
+        bases.setdefault(stage.spec.base)
         cwd = "/"
-        for index, op in enumerate(spec.ops):
+        for index, op in enumerate(stage.spec.ops):
             if isinstance(op, Workdir):
                 cwd = normalise(op.path, cwd)
             elif isinstance(op, Copy) and op.build is None:
                 dst, into = _destination(op, cwd)
-                copies.append(ContextCopy((*path, index), op.src, dst, into, op.exclude))
-            elif isinstance(op, Copy) and op.build is not None:
-                child, at, outside = scope[op.build]
-                if at not in seen:
-                    seen.add(at)
-                    visit(child, at, outside)
-
-    seen: set[OpPath] = set()
-    visit(spec, (), {})
+                copies.append(ContextCopy((*stage.path, index), op.src, dst, into, op.exclude))
     return Wanted(tuple(bases), tuple(copies))
-
-
-Scope = dict[str, tuple[Spec, OpPath, "Scope"]]
-"""By name: a build, its place, and what its own ops see of its surroundings."""
-
-
-def _scope(spec: Spec, path: OpPath, outer: Scope) -> Scope:
-    """The builds that a spec's ops see; a later one of a name hides an earlier one."""
-    scope = dict(outer)
-    for index, (name, child) in enumerate(spec.children):
-        scope = {**scope, name: (child, (*path, index), scope)}
-    return scope
 
 
 def _destination(op: Copy, cwd: str) -> tuple[str, bool]:
@@ -107,9 +86,12 @@ class _Lowering:
         self.contexts: dict[Key, FinalContext] = {}
         self.done: dict[OpPath, Key] = {}
 
-    def stage(self, spec: Spec, path: OpPath, name: str, outer: Scope) -> tuple[Key, list[str]]:
-        """Add a stage's steps. The key of its result, and the headings after its last step."""
-        scope = _scope(spec, path, outer)
+    def stage(self, stage: Stage) -> tuple[Key, list[str]]:
+        """Add a stage's steps. The key of its result, and the headings after its last step.
+
+        The stages that it copies from must have been added.
+        """
+        spec, path, name = stage.spec, stage.path, stage.name
         base = self.inputs.bases[spec.base]
         key: Key | None = None
         notes: list[str] = []
@@ -154,7 +136,7 @@ class _Lowering:
                     action = _run(op, cwd, current, env, shell)
                     step_key = run_key(action, key)
                 case _:
-                    action = self.copy(op, at, cwd, current, scope)
+                    action = self.copy(op, at, cwd, current, stage)
                     step_key = (
                         copy_definition_key(action, key)
                         if action.manifest is None
@@ -179,17 +161,12 @@ class _Lowering:
             )  # fmt: skip
         return key
 
-    def copy(self, op: Copy, at: OpPath, cwd: str, user: User, scope: Scope) -> CopyAction:
+    def copy(self, op: Copy, at: OpPath, cwd: str, user: User, stage: Stage) -> CopyAction:
         dst, into = _destination(op, cwd)
-        stage: Key | None = None
-        if op.build is not None:
-            child, path, outside = scope[op.build]
-            stage = self.done.get(path)
-            if stage is None:
-                stage, _ = self.stage(child, path, op.build, outside)
+        source = None if op.build is None else self.done[stage.find(op.build).path]
         return CopyAction(
-            src=op.src, dst=dst, into=into, user=user, exclude=op.exclude, stage=stage,
-            manifest=None if stage is not None else self.inputs.copies[at],
+            src=op.src, dst=dst, into=into, user=user, exclude=op.exclude, stage=source,
+            manifest=None if source is not None else self.inputs.copies[at],
         )  # fmt: skip
 
 
@@ -213,5 +190,8 @@ def _run(op: Run, cwd: str, user: User, env: dict[str, str], shell: tuple[str, .
 def lower(spec: Spec, inputs: Inputs, *, shell: tuple[str, ...] = DEFAULT_SHELL) -> Plan:
     """The plan of `spec`. `inputs` must hold what `wanted(spec)` asks for."""
     lowering = _Lowering(inputs, shell)
-    result, tail = lowering.stage(spec, (), "", {})
+    *before, last = needed(spec)
+    for stage in before:
+        lowering.stage(stage)
+    result, tail = lowering.stage(last)
     return Plan(steps=lowering.steps, result=result, tail=tuple(tail), contexts=lowering.contexts)

@@ -1,155 +1,154 @@
 """Pretty-printing a spec file as a person would lay it out, with every comment kept.
 
 Works on the text's own words (so `fmt` changes no meaning, not even spelling) and needs no more
-than balanced parentheses; what is inside an operation stays on one line where it fits.
+than an S-expression. A list stays on one line where it fits; else its items stand under each other.
 """
+
+from typing import Literal
 
 from msgspec import Struct
 
-from obuilder.spec.sexp import Source, read, skip_block_comment, skip_quoted
+from obuilder.spec.sexp import Source, read, tokens
 
 _WIDTH = 92
 
 
-class _Token(Struct, frozen=True):
-    """A word, parenthesis or comment as written; `blank` says that an empty line stood before."""
-
-    text: str
-    blank: bool
-    alone: bool
-
-
 class _Node(Struct):
-    """A list (`items`), or a word or comment (`token`)."""
+    """A word as it was written, a comment, a list, or one expression that `#;` leaves out.
 
-    token: _Token | None
-    items: "list[_Node]"
+    `beside`: a comment that began in the line where what stands before it ended; `blank`: an empty
+    line stood before; `flat`: all of it on one line, None if that can't be or is too wide.
+    """
+
+    kind: Literal["atom", "comment", "list", "dropped"]
+    text: str = ""
+    items: "list[_Node]" = []
+    beside: bool = False
     blank: bool = False
+    flat: str | None = None
 
     @property
-    def comment(self) -> bool:
-        return self.token is not None and self.token.text.startswith((";", "#|"))
+    def to_line_end(self) -> bool:
+        return self.kind == "comment" and self.text.startswith(";")
+
+    @property
+    def is_spec(self) -> bool:
+        """Whether a list is a spec of more than its base image: never put on one line."""
+        heads = [item.items[0] for item in self.items if item.kind == "list" and item.items]
+        return len(heads) > 1 and any(head.text == "from" for head in heads)
+
+    def flatten(self) -> None:
+        """Find `flat`, when the items have theirs."""
+        if self.kind in ("atom", "comment"):
+            self.flat = None if self.to_line_end or "\n" in self.text else self.text
+            return
+        parts = [item.flat for item in self.items if item.flat is not None]
+        if (
+            len(parts) == len(self.items)
+            and not self.is_spec
+            and sum(map(len, parts)) + len(parts) < _WIDTH
+        ):
+            self.flat = "#;" + parts[0] if self.kind == "dropped" else "(" + " ".join(parts) + ")"
 
 
 def format_text(text: bytes, *, file: str = "") -> bytes:
     """The same spec, laid out. SpecError if the text is no S-expression."""
     source = Source(text, file)
     read(source)
-    lines: list[str] = []
-    for node in _tree(_tokens(source)):
-        if node.blank and lines:
-            lines.append("")
-        if node.token is not None and not node.token.alone and lines and node.comment:
-            lines[-1] += " " + node.token.text
-        else:
-            lines.extend(_lines(node, 0))
+    lines = _under_each_other(_tree(source), 0)
     return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
 
 
-def _tokens(source: Source) -> list[_Token]:
-    text, at, size = source.text, 0, len(source.text)
-    tokens: list[_Token] = []
-    newlines = 1
-    while at < size:
-        byte = text[at]
-        if byte in b" \t\f\r\n":
-            newlines += byte == 10
-            at += 1
+def _tree(source: Source) -> list[_Node]:
+    """The nodes of a text that was read before, so that it is known to be sound."""
+    levels: list[list[_Node]] = [[]]
+    opened: list[_Node] = []
+    drops = [0]
+    end = 0
+    for token in tokens(source):
+        newlines = source.text.count(b"\n", end, token.start)
+        beside = newlines == 0 and end > 0
+        blank = newlines > 1
+        end = token.end
+        word = source.text[token.start : end].decode("utf-8", "surrogateescape")
+        if token.kind == "comment":
+            node = _Node("comment", word.rstrip(" \t\r\f"), beside=beside, blank=blank)
+            node.flatten()
+            levels[-1].append(node)
             continue
-        start = at
-        if byte in b"()":
-            at += 1
-        elif byte == 59:
-            end = text.find(b"\n", at)
-            at = size if end < 0 else end
-        elif byte == 34:
-            at = skip_quoted(source, at)
-        elif text[at : at + 2] == b"#|":
-            at = skip_block_comment(source, at)
-        elif text[at : at + 2] == b"#;":
-            at += 2
+        if token.kind == "#;":
+            drops[-1] += 1
+            continue
+        if token.kind == "(":
+            opened.append(_Node("list", blank=blank))
+            levels.append([])
+            drops.append(0)
+            continue
+        if token.kind == "atom":
+            node = _Node("atom", word, blank=blank)
         else:
-            while at < size and text[at] not in b' \t\n\f\r()";':
-                at += 1
-        word = text[start:at].decode("utf-8", "surrogateescape").rstrip("\r")
-        tokens.append(_Token(word, newlines > 1, newlines > 0))
-        newlines = 0
-    return tokens
-
-
-def _tree(tokens: list[_Token]) -> list[_Node]:
-    top = _Node(None, [])
-    stack = [top]
-    for token in tokens:
-        if token.text == "(":
-            node = _Node(None, [], token.blank)
-            stack[-1].items.append(node)
-            stack.append(node)
-        elif token.text == ")":
-            stack.pop()
-        else:
-            stack[-1].items.append(_Node(token, [], token.blank))
-    return top.items
-
-
-def _flat(node: _Node) -> str | None:
-    """The node on one line; None if that can't be: line comments, strings over several lines."""
-    if node.token is not None:
-        text = node.token.text
-        return None if text.startswith(";") or "\n" in text else text
-    parts = []
-    for item in node.items:
-        part = _flat(item)
-        if part is None:
-            return None
-        parts.append(part)
-    return "(" + " ".join(parts) + ")"
+            node = opened.pop()
+            node.items = levels.pop()
+            drops.pop()
+        node.flatten()
+        if drops[-1]:
+            drops[-1] -= 1
+            node = _Node("dropped", items=[node], blank=node.blank)
+            node.flatten()
+        levels[-1].append(node)
+    return levels[0]
 
 
 def _lines(node: _Node, indent: int) -> list[str]:
     """The node laid out, its first line without indentation, the others with it."""
-    if node.token is not None:
-        return node.token.text.split("\n")
-    flat = _flat(node)
-    if flat is not None and indent + len(flat) <= _WIDTH and not _is_spec(node):
+    if node.kind in ("atom", "comment"):
+        return node.text.split("\n")
+    flat = node.flat
+    if flat is not None and (indent + len(flat) <= _WIDTH or not node.items):
         return [flat]
-    # Operations stand under each other; so do the fields of one, behind its name.
-    name = None if not node.items else _flat(node.items[0]) if node.items[0].token else None
-    lead = "(" if name is None else f"({name} "
-    inner = indent + len(lead)
-    if name == "build" and len(node.items) >= 3:
-        lead, inner = f"(build {_flat(node.items[1]) or ''}", indent + 1
-        rest = node.items[2:]
-        lines = [lead]
-    else:
-        rest = node.items if name is None else node.items[1:]
-        lines = []
-    after_line_comment = False
-    for item in rest:
-        token = item.token
-        if lines and token is not None and item.comment and not token.alone:
-            lines[-1] += " " + token.text
-            after_line_comment = token.text.startswith(";")
-            continue
-        if item.blank and lines:
-            lines.append("")
-        laid = _lines(item, inner)
-        if not lines:
-            lines.append(lead + laid[0])
-        else:
-            lines.append(" " * inner + laid[0])
-        lines.extend(laid[1:])
-        after_line_comment = token is not None and token.text.startswith(";")
-    if not lines:
-        lines = [lead.rstrip()]
-    if after_line_comment:
+    if node.kind == "dropped":
+        lines = _lines(node.items[0], indent + 2)
+        return ["#;" + lines[0], *lines[1:]]
+    lead, rest, inner = _lead(node)
+    lines = _under_each_other(rest, indent + inner, first=lead)
+    if node.items[-1].to_line_end:
         lines.append(" " * indent + ")")
     else:
         lines[-1] += ")"
     return lines
 
 
-def _is_spec(node: _Node) -> bool:
-    """Whether a list is a spec or a nested build: those are never put on one line."""
-    heads = [item.items[0].token for item in node.items if item.token is None and item.items]
-    return any(head is not None and head.text == "from" for head in heads) and len(heads) > 1
+def _lead(node: _Node) -> tuple[str, list[_Node], int]:
+    """What stays in a list's first line, what stands under each other, and how far to the right."""
+    names = [item.text for item in node.items[:2] if item.kind == "atom" and "\n" not in item.text]
+    if names[:1] == ["build"] and len(names) == 2:
+        return f"(build {names[1]}", node.items[2:], 1
+    if names and node.items[0].kind == "atom" and not _begins_with_comment(node.items[1:]):
+        return f"({names[0]} ", node.items[1:], len(names[0]) + 2
+    return "(", node.items, 1
+
+
+def _begins_with_comment(items: list[_Node]) -> bool:
+    return bool(items) and items[0].kind == "comment"
+
+
+def _under_each_other(items: list[_Node], indent: int, *, first: str | None = None) -> list[str]:
+    """A line, or more, for each item. `first`: what the first item stands behind.
+
+    Behind a name it stands in the name's line; behind a whole form's beginning in the next one.
+    """
+    lines = [] if first is None else [first]
+    joined = first is not None and first.endswith(("(", " "))
+    for item in items:
+        laid = _lines(item, indent)
+        if joined:
+            lines[-1] += laid[0]
+        elif item.beside and lines:
+            lines[-1] += " " + laid[0]
+        else:
+            if item.blank and lines:
+                lines.append("")
+            lines.append(" " * indent + laid[0])
+        lines.extend(laid[1:])
+        joined = False
+    return lines

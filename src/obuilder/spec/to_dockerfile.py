@@ -16,14 +16,15 @@ from obuilder.spec.model import (
     Spec,
     Workdir,
 )  # fmt: skip
-from obuilder.values import ROOT, UnixUser, User
+from obuilder.spec.stages import Stage, whole
+from obuilder.values import ROOT, OpPath, UnixUser, User
 
 
 def to_dockerfile(spec: Spec, *, buildkit: bool, escape: str) -> tuple[str, list[str]]:
     """The Dockerfile and what it could not say. `escape` is unix or windows."""
     writer = _Writer(buildkit, "`" if escape == "windows" else "\\")
     header = "#escape=`\n" if escape == "windows" else ""
-    writer.stage(spec, None, {})
+    writer.stage(whole(spec), None)
     return header + "\n\n".join(writer.stages) + "\n", writer.warnings
 
 
@@ -32,20 +33,21 @@ class _Writer:
         self.buildkit, self.escape = buildkit, escape
         self.stages: list[str] = []
         self.warnings: list[str] = []
-        self.names: set[str] = set()
+        self.names: dict[str, int] = {}
+        self.name_of: dict[OpPath, str] = {}
 
-    def stage(self, spec: Spec, name: str | None, outer: dict[str, str]) -> None:
-        scope = dict(outer)
-        for child_name, child in spec.children:
-            unique = self.unique(child_name)
-            self.stage(child, unique, scope)
-            scope[child_name] = unique
+    def stage(self, stage: Stage, name: str | None) -> None:
+        spec = stage.spec
+        for index in range(len(spec.children)):
+            child = stage.child(index)
+            unique = self.name_of[child.path] = self.unique(child.name)
+            self.stage(child, unique)
         lines = [f"FROM {self.word(spec.base)}" + (f" as {name}" if name else "")]
         user: User = ROOT
         for op in spec.ops:
             if isinstance(op, SetUser):
                 user = op.user
-            lines.append(self.op(op, user, scope))
+            lines.append(self.op(op, user, stage))
         self.stages.append("\n".join(lines))
 
     def unique(self, name: str) -> str:
@@ -54,10 +56,11 @@ class _Writer:
         if not clean or not clean[0].isalpha():
             clean = "s" + clean
         clean = clean.lower() if clean != name else clean
-        found, number = clean, 2
+        found = clean
         while found in self.names:
-            found, number = f"{clean}-{number}", number + 1
-        self.names.add(found)
+            self.names[clean] += 1
+            found = f"{clean}-{self.names[clean]}"
+        self.names[found] = 1
         return found
 
     def word(self, text: str) -> str:
@@ -65,7 +68,7 @@ class _Writer:
             self.warnings.append(f"{text!r} has blanks, which Docker does not take there")
         return "".join(text.split())
 
-    def op(self, op: Op, user: User, scope: dict[str, str]) -> str:
+    def op(self, op: Op, user: User, stage: Stage) -> str:
         match op:
             case Comment(text):
                 return "\n".join(f"# {line}" for line in text.splitlines() or [""])
@@ -82,7 +85,7 @@ class _Writer:
             case Run():
                 return self.run(op, user)
             case Copy():
-                return self.copy(op, user, scope)
+                return self.copy(op, user, stage)
 
     def escaped(self, text: str, signs: str) -> str:
         return "".join(self.escape + sign if sign in signs else sign for sign in text)
@@ -134,12 +137,12 @@ class _Writer:
             csv = "".join(csv.split())
         return f"--mount={csv} "
 
-    def copy(self, op: Copy, user: User, scope: dict[str, str]) -> str:
+    def copy(self, op: Copy, user: User, stage: Stage) -> str:
         flags = ""
         if isinstance(user, UnixUser) and user != ROOT:
             flags += f"--chown={user.uid}:{user.gid} "
         if op.build is not None:
-            flags += f"--from={scope[op.build]} "
+            flags += f"--from={self.name_of[stage.find(op.build).path]} "
         if op.exclude:
             self.warnings.append(
                 "exclude needs a .dockerignore with: " + " ".join(f"**/{n}" for n in op.exclude)

@@ -22,7 +22,7 @@ _clean = _text.filter(lambda text: "\0" not in text)
 _name = _clean.filter(lambda text: bool(text) and "=" not in text)
 _source = _clean.filter(lambda text: ".." not in text.split("/"))
 _target = st.sampled_from(["/c", "/home/x/.cache", "/run/secrets/a b", "/é"])
-_id = st.integers(0, (1 << 32) - 1)
+_id = st.integers(0, (1 << 32) - 2)
 _options = st.lists(st.tuples(_text, _text), max_size=2).map(tuple)
 _limits = st.builds(
     Limits,
@@ -37,9 +37,9 @@ def _ops(builds: list[str]) -> st.SearchStrategy[Op]:
     origin = st.sampled_from([None, *builds]) if builds else st.none()
     return st.one_of(
         st.builds(Comment, _text),
-        st.builds(Workdir, _text),
-        st.builds(Shell, st.lists(_text, max_size=3).map(tuple)),
-        st.builds(SetUser, st.builds(UnixUser, _id, _id) | st.builds(NamedUser, _text)),
+        st.builds(Workdir, _clean),
+        st.builds(Shell, st.lists(_clean, max_size=3).map(tuple)),
+        st.builds(SetUser, st.builds(UnixUser, _id, _id) | st.builds(NamedUser, _clean)),
         st.builds(Env, _name, _clean),
         st.builds(
             Run,
@@ -47,7 +47,7 @@ def _ops(builds: list[str]) -> st.SearchStrategy[Op]:
             cache=st.lists(st.builds(Cache, _text, _target, _mode, _options), max_size=2).map(
                 tuple
             ),
-            network=st.lists(_text, max_size=2).map(tuple),
+            network=st.lists(_clean, max_size=2).map(tuple),
             secrets=st.lists(st.builds(Secret, _text, _target, _options), max_size=2).map(tuple),
             limits=_limits,
         ),
@@ -56,7 +56,7 @@ def _ops(builds: list[str]) -> st.SearchStrategy[Op]:
             src=st.lists(_source, min_size=1, max_size=3).map(tuple),
             dst=_clean.map(lambda text: text + "/"),
             build=origin,
-            exclude=st.lists(_text, max_size=2).map(tuple),
+            exclude=st.lists(_clean, max_size=2).map(tuple),
         ),
     )
 
@@ -72,4 +72,4 @@ def specs(draw: st.DrawFn, *, depth: int = 2, outer: tuple[str, ...] = ()) -> Sp
             children.append((name, draw(specs(depth=depth - 1, outer=tuple(scope)))))
             scope.append(name)
     ops = draw(st.lists(_ops(scope), max_size=5))
-    return Spec(base=draw(_text), ops=tuple(ops), children=tuple(children))
+    return Spec(base=draw(_clean), ops=tuple(ops), children=tuple(children))

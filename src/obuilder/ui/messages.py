@@ -4,6 +4,7 @@ import os
 import sys
 
 from obuilder.errors import ObuilderError, SpecError, SpecErrors, StepFailed
+from obuilder.ui.terminal import cells, one_line, visible
 
 
 def colour_wanted(choice: str, stream: object) -> bool:
@@ -22,25 +23,29 @@ def render(error: ObuilderError) -> str:
 
 
 def _one(error: ObuilderError) -> str:
-    lines = [f"error: {error.message}"]
+    lines = [f"error: {visible(error.message)}"]
     if isinstance(error, SpecError) and error.span is not None:
         place = f"{error.file}:{error.span.line}:{error.span.column}"
-        lines[0] = f"{place}: error: {error.message}"
-        before = error.line_text[: error.span.column - 1]
-        pad = "".join("\t" if sign == "\t" else " " for sign in before)
-        width = max(1, min(error.span.end - error.span.start, len(error.line_text) - len(before)))
-        lines += [f"  {error.line_text}", f"  {pad}{'^' * width}"]
+        lines = [f"{visible(place)}: {lines[0]}", *_marked(*error.excerpt)]
     if isinstance(error, StepFailed) and error.heading:
-        lines.append(f"  in {error.heading.partition(chr(10))[0]}")
-    lines.extend(f"note: {note}" for note in getattr(error, "__notes__", ()))
+        lines.append(f"  in {one_line(error.heading)}")
+    lines.extend(f"note: {visible(note)}" for note in getattr(error, "__notes__", ()))
     if error.hint:
-        lines += ["", f"hint: {error.hint}"]
+        lines += ["", f"hint: {visible(error.hint)}"]
     return "\n".join(lines) + "\n"
+
+
+def _marked(before: str, marked: str, after: str) -> list[str]:
+    """A line of a text, and carets under what is meant."""
+    before, marked, after = visible(before), visible(marked), visible(after)
+    # Tabs stand for themselves, so that they are as wide below as above.
+    pad = "".join("\t" if sign == "\t" else " " * cells(sign) for sign in before)
+    return [f"  {before}{marked}{after}", f"  {pad}{'^' * max(1, cells(marked))}"]
 
 
 def complain(error: ObuilderError) -> None:
     """Put the message on standard error, whatever bytes it holds."""
-    data = render(error).encode("utf-8", "backslashreplace")
+    data = render(error).encode()
     sys.stderr.flush()
     try:
         sys.stderr.buffer.write(data)

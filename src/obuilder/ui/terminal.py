@@ -45,3 +45,44 @@ class Neutral:
         """What was held back, at the end of the stream."""
         held, self._held = self._held, b""
         return neutral(held)
+
+
+def visible(text: str) -> str:
+    """Text for people: whatever is no sign they could see, but for line ends and tabs, is named."""
+    if text.isprintable():
+        return text
+    return "".join(_named(sign) for sign in text)
+
+
+def _named(sign: str) -> str:
+    if sign.isprintable() or sign in "\n\t":
+        return sign
+    code = ord(sign)
+    if code < 0x20 or code == 0x7F:
+        return "^" + chr(code ^ 0x40)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is no text
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\u{code:04x}"
+
+
+def cells(text: str) -> int:
+    """How many columns of a terminal a visible text takes."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width
+
+    return sum(
+        0 if combining(sign) else 2 if east_asian_width(sign) in "WF" else 1 for sign in text
+    )
+
+
+def one_line(heading: str) -> str:
+    """A heading of several lines as one, for lists; visible."""
+    lines = visible(heading).split("\n")
+    joined = lines[0]
+    for line in lines[1:]:
+        # A string that goes on in the next line ends with a backslash.
+        joined = (
+            joined[:-1] + line.lstrip() if joined.endswith("\\") else f"{joined} {line.lstrip()}"
+        )
+    return joined

@@ -1,0 +1,75 @@
+"""Stages: a spec and the builds nested in it, what their names stand for, and which are needed.
+
+A build sees those that stand before it in its list, and what the spec around sees there; of two of
+one name the nearer, and the later, hides the other.
+"""
+
+from bisect import bisect_left
+
+from obuilder.spec.model import Copy, Spec
+from obuilder.values import OpPath
+
+
+class Stage:
+    """A spec at its place; the whole spec is the stage of the path (), and has no name."""
+
+    def __init__(self, spec: Spec, path: OpPath, name: str, around: "Stage | None") -> None:
+        self.spec, self.path, self.name = spec, path, name
+        self._around = around
+        self._places: dict[str, list[int]] | None = None
+        self._found: dict[int, Stage] = {}
+
+    def find(self, name: str, *, before: int | None = None) -> "Stage":
+        """The build that `name` stands for in this stage's ops. LookupError.
+
+        `before`: for the nested build of that number.
+        """
+        end = len(self.spec.children) if before is None else before
+        places = self._by_name().get(name, [])
+        at = bisect_left(places, end) - 1
+        if at >= 0:
+            return self.child(places[at])
+        if self._around is None:
+            raise LookupError(name)
+        return self._around.find(name, before=self.path[-1])
+
+    def _by_name(self) -> dict[str, list[int]]:
+        if self._places is None:
+            self._places = {}
+            for index, (name, _) in enumerate(self.spec.children):
+                self._places.setdefault(name, []).append(index)
+        return self._places
+
+    def child(self, index: int) -> "Stage":
+        """The nested build of that number."""
+        stage = self._found.get(index)
+        if stage is None:
+            name, spec = self.spec.children[index]
+            stage = self._found[index] = Stage(spec, (*self.path, index), name, self)
+        return stage
+
+    def sources(self) -> "list[Stage]":
+        """The stages that this one copies from."""
+        ops = self.spec.ops
+        return [self.find(op.build) for op in ops if isinstance(op, Copy) and op.build is not None]
+
+
+def whole(spec: Spec) -> Stage:
+    """The stage that is the spec itself."""
+    return Stage(spec, (), "", None)
+
+
+def needed(spec: Spec) -> list[Stage]:
+    """The stages that the spec's result needs, each after those it copies from; itself the last."""
+    order: list[Stage] = []
+    entered: set[OpPath] = set()
+    ahead: list[tuple[Stage, bool]] = [(whole(spec), False)]
+    while ahead:
+        stage, ready = ahead.pop()
+        if ready:
+            order.append(stage)
+        elif stage.path not in entered:
+            entered.add(stage.path)
+            ahead.append((stage, True))
+            ahead.extend((source, False) for source in reversed(stage.sources()))
+    return order
