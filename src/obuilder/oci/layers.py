@@ -212,6 +212,7 @@ class _Layer:
             os.mkfifo(name, 0o600, dir_fd=at)
             self._own(name, at, member)
             os.chmod(name, member.mode & 0o7777, dir_fd=at)
+            os.utime(name, ns=(_time(member),) * 2, dir_fd=at)
         elif member.ischr() or member.isblk():
             self._note(f"left out the device /{path}\n")
         elif member.isreg():
@@ -354,4 +355,10 @@ class _Layer:
 
 
 def _time(member: tarfile.TarInfo) -> int:
-    return int(min(max(member.mtime, 0), _LATEST) * 1_000_000_000)
+    """Nanoseconds: a float, which is what the record's text is read as, can't hold them."""
+    whole, _, part = member.pax_headers.get("mtime", "").partition(".")
+    if whole.isdecimal() and (not part or part.isdecimal()):
+        seconds, rest = int(whole), int(part[:9].ljust(9, "0"))
+    else:
+        seconds, rest = int(max(member.mtime, 0)), 0
+    return min(seconds, _LATEST) * 1_000_000_000 + rest
