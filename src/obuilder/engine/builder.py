@@ -29,7 +29,7 @@ from obuilder.engine.settings import Settings, parse_store
 from obuilder.engine.volumes import Volumes
 from obuilder.errors import ObuilderError, StoreDamaged, StoreError, UsageError
 from obuilder.plan.explain import record as recorded
-from obuilder.plan.lower import lower
+from obuilder.plan.lower import DEFAULT_PATH, lower
 from obuilder.plan.model import Base, Inputs, Plan
 from obuilder.spec.model import Spec
 from obuilder.system.namespaces import enter
@@ -275,7 +275,7 @@ class Builder:
                 Command(
                     argv=argv, cwd="/", user=ROOT,
                     env=(
-                        ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+                        ("PATH", DEFAULT_PATH),
                         ("TERM", os.environ.get("TERM", "dumb")),
                     ),
                     limits=self.settings.limits,
