@@ -32,7 +32,7 @@ from obuilder.plan.explain import record as recorded
 from obuilder.plan.lower import DEFAULT_PATH, lower
 from obuilder.plan.model import Base, Inputs, Plan
 from obuilder.spec.model import Spec
-from obuilder.system.namespaces import enter
+from obuilder.system.namespaces import enter, passable
 from obuilder.system.sessions import open_session
 from obuilder.values import ROOT, Key
 
@@ -75,6 +75,7 @@ class Builder:
             os.makedirs(directory, mode=0o700, exist_ok=True)
         except OSError as error:
             raise StoreError(f"can't make the store {directory}: {error.strerror}") from error
+        directory = passable(directory, idmap)
         session = open_session(directory)
         try:
             store = await open_store(kind, directory, idmap, session=session.name)
