@@ -2,10 +2,8 @@
 
 import argparse
 
-from obuilder.cli.options import add_sandbox, add_store, settings
+from obuilder.cli.options import add_sandbox, add_store
 from obuilder.cli.prune import pruned
-from obuilder.cli.session import in_session
-from obuilder.engine.builder import Builder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,13 +19,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Delete every result that nothing holds; cache volumes and images stay if not named."""
-
-    async def release(builder: Builder) -> None:
-        for name in builder.images():
-            builder.remove_image(name)
-        for _, name, _, _ in builder.volumes():
-            await builder.delete_volume(name)
-
-    if args.everything:
-        in_session(settings(args), release)
-    return pruned(args, before=None, limit=None, dry_run=False)
+    return pruned(args, before=None, limit=None, dry_run=False, everything=args.everything)
