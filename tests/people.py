@@ -106,8 +106,9 @@ def with_subordinate_ids(place: Path) -> Iterator[Person]:
 def without_subordinate_ids(place: Path) -> Iterator[Person]:
     """A user whom no file of this machine knows."""
     known = {entry.pw_uid for entry in pwd.getpwall()}
+    known.update(int(path.name) for path in place.iterdir() if path.name.isdigit())
     uid = next(uid for uid in range(61184, 65520) if uid not in known)
-    home = place / f"{uid}"
+    home = place / str(uid)
     home.mkdir(mode=0o700)
     os.chown(home, uid, uid)
     with _until_gone('! pkill -KILL -U "$1"', str(uid)):

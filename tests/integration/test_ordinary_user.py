@@ -19,24 +19,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def owner() -> Iterator[Person]:
-    """A user with subordinate ids, whose the clone is."""
-    with people.place() as place, people.with_subordinate_ids(place) as person:
-        yield person
-
-
-@pytest.fixture(scope="module")
-def clone(owner: Person, debian: str) -> Path:
-    """A fresh clone that was set up, with the Debian base, which takes so long to make."""
-    people.clone_for(owner)
-    for suffix in ("", ".packages"):
-        people.lend(debian + suffix, owner.clone / f".cache/debian-12.tar{suffix}")
-    done = owner.run("bash", "-c", ". scripts/setup", cwd=owner.clone)
-    assert done.status == 0, done
-    return owner.clone
-
-
 @pytest.fixture(scope="module", params=["subordinate-ids", "one-id", "root"])
 def anybody(request: pytest.FixtureRequest, owner: Person, clone: Path) -> Iterator[Person]:
     """Whoever can run the program of the clone."""
@@ -234,3 +216,18 @@ def test_a_build_is_cancelled_with_its_step(person: Person, context: Path) -> No
     process.terminate()
     assert finish(process, timeout=20).status == 130
     assert not running("sleep", "7312")
+
+
+def test_somebody_elses_store_is_refused(owner: Person, clone: Path) -> None:
+    shared = clone.parent / "shared"
+    shared.mkdir()
+    os.chown(shared, owner.uid, owner.gid)
+    option = f"--store=overlayfs:{shared}/store"
+    owner.ok("build", option, "examples/hello", cwd=clone)
+    with people.without_subordinate_ids(clone.parent) as stranger:
+        for arguments in (["build", option, "examples/website"], ["clean", option]):
+            done = stranger.obuilder(*arguments, cwd=clone)
+            assert done.status == 4, done
+            assert "a store is for the user who made it" in done.err
+    assert "from cache" in owner.ok("build", option, "examples/hello", cwd=clone)
+    owner.ok("clean", "--everything", option)

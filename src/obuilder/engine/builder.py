@@ -75,6 +75,11 @@ class Builder:
             os.makedirs(directory, mode=0o700, exist_ok=True)
         except OSError as error:
             raise StoreError(f"can't make the store {directory}: {error.strerror}") from error
+        if not os.access(directory, os.W_OK):
+            raise StoreError(
+                f"the store {directory} can't be written to",
+                hint="a store is for the user who made it: run obuilder as them, or name another",
+            )
         directory = passable(directory, idmap)
         session = open_session(directory)
         try:
