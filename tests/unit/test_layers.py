@@ -136,9 +136,11 @@ def test_whiteouts_remove_lower_files_only(root):
 
 
 def test_devices_are_left_out_with_a_note(root):
-    notes = put(root, ("null", tarfile.CHRTYPE, ""), ("f", F, b""))
+    devices = (("null", tarfile.CHRTYPE, ""), ("dev/null", tarfile.CHRTYPE, ""))
+    notes = put(root, *devices, ("f", F, b""))
     assert notes == ["left out the device /null\n"]
-    assert os.listdir(root) == ["f"]
+    assert sorted(os.listdir(root)) == ["dev", "f"]
+    assert os.listdir(root / "dev") == []
 
 
 @pytest.mark.parametrize("cut", [100, 600, 1100])

@@ -1,7 +1,9 @@
 """Plans: what is in them, and what keys depend on."""
 
-from obuilder.plan.lower import lower, normalise, wanted
-from obuilder.plan.model import Base, Inputs, Layer, Plan
+import msgspec
+
+from obuilder.plan.lower import DEFAULT_PATH, lower, normalise, wanted
+from obuilder.plan.model import Base, ImageConfig, Inputs, Layer, Plan
 from obuilder.spec.decode import parse
 from obuilder.values import Platform
 
@@ -39,6 +41,18 @@ def test_equivalent_specs_have_one_key() -> None:
         "((from a) (run (cache (c (target /c))) (limits (time 1m)) (shell x)))",
         "((from a) (run (shell x)))",
     )
+
+
+def test_an_image_without_a_path_gets_the_usual_one() -> None:
+    spec = parse(b"((from a) (env A 1) (run (shell x)))", file="t").spec
+
+    def path(image: Base) -> str:
+        planned = lower(spec, Inputs(bases={"a": image}, copies={}))
+        return dict(planned.contexts[planned.result].env)["PATH"]
+
+    own = msgspec.structs.replace(base("a"), config=ImageConfig(env=(("PATH", "/only"),)))
+    assert path(base("a")) == DEFAULT_PATH
+    assert path(own) == "/only"
 
 
 def test_what_changes_a_result_changes_its_key() -> None:

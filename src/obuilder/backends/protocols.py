@@ -175,6 +175,8 @@ class Features(Struct, frozen=True):
     limits: frozenset[str]
     """Fields of `Limits` that bite here."""
     platforms: tuple[Platform, ...]
+    named_users: bool = False
+    """Users by name, not by number alone."""
 
 
 class Sandbox(Protocol):

@@ -28,11 +28,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def pruned(
-    args: argparse.Namespace, *, before: float | None, limit: int | None, dry_run: bool
+    args: argparse.Namespace,
+    *,
+    before: float | None,
+    limit: int | None,
+    dry_run: bool,
+    everything: bool = False,
 ) -> int:
-    """Prune, and print what went."""
+    """Prune, and print what went; with `everything`, take the names of images and volumes first."""
 
     async def prune(builder: Builder) -> list[Record]:
+        if everything:
+            for name in builder.images():
+                builder.remove_image(name)
+            for _, name, _, _ in builder.volumes():
+                await builder.delete_volume(name)
         return await builder.prune(before=before, limit=limit, dry_run=dry_run)
 
     gone = in_session(settings(args), prune)

@@ -11,7 +11,7 @@ from obuilder.engine.volumes import Volumes
 from obuilder.errors import LimitHit, StepFailed, StepTimedOut, Unsupported, UsageError
 from obuilder.plan.model import Action, CopyAction, LayerAction, RunAction
 from obuilder.system.tree import Manifest
-from obuilder.values import Key, Limits
+from obuilder.values import Key, Limits, NamedUser, User
 
 Output = Callable[[bytes], None]
 
@@ -23,8 +23,11 @@ class Workshop:
         self.store, self.sandbox, self.volumes, self._limits = store, sandbox, volumes, limits
 
     def refuse(self, action: Action) -> None:
-        """Unsupported: the sandbox lacks something that the action needs."""
-        if not isinstance(action, RunAction):
+        """Unsupported: store or sandbox lack something that the action needs."""
+        if isinstance(action, LayerAction):
+            return
+        self._refuse_user(action.user)
+        if isinstance(action, CopyAction):
             return
         features = self.sandbox.features
         for network in action.network:
@@ -42,6 +45,22 @@ class Workshop:
                     f"this sandbox can't limit {name.name}",
                     hint="`obuilder healthcheck` says what would be needed",
                 )
+
+    def _refuse_user(self, user: User) -> None:
+        if isinstance(user, NamedUser):
+            if self.sandbox.features.named_users:
+                return
+            raise Unsupported(
+                f"this sandbox takes users by number, not by a name as {user.name!r}",
+                hint="write (user (uid N) (gid N))",
+            )
+        idmap = self.store.idmap
+        largest = max(user.uid, user.gid)
+        if not idmap.single and largest >= idmap.count:
+            raise Unsupported(
+                f"there is no id {largest} in this store's steps: they have {idmap.count} ids",
+                hint=f"use ids from 0 to {idmap.count - 1}",
+            )
 
     def limits(self, action: Action) -> Limits:
         """What the action may use."""

@@ -29,10 +29,10 @@ from obuilder.engine.settings import Settings, parse_store
 from obuilder.engine.volumes import Volumes
 from obuilder.errors import ObuilderError, StoreDamaged, StoreError, UsageError
 from obuilder.plan.explain import record as recorded
-from obuilder.plan.lower import lower
+from obuilder.plan.lower import DEFAULT_PATH, lower
 from obuilder.plan.model import Base, Inputs, Plan
 from obuilder.spec.model import Spec
-from obuilder.system.namespaces import enter
+from obuilder.system.namespaces import enter, passable
 from obuilder.system.sessions import open_session
 from obuilder.values import ROOT, Key
 
@@ -75,6 +75,12 @@ class Builder:
             os.makedirs(directory, mode=0o700, exist_ok=True)
         except OSError as error:
             raise StoreError(f"can't make the store {directory}: {error.strerror}") from error
+        if not os.access(directory, os.W_OK):
+            raise StoreError(
+                f"the store {directory} can't be written to",
+                hint="a store is for the user who made it: run obuilder as them, or name another",
+            )
+        directory = passable(directory, idmap)
         session = open_session(directory)
         try:
             store = await open_store(kind, directory, idmap, session=session.name)
@@ -275,7 +281,7 @@ class Builder:
                 Command(
                     argv=argv, cwd="/", user=ROOT,
                     env=(
-                        ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+                        ("PATH", DEFAULT_PATH),
                         ("TERM", os.environ.get("TERM", "dumb")),
                     ),
                     limits=self.settings.limits,

@@ -417,7 +417,8 @@ def _translate(error: sqlite3.DatabaseError, path: str) -> StoreError:
             hint="free some space, for example with: obuilder prune",
         )
     if "locked" in text or "readonly" in text or "unable to open" in text:
-        return StoreError(f"the index {path} can't be used: {text}")
+        hint = None if "locked" in text else "a store is for the user who made it"
+        return StoreError(f"the index {path} can't be used: {text}", hint=hint)
     return StoreDamaged(
         f"the index {path} is damaged: {text}", hint="it is rebuilt from the store when it is gone"
     )

@@ -79,6 +79,8 @@ class Box(Struct, frozen=True, kw_only=True):
     """The same, compiled, for a runtime that takes it (crun)."""
     open_files: tuple[int, int]
     """This process's own soft and hard limit of open files: more can't be given without power."""
+    processes: int | None = None
+    """How many processes each user may have."""
 
 
 def runtime_config(box: Box) -> bytes:
@@ -112,6 +114,12 @@ def _process(box: Box) -> dict[str, Any]:
             env.setdefault(name, _CA_BUNDLE)
     soft = min(1024, box.open_files[0])
     hard = min(1 << 19, box.open_files[1])
+    rlimits = [
+        {"type": "RLIMIT_NOFILE", "soft": soft, "hard": max(soft, hard)},
+        {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
+    ]
+    if box.processes is not None:
+        rlimits.append({"type": "RLIMIT_NPROC", "soft": box.processes, "hard": box.processes})
     return {
         "terminal": box.terminal,
         "user": {"uid": box.user.uid, "gid": box.user.gid},
@@ -123,10 +131,7 @@ def _process(box: Box) -> dict[str, Any]:
             kind: _CAPABILITIES if kind == "bounding" or box.user.uid == 0 else []
             for kind in ("bounding", "effective", "permitted", "inheritable")
         },
-        "rlimits": [
-            {"type": "RLIMIT_NOFILE", "soft": soft, "hard": max(soft, hard)},
-            {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
-        ],
+        "rlimits": rlimits,
         "noNewPrivileges": box.policy.no_new_privileges,
     }
 

@@ -27,6 +27,8 @@ from obuilder.spec.stages import Stage, needed
 from obuilder.values import ROOT, Key, OpPath, User
 
 DEFAULT_SHELL = ("/usr/bin/env", "bash", "-c")
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""For images that bring no PATH, as most that are no OCI images do not."""
 
 
 class ContextCopy(Struct, frozen=True):
@@ -106,7 +108,7 @@ class _Lowering:
             raise Unsupported(message)
         cwd, user, shell = "/", ROOT, self.shell
         current: User = user
-        env = dict(base.config.env)
+        env = {"PATH": DEFAULT_PATH, **dict(base.config.env)}
         for index, op in enumerate(spec.ops):
             text = _headline(cwd, op)
             at = (*path, index)

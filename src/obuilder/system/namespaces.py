@@ -20,7 +20,8 @@ ROOT_IDMAP = IdMap(first=1_700_000_000, count=65536)
 
 _CGROUP = "/sys/fs/cgroup"
 _ORIGINAL_CGROUP = "/run/obuilder/cgroup"
-_FULL = 4_294_967_295
+_SPARE = ("/boot", "/media", "/mnt")
+"""Directories that a build has no use for, the most useless first."""
 
 
 @functools.cache
@@ -30,7 +31,7 @@ def enter() -> IdMap:
     Call it before threads are started: those that run already would stay outside.
     BackendUnavailable where the kernel, or who set it up, does not allow it.
     """
-    if os.geteuid() == 0:
+    if by_root():
         idmap = _map_of_root()
         try:
             linux.unshare(linux.CLONE_NEWNS)
@@ -45,6 +46,53 @@ def enter() -> IdMap:
     except OSError as error:
         raise _forbidden(error) from error
     return idmap
+
+
+@functools.cache
+def by_root() -> bool:
+    """Whether root runs this program: asked by `enter`, in whose namespaces anybody is root."""
+    return os.geteuid() == 0
+
+
+def passable(directory: str, idmap: IdMap) -> str:
+    """The same directory by a path that steps may pass, who are nobody to this machine.
+
+    Below a home that others may not enter, it is shown at another place of this process's own
+    mount namespace. BackendUnavailable if there is none.
+    """
+    closed = _closed(directory)
+    if closed is None or idmap.single:
+        return directory
+    place = next((place for place in _SPARE if os.path.isdir(place)), None)
+    used = [f"{os.path.realpath(path)}/" for path in (directory, os.curdir)]
+    if place is None or any(path.startswith(f"{place}/") for path in used):
+        raise BackendUnavailable(
+            f"steps can't reach {directory}: others may not pass through {closed}",
+            hint=f"chmod o+x {closed}, or put the store somewhere else",
+        )
+    _cover(place)
+    status = os.stat(directory)
+    shown = os.path.join(place, f"{status.st_dev:x}-{status.st_ino:x}")
+    if not os.path.isdir(shown):
+        os.mkdir(shown)
+        linux.mount(directory, shown, None, linux.MS_BIND | linux.MS_REC)
+    return shown
+
+
+@functools.cache
+def _cover(place: str) -> None:
+    """Something empty over `place`, once: there directories can be made."""
+    linux.mount("obuilder", place, "tmpfs", linux.MS_NODEV | linux.MS_NOSUID, "mode=0755")
+
+
+def _closed(directory: str) -> str | None:
+    """The first directory above `directory` that others can't pass."""
+    place = ""
+    for part in os.path.realpath(os.path.dirname(directory)).split("/")[1:]:
+        place = f"{place}/{part}"
+        if not os.stat(place).st_mode & 1:
+            return place
+    return None
 
 
 def _forbidden(error: OSError) -> BackendUnavailable:

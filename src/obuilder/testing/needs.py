@@ -15,7 +15,7 @@ import shutil
 import pytest
 
 from obuilder.errors import ObuilderError
-from obuilder.system import linux
+from obuilder.system import linux, process
 from obuilder.system.namespaces import enter
 
 
@@ -39,6 +39,8 @@ def probe(capability: str) -> str | None:
         )
     if capability in ("crun", "runc", "runsc", "newuidmap", "mmdebstrap", "skopeo"):
         return _program(capability)
+    if capability == "system-python":
+        return _system_python()
     if capability == "libseccomp":
         return _library("libseccomp.so.2")
     raise ValueError(f"nobody knows how to probe {capability!r}")
@@ -46,6 +48,13 @@ def probe(capability: str) -> str | None:
 
 def _program(name: str) -> str | None:
     return None if shutil.which(name) else f"{name} is not installed"
+
+
+def _system_python() -> str | None:
+    """A Python that every user can run and make environments with."""
+    program = "import ensurepip, sys; sys.exit(sys.version_info < (3, 11))"
+    status, said = process.capture(["/usr/bin/python3", "-c", program])
+    return f"/usr/bin/python3 can't: {said.decode(errors='replace')}" if status else None
 
 
 def _library(name: str) -> str | None:

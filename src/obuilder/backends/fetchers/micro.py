@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from obuilder.backends.fetchers import directory_of
 from obuilder.errors import BackendUnavailable, DigestMismatch
-from obuilder.plan.model import Base, ImageConfig, Layer
+from obuilder.plan.model import Base, Layer
 from obuilder.system.tree import StatCache, settled, signature
 from obuilder.values import IdMap, Platform
 
@@ -18,7 +18,6 @@ _LAYOUT = b"micro 1\0"
 """Goes into the digest: change it with whatever this module puts beside the shell."""
 
 _PLACES = ("/bin/busybox", "/usr/bin/busybox", "/usr/local/bin/busybox", "/bin/busybox.static")
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PT_INTERP = 3
 
 _DIRECTORIES = (
@@ -43,8 +42,7 @@ class MicroFetcher:
         """The image of the host's busybox as it is now. BackendUnavailable without one."""
         path, content = self._program()
         digest = _digest(content)
-        config = ImageConfig(env=(("PATH", _PATH),))
-        return Base(name, digest, platform, (Layer(digest, path),), config)
+        return Base(name, digest, platform, (Layer(digest, path),))
 
     def _program(self) -> tuple[str, str]:
         """The path of the host's busybox and the digest of its content."""

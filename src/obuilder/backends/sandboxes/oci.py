@@ -71,7 +71,7 @@ class OciSandbox:
             users=not idmap.single,
             networks=frozenset({"host"}),
             secrets=True,
-            limits=self._groups.limits | {"seconds"},
+            limits=self._groups.limits | {"seconds", "pids"},
             platforms=(Platform("linux", _architecture(linux.machine())),),
         )
 
@@ -91,11 +91,6 @@ class OciSandbox:
             raise BackendUnavailable(
                 "no static init for steps was found",
                 hint="install tini (Debian's package has tini-static)",
-            )
-        if closed := _closed(directory, idmap):
-            raise BackendUnavailable(
-                f"steps can't reach {directory}: others may not pass through {closed}",
-                hint=f"chmod o+x {closed}, or put the store somewhere else",
             )
         said = []
         for name in (runtime,) if runtime else _RUNTIMES:
@@ -152,8 +147,12 @@ class OciSandbox:
             lambda: process.capture([self._runtime, "--version"])
         )
         version = said.decode(errors="replace").splitlines()[0] if status == 0 and said else "?"
+        ids = "one id: a step has one user" if self._idmap.single else f"{self._idmap.count} ids"
         limits = ", ".join(sorted(self.features.limits))
-        return f"{self._runtime} ({version}), in a user namespace; limits: {limits}"
+        lacking = ", ".join(sorted({"memory", "cpus"} - self.features.limits))
+        if lacking:
+            limits += f" (there is no cgroup to limit {lacking} with)"
+        return f"{self._runtime} ({version}), in a user namespace of {ids}; limits: {limits}"
 
     async def run(self, root: Root, command: Command, *, output: Callable[[bytes], None]) -> Exit:
         """Run to the end. SandboxError if the command could not be started."""
@@ -308,7 +307,15 @@ class OciSandbox:
             seccomp=self._seccomp,
             seccomp_bpf=self._seccomp_bpf,
             open_files=resource.getrlimit(resource.RLIMIT_NOFILE),
+            processes=None if "pids" in self._groups.limits else _processes(command.limits.pids),
         )
+
+
+def _processes(wanted: int | None) -> int | None:
+    """How many processes each user of a step may have, where no group counts them all."""
+    own = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+    given = [limit for limit in (wanted, own) if limit not in (None, resource.RLIM_INFINITY)]
+    return min(given, default=None)
 
 
 def _directory(root: Root) -> str:
@@ -335,18 +342,6 @@ def _is_static(path: str) -> bool:
     """Whether a program needs no loader, which a step's root may lack."""
     with open(path, "rb") as stream:
         return b"/ld-" not in stream.read(4096)
-
-
-def _closed(directory: str, idmap: IdMap) -> str | None:
-    """The first directory above a store that a step's root, nobody to the host, can't pass."""
-    if idmap.to_disk(0) == os.geteuid():
-        return None
-    place = ""
-    for part in os.path.realpath(os.path.dirname(directory)).split("/")[1:]:
-        place = f"{place}/{part}"
-        if not os.stat(place).st_mode & 1:
-            return place
-    return None
 
 
 def _identity(directory: str) -> str:
