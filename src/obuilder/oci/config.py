@@ -74,7 +74,8 @@ def base_of(name: str, digest: str, config: Config, sources: Sequence[str]) -> B
     if len(contents) > _LAYERS:
         raise BadImage(f"{name} has {len(contents)} layers, which is absurd")
     for content in contents:
-        digits(content)
+        if not is_sha256(content):
+            raise BadImage(f"{name}: {content!r} is no SHA-256 digest")
     return Base(
         name,
         digest,
@@ -84,9 +85,7 @@ def base_of(name: str, digest: str, config: Config, sources: Sequence[str]) -> B
     )
 
 
-def digits(digest: str) -> str:
-    """The 64 hexadecimal digits of a SHA-256 digest. BadImage if it is none."""
-    kind, _, found = digest.partition(":")
-    if kind != "sha256" or len(found) != 64 or set(found) - set("0123456789abcdef"):
-        raise BadImage(f"{digest!r} is no SHA-256 digest")
-    return found
+def is_sha256(digest: str) -> bool:
+    """Whether a digest is a SHA-256 one, well formed."""
+    kind, _, digits = digest.partition(":")
+    return kind == "sha256" and len(digits) == 64 and not set(digits) - set("0123456789abcdef")

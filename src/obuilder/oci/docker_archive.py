@@ -10,7 +10,7 @@ import posixpath
 from msgspec import Struct
 
 from obuilder.errors import BadImage, DigestMismatch, NotFound
-from obuilder.oci.config import Config, base_of, decode, digits
+from obuilder.oci.config import Config, base_of, decode, is_sha256
 from obuilder.oci.image_archive import Archive
 from obuilder.oci.reference import numbered, same_reference
 from obuilder.plan.model import Base
@@ -60,17 +60,9 @@ def _config(archive: Archive, image: _Image) -> tuple[Config, str]:
     data = archive.document(image.config)
     digest = hashlib.sha256(data).hexdigest()
     said = posixpath.basename(image.config).removesuffix(".json")
-    if _is_digest(said) and said != digest:
+    if said != digest and is_sha256(f"sha256:{said}"):
         raise DigestMismatch(f"{archive.place}: {image.config} is not what its name says")
     return decode(data, Config, f"{archive.place}: {image.config}"), f"sha256:{digest}"
-
-
-def _is_digest(text: str) -> bool:
-    try:
-        digits(f"sha256:{text}")
-    except BadImage:
-        return False
-    return True
 
 
 def _chosen(images: list[_Image], choice: str, place: str) -> _Image:

@@ -5,7 +5,7 @@ import hashlib
 from msgspec import Struct
 
 from obuilder.errors import BadImage, DigestMismatch, NotFound
-from obuilder.oci.config import Config, T, base_of, decode, digits
+from obuilder.oci.config import Config, T, base_of, decode, is_sha256
 from obuilder.oci.parts import Parts
 from obuilder.oci.reference import numbered, same_reference
 from obuilder.plan.model import Base
@@ -62,7 +62,7 @@ def resolve(name: str, parts: Parts, tag: str, platform: Platform) -> Base:
     digest = chosen[0].digest
     manifest = _blob(parts, digest, _Manifest)
     config = _blob(parts, manifest.config.digest, Config)
-    sources = [parts.source(_path(layer.digest)) for layer in manifest.layers]
+    sources = [parts.source(_path(parts, layer.digest)) for layer in manifest.layers]
     return base_of(name, digest, config, sources)
 
 
@@ -98,12 +98,14 @@ def _of_platform(found: list[_Descriptor], platform: Platform, name: str) -> _De
     raise NotFound(f"{name} has no image for {platform}")
 
 
-def _path(digest: str) -> str:
-    return f"blobs/sha256/{digits(digest)}"
+def _path(parts: Parts, digest: str) -> str:
+    if not is_sha256(digest):
+        raise BadImage(f"{parts.place}: {digest!r} is no SHA-256 digest")
+    return "blobs/" + digest.replace(":", "/")
 
 
 def _blob(parts: Parts, digest: str, kind: type[T]) -> T:
-    path = _path(digest)
+    path = _path(parts, digest)
     data = parts.document(path)
     if f"sha256:{hashlib.sha256(data).hexdigest()}" != digest:
         raise DigestMismatch(f"{parts.place}: {path} is not what its name says")

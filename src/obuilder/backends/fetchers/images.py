@@ -95,6 +95,11 @@ def _resolve(name: str, file: BinaryIO, path: str, choice: str, platform: Platfo
         archive = Archive(content, path)
     if name.startswith("docker-archive:"):
         return docker_archive.resolve(name, archive, choice)
+    if "index.json" not in archive:
+        hint = "a root file system in an archive is tar:FILE"
+        if "manifest.json" in archive:
+            hint = "docker save wrote it: call it docker-archive:FILE"
+        raise BadImage(f"{path} has no OCI layout in it", hint=hint)
     return layout.resolve(name, archive, choice, platform)
 
 
