@@ -94,6 +94,9 @@ class Answer:
         try:
             self._http.request("GET", self._target)
             self._response = response = self._http.getresponse()
+            if response.length is None and not response.chunked:
+                # http.client takes a head that is cut off for a whole one
+                raise self._broken("it does not say how long it is")
             if response.status == 200:
                 return
             said = response.read(1 << 16)
@@ -110,14 +113,17 @@ class Answer:
         )
 
     def read(self, size: int) -> bytes:
-        """The next piece; b"" at the end. Unreachable if it does not come."""
+        """The next `size` bytes; less than that, or none, at the end. Unreachable if they don't come."""
         assert self._response is not None
         try:
-            return self._response.read(size)
+            data = self._response.read(size)
         except (OSError, http.client.HTTPException) as error:
             raise self._broken(error) from error
+        if len(data) < size and self._response.length:
+            raise self._broken(f"{self._response.length} bytes are missing")
+        return data
 
-    def _broken(self, error: Exception) -> Unreachable:
+    def _broken(self, error: Exception | str) -> Unreachable:
         reason = "it took too long" if isinstance(error, TimeoutError) else error
         return Unreachable(
             f"the Docker engine at {self._engine} broke off its answer: {reason}",

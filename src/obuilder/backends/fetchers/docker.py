@@ -9,7 +9,7 @@ from msgspec import Struct, field
 
 from obuilder.backends.docker_api import Answer, DockerEngine
 from obuilder.backends.fetchers import directory_of, in_thread
-from obuilder.errors import NotFound, ObuilderError, StoreFull
+from obuilder.errors import NotFound, ObuilderError, StoreFull, Unreachable
 from obuilder.oci.config import Config, Rootfs, Settings, base_of, decode
 from obuilder.oci.parts import DOCUMENT
 from obuilder.plan.model import Base
@@ -60,13 +60,7 @@ class DockerFetcher:
             raise NotFound(
                 f"{image!r} is no name of an image", hint="docker-daemon:debian:12 has one"
             )
-        try:
-            with DockerEngine.found().get(f"/images/{image}/json", timeout=30) as answer:
-                said = answer.read(DOCUMENT)
-        except NotFound as error:
-            error.hint = f"`docker pull {image}` fetches it; `docker images` lists what there is"
-            raise
-        found = decode(said, _Image, f"the engine's answer about {image}")
+        found = _inspected(image, image)
         contents = found.rootfs.layers or []
         config = Config(Rootfs(contents), found.architecture, found.os, found.variant, found.config)
         return base_of(name, found.id, config, [""] * len(contents))
@@ -113,6 +107,16 @@ def _unpack(
     unpack_blob(blob, base.layers[index].digest, what, root, idmap, note)
 
 
+def _inspected(image: str, name: str) -> _Image:
+    try:
+        with DockerEngine.found().get(f"/images/{image}/json", timeout=30) as answer:
+            said = answer.read(DOCUMENT)
+    except NotFound as error:
+        error.hint = f"`docker pull {name}` fetches it; `docker images` lists what there is"
+        raise
+    return decode(said, _Image, f"what the Docker engine says of {image}")
+
+
 async def _exported(base: Base) -> _Export:
     """Take the whole image out of the engine; cancelling breaks that off."""
     import anyio
@@ -143,6 +147,8 @@ async def _exported(base: Base) -> _Export:
     if isinstance(outcome, _Export):
         return outcome
     assert outcome is not None
+    if isinstance(outcome, Unreachable):  # some engines say so of an image that they lack
+        await anyio.to_thread.run_sync(_inspected, base.digest, base.name.partition(":")[2])
     raise outcome
 
 
