@@ -139,6 +139,16 @@ def test_a_root_can_be_imported_and_built_on(program, source):
     program.ok("image", "rm", "mine")
 
 
+def test_paths_of_any_bytes(program, layout):
+    path = f"{program.path}/" + os.fsdecode(b"odd:\xff\n\xc3\xa9.tar")
+    images.save_as_docker_25(layout, ["one", "two"], path)
+    program.ok("image", "import", "odd", f"docker-archive:{path}:one")
+    assert "made" in program.build("odd")
+    program.ok("clean")
+    assert "made" in program.build("odd")
+    program.ok("image", "rm", "odd")
+
+
 def test_images_share_layers_whatever_they_come_from(program, layout):
     images.save_as_docker_25(layout, ["one", "two"], f"{program.path}/both.tar")
     images.skopeo(f"oci:{layout}:two", f"oci-archive:{program.path}/two.tar:two")
