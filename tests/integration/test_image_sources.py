@@ -284,6 +284,13 @@ class TestDocker:
         relay.most = 1 << 40
         program.ok("image", "import", "x", "docker-daemon:test-one:1")
 
+    def test_nowhere_to_keep_the_export(self, program, engine):
+        program.env |= {"DOCKER_HOST": engine.host, "TMPDIR": "/nonexistent"}
+        status, _, err = program.run("image", "import", "x", "docker-daemon:test-one:1")
+        assert status == 4
+        assert "/nonexistent" in err
+        assert "TMPDIR" in err
+
     def test_an_engine_that_stalls_can_be_left(self, program, relay):
         program.build("micro", "true")
         relay.most, relay.stall = 200_000, True

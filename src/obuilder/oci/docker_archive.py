@@ -80,5 +80,6 @@ def _chosen(images: list[_Image], choice: str, place: str) -> _Image:
         return found[0]
     raise NotFound(
         f"{place} has {'several images' if found else 'no image'} called {wanted!r}",
-        hint="it has: " + (", ".join(tag for tag, _ in tags) or f"@0 to @{len(images) - 1}"),
+        hint="it has: "
+        + (", ".join(tag for tag, _ in tags) or f"{len(images)} without a name, called @0, @1, …"),
     )

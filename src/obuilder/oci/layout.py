@@ -82,7 +82,7 @@ def _tagged(found: list[_Descriptor], place: str, tag: str) -> list[_Descriptor]
     tags = sorted({name for item in found for name in item.names()[-1:]})
     raise NotFound(
         f"{place} has {'several images' if named else 'no image'} tagged {wanted!r}",
-        hint="it has: " + (", ".join(tags) or f"no tags, but @0 to @{len(found) - 1}"),
+        hint="it has: " + (", ".join(tags) or f"{len(found)} without a tag, called @0, @1, …"),
     )
 
 

@@ -9,8 +9,8 @@ from msgspec import Struct, field
 
 from obuilder.backends.docker_api import Answer, DockerEngine
 from obuilder.backends.fetchers import directory_of, in_thread
-from obuilder.errors import NotFound, ObuilderError, StoreFull, Unreachable
-from obuilder.oci.config import Config, Rootfs, Settings, base_of, decode
+from obuilder.errors import BadImage, NotFound, ObuilderError, StoreError, Unreachable
+from obuilder.oci.config import Config, Rootfs, Settings, base_of, decode, is_sha256
 from obuilder.oci.parts import DOCUMENT
 from obuilder.plan.model import Base
 from obuilder.values import IdMap, Platform
@@ -61,6 +61,8 @@ class DockerFetcher:
                 f"{image!r} is no name of an image", hint="docker-daemon:debian:12 has one"
             )
         found = _inspected(image, image)
+        if not is_sha256(found.id):
+            raise BadImage(f"{name}: {found.id!r} is no SHA-256 digest")
         contents = found.rootfs.layers or []
         config = Config(Rootfs(contents), found.architecture, found.os, found.variant, found.config)
         return base_of(name, found.id, config, [""] * len(contents))
@@ -154,27 +156,25 @@ async def _exported(base: Base) -> _Export:
 
 def _take(answer: Answer, base: Base) -> _Export:
     import tempfile
+    from contextlib import ExitStack
 
     from obuilder.oci import docker_archive
     from obuilder.oci.image_archive import Archive
 
-    directory = os.environ.get("TMPDIR", "/var/tmp")  # noqa: S108 # the file in it has no name
-    file: BinaryIO = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 # outlives this
+    directory = os.environ.get("TMPDIR") or "/var/tmp"  # noqa: S108 # the file in it has no name
     try:
-        try:
-            with answer:
-                while piece := answer.read(_PIECE):
-                    file.write(piece)
+        with answer, ExitStack() as stack:
+            file = stack.enter_context(tempfile.TemporaryFile(dir=directory))
+            while piece := answer.read(_PIECE):
+                file.write(piece)
             file.seek(0)
-        except OSError as error:
-            raise StoreFull(
-                f"can't keep the image {base.name} in {directory} while it is unpacked: "
-                f"{error.strerror}",
-                hint="TMPDIR names another directory for it",
-            ) from error
-        archive = Archive(file, base.name)
-        contents = tuple(layer.digest for layer in base.layers)
-        return _Export(file, docker_archive.spans(archive, contents))
-    except BaseException:
-        file.close()
-        raise
+            archive = Archive(file, base.name)
+            contents = tuple(layer.digest for layer in base.layers)
+            export = _Export(file, docker_archive.spans(archive, contents))
+            stack.pop_all()
+            return export
+    except OSError as error:
+        raise StoreError(
+            f"can't keep {base.name} in {directory} while it is unpacked: {error.strerror}",
+            hint="TMPDIR names the directory for it",
+        ) from error
