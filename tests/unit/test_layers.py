@@ -14,8 +14,9 @@ from obuilder.backends.fetchers import fetcher_for
 from obuilder.backends.protocols import HostDir
 from obuilder.engine.inputs import drive
 from obuilder.errors import BadImage, DigestMismatch, StoreFull
-from obuilder.oci.layers import decompressed, unpack
+from obuilder.oci.layers import unpack
 from obuilder.oci.reference import host_platform
+from obuilder.oci.streams import decompressed
 from obuilder.system import linux
 from obuilder.values import IdMap
 
@@ -159,8 +160,8 @@ def test_damaged_header(root):
 
 def test_damaged_gzip(root):
     data = gzip.compress(archive(("a", F, os.urandom(5000))))
-    with pytest.raises(BadImage):
-        unpack(decompressed(io.BytesIO(data[:2000])), str(root), SAME, print)
+    with decompressed(io.BytesIO(data[:2000])) as content, pytest.raises(BadImage):
+        unpack(content, str(root), SAME, print)
 
 
 def zstd(data):

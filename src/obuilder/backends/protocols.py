@@ -217,7 +217,11 @@ class Sandbox(Protocol):
 
 
 class Fetcher(Protocol):
-    """Turns names of one kind into layers of files."""
+    """Turns names of one kind into layers of files.
+
+    One that resolves need not be closed; one that fetches may keep things from one layer to the
+    next, and lets go of them in `close`.
+    """
 
     async def resolve(self, name: str, platform: Platform) -> Base:
         """What `name` stands for now. NotFound, Denied, Unreachable, BadImage.
@@ -235,3 +239,6 @@ class Fetcher(Protocol):
         output: Callable[[bytes], None],
     ) -> None:
         """Put layer `index` over what is already in `into`. DigestMismatch, BadImage."""
+
+    async def close(self) -> None:
+        """Let go of what was kept."""

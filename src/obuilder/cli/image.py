@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from obuilder import events
+from obuilder.backends.fetchers import FORMS
 from obuilder.cli.options import add_sandbox, add_store, settings
 from obuilder.cli.results import opened
 from obuilder.cli.session import in_session
@@ -16,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="action", required=True)
     add = verbs.add_parser("import", help="give a name to an image that specs can use")
     add.add_argument("name")
-    add.add_argument("source", help="rootfs:DIR, tar:FILE, oci:DIR[:TAG], docker-archive:FILE, …")
+    add.add_argument("source", help=", ".join(FORMS))
     listing = verbs.add_parser("ls", help="list imported images")
     remove = verbs.add_parser("rm", help="take a name away")
     remove.add_argument("name")

@@ -6,7 +6,16 @@ from contextlib import AsyncExitStack
 import msgspec
 
 from obuilder.backends.fetchers import fetcher_for
-from obuilder.backends.protocols import Command, Draft, HostDir, Root, Sandbox, SecretFile, Store
+from obuilder.backends.protocols import (
+    Command,
+    Draft,
+    Fetcher,
+    HostDir,
+    Root,
+    Sandbox,
+    SecretFile,
+    Store,
+)  # fmt: skip
 from obuilder.engine.volumes import Volumes
 from obuilder.errors import LimitHit, StepFailed, StepTimedOut, Unsupported, UsageError
 from obuilder.plan.model import Action, CopyAction, LayerAction, RunAction
@@ -21,6 +30,12 @@ class Workshop:
 
     def __init__(self, store: Store, sandbox: Sandbox, volumes: Volumes, limits: Limits) -> None:
         self.store, self.sandbox, self.volumes, self._limits = store, sandbox, volumes, limits
+        self._fetchers: dict[type[Fetcher], Fetcher] = {}
+
+    async def close(self) -> None:
+        """Let go of what fetchers kept from one layer to the next."""
+        for fetcher in self._fetchers.values():
+            await fetcher.close()
 
     def refuse(self, action: Action) -> None:
         """Unsupported: store or sandbox lack something that the action needs."""
@@ -69,7 +84,9 @@ class Workshop:
 
     async def layer(self, action: LayerAction, draft: Draft, output: Output) -> None:
         """Unpack a layer."""
-        await fetcher_for(action.base.name).fetch(
+        fetcher = fetcher_for(action.base.name)
+        fetcher = self._fetchers.setdefault(type(fetcher), fetcher)
+        await fetcher.fetch(
             action.base, action.index, into=draft.root, idmap=self.store.idmap, output=output
         )
 

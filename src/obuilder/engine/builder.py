@@ -102,8 +102,12 @@ class Builder:
                 await recover(store, sandbox, index)
                 volumes = Volumes(store, index, session.name)
                 workshop = Workshop(store, sandbox, volumes, settings.limits)
-                async with anyio.create_task_group() as tasks:
-                    yield cls(settings, workshop, index, InFlight(tasks), session.name)
+                try:
+                    async with anyio.create_task_group() as tasks:
+                        yield cls(settings, workshop, index, InFlight(tasks), session.name)
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await workshop.close()
             except BaseExceptionGroup as group:
                 raise _only(group) from None
             finally:

@@ -10,13 +10,13 @@ so that a reboot drops what may not have reached the disk, and a mere crash drop
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import msgspec
 
 from obuilder.errors import StoreDamaged, StoreError, StoreFull
-from obuilder.plan.model import Base
+from obuilder.plan.model import Base, Layer
 from obuilder.values import Key
 
 SCHEMA = 1
@@ -330,15 +330,12 @@ class Index:
     def image(self, name: str) -> Base | None:
         """The image imported under `name`."""
         rows = self._rows("SELECT base FROM images WHERE name = ?", os.fsencode(name))
-        return msgspec.msgpack.decode(_bytes(rows[0][0]), type=Base) if rows else None
+        return _base(rows[0][0]) if rows else None
 
     def images(self) -> dict[str, Base]:
         """All imported images by name."""
         rows = self._rows("SELECT name, base FROM images ORDER BY name")
-        return {
-            os.fsdecode(_bytes(name)): msgspec.msgpack.decode(_bytes(base), type=Base)
-            for name, base in rows
-        }
+        return {os.fsdecode(_bytes(name)): _base(base) for name, base in rows}
 
     def put_image(self, name: str, base: Base | None) -> None:
         """Give `name` to an image; None takes the name away."""
@@ -346,7 +343,7 @@ class Index:
             if base is None:
                 db.execute("DELETE FROM images WHERE name = ?", (os.fsencode(name),))
             else:
-                value = msgspec.msgpack.encode(base)
+                value = msgspec.msgpack.encode(_paths(base, _as_text))
                 db.execute(
                     "INSERT OR REPLACE INTO images VALUES (?, ?)", (os.fsencode(name), value)
                 )
@@ -407,6 +404,24 @@ def _bytes(value: object) -> bytes:
     if not isinstance(value, bytes):
         raise StoreDamaged("the index holds a value of the wrong kind")
     return value
+
+
+def _base(value: object) -> Base:
+    return _paths(msgspec.msgpack.decode(_bytes(value), type=Base), _as_path)
+
+
+def _paths(base: Base, change: Callable[[str], str]) -> Base:
+    """The image with its paths changed: their bytes need not be text, which is all that is stored."""
+    layers = tuple(Layer(layer.digest, change(layer.source)) for layer in base.layers)
+    return msgspec.structs.replace(base, name=change(base.name), layers=layers)
+
+
+def _as_text(path: str) -> str:
+    return os.fsencode(path).decode("latin-1")
+
+
+def _as_path(text: str) -> str:
+    return os.fsdecode(text.encode("latin-1"))
 
 
 def _translate(error: sqlite3.DatabaseError, path: str) -> StoreError:

@@ -1,83 +1,22 @@
 """Unpacking a layer, which may be hostile: nothing it says reaches outside of the root."""
 
 import errno
-import gzip
-import hashlib
-import io
 import os
 import stat
-import sys
 import tarfile
-import zlib
 from collections.abc import Callable
 from typing import BinaryIO
 
-from obuilder.errors import BadImage, DigestMismatch, StoreFull
-from obuilder.plan.model import Layer
+from obuilder.errors import BadImage, StoreFull
+from obuilder.oci.streams import DAMAGED, MOST_DATA, UNREADABLE, Hashed, decompressed, read_tar
 from obuilder.system.files import InRoot, kept_xattr, remove_at, write_all
 from obuilder.values import IdMap
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
-
-_DATA = 256 << 30
-"""Bytes of content in one layer: more is a bomb."""
 _SIZE = 1 << 43
 """Apparent size of one file, holes included."""
-_HEADER = 1 << 20
-"""Bytes of one extended header, which is held in memory."""
 _DEPTH = 500
 _BLOCK = 1 << 20
 _LATEST = 1 << 33
-_BROKEN: tuple[type[Exception], ...] = (
-    tarfile.InvalidHeaderError,  # type: ignore[attr-defined,unused-ignore]
-    tarfile.TruncatedHeaderError,  # type: ignore[attr-defined,unused-ignore]
-)
-_DAMAGED = (EOFError, zlib.error, zstd.ZstdError, gzip.BadGzipFile)
-DAMAGED: tuple[type[Exception], ...] = (*_DAMAGED, OSError)
-"""What reading a damaged compressed stream raises."""
-_EXTENDED = (b"x", b"g", b"X", b"L", b"K")
-
-
-class Part(io.RawIOBase):
-    """The bytes of `file` from where it stands, at most `size` of them, hashed as they are read."""
-
-    def __init__(self, file: BinaryIO, size: int | None = None) -> None:
-        self._file = file
-        self._left = size
-        self._hash = hashlib.sha256()
-
-    def readable(self) -> bool:  # noqa: D102
-        return True
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override] # noqa: D102
-        want = len(buffer) if self._left is None else min(len(buffer), self._left)
-        data = self._file.read(want)
-        buffer[: len(data)] = data
-        self._hash.update(data)
-        if self._left is not None:
-            self._left -= len(data)
-        return len(data)
-
-    def finish(self, digest: str, what: str) -> None:
-        """Read the rest. DigestMismatch if all that was read is not of that digest."""
-        while self.read(_BLOCK):
-            pass
-        if f"sha256:{self._hash.hexdigest()}" != digest:
-            raise DigestMismatch(f"{what} is not what it was said to be ({digest})")
-
-
-def decompressed(file: BinaryIO | Part) -> BinaryIO:
-    """The content of a plain, gzip or zstd stream, told apart by its first bytes."""
-    buffered = io.BufferedReader(file, _BLOCK)  # type: ignore[type-var] # reads like a raw one
-    head = buffered.peek(4)[:4]
-    if head[:2] == b"\x1f\x8b":
-        return gzip.GzipFile(fileobj=buffered)  # type: ignore[return-value] # reads like one
-    if head == b"\x28\xb5\x2f\xfd":
-        return zstd.ZstdFile(buffered)  # type: ignore[no-any-return,return-value,unused-ignore]
-    return buffered
 
 
 def unpack(
@@ -96,20 +35,14 @@ def unpack(
     """
     what = ""
     try:
-        with (
-            InRoot(root) as inside,
-            tarfile.open(
-                fileobj=file, mode="r|", tarinfo=_Member, encoding="utf-8",
-                errors="surrogateescape",
-            ) as tar,
-        ):  # fmt: skip
+        with InRoot(root) as inside, read_tar(file) as tar:
             layer = _Layer(tar, inside, idmap, note, whiteouts=whiteouts)
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined,unused-ignore] # else all stay in memory
                 what = member.name
                 layer.put(member)
             layer.finish()
-    except (*_DAMAGED, tarfile.TarError, RecursionError) as error:
+    except DAMAGED as error:
         raise BadImage(f"the layer is damaged: {error}") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -121,35 +54,25 @@ def unpack(
         raise BadImage(f"can't unpack {what!r}: {error}") from error
 
 
-def unpack_blob(layer: Layer, root: str, idmap: IdMap, note: Callable[[str], None]) -> None:
-    """Unpack the file `layer.source`, whose content uncompressed must be of `layer.digest`."""
+def unpack_blob(
+    blob: BinaryIO,
+    digest: str,
+    what: str,
+    root: str,
+    idmap: IdMap,
+    note: Callable[[str], None],
+) -> None:
+    """Unpack a layer, compressed or not, whose content uncompressed must be of `digest`.
+
+    `what` is what messages call it. DigestMismatch, BadImage, StoreFull.
+    """
     try:
-        file = open(layer.source, "rb")  # noqa: SIM115 # closed below
-    except OSError as error:
-        raise BadImage(f"can't read {layer.source}: {error.strerror}") from error
-    with file, decompressed(file) as content:
-        part = Part(content)
-        unpack(part, root, idmap, note)  # type: ignore[arg-type] # reads like one
-        try:
-            part.finish(layer.digest, layer.source)
-        except DAMAGED as error:
-            raise BadImage(f"{layer.source} is damaged: {error}") from error
-
-
-class _Member(tarfile.TarInfo):
-    """A member whose damaged or oversized header is an error, not the end of the archive."""
-
-    @classmethod
-    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_Member":
-        try:
-            return super().fromtarfile(tarfile_)  # type: ignore[return-value,unused-ignore]
-        except _BROKEN as error:
-            raise BadImage(f"the layer is damaged: {error}") from error
-
-    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.size < 0 or (self.type in _EXTENDED and self.size > _HEADER):
-            raise BadImage("the layer has a header of an absurd size")
-        return super()._proc_member(archive)  # type: ignore[misc,no-any-return]
+        with decompressed(blob) as content:
+            hashed = Hashed(content)
+            unpack(hashed, root, idmap, note)  # type: ignore[arg-type] # reads like one
+            hashed.finish(digest, what)
+    except UNREADABLE as error:
+        raise BadImage(f"{what} is damaged: {error}") from error
 
 
 def _parts(name: str) -> list[str]:
@@ -260,7 +183,7 @@ class _Layer:
         if member.sparse is not None:  # type: ignore[attr-defined,unused-ignore]
             pieces = list(member.sparse)  # type: ignore[arg-type,attr-defined,unused-ignore]
         self._data += sum(size for _, size in pieces)
-        if member.size > _SIZE or self._data > _DATA:
+        if member.size > _SIZE or self._data > MOST_DATA:
             raise BadImage(f"the layer is absurdly large at {member.name!r}")
         self._clear(name, at)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC

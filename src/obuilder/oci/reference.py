@@ -1,8 +1,13 @@
-"""What an image is for, and how it is named: platforms and digests in OCI's words."""
+"""What an image is for, and how it is named: platforms in OCI's words, names in Docker's."""
 
 import os
+from collections.abc import Sequence
+from typing import TypeVar
 
+from obuilder.errors import NotFound
 from obuilder.values import Platform
+
+T = TypeVar("T")
 
 _ARCHITECTURES = {
     "x86_64": ("amd64", ""),
@@ -25,3 +30,25 @@ def host_platform() -> Platform:
     names = os.uname()
     architecture, variant = _ARCHITECTURES.get(names.machine, (names.machine, ""))
     return Platform(names.sysname.lower(), architecture, variant)
+
+
+def same_reference(one: str, other: str) -> bool:
+    """Whether two names of images are one name: `busybox` is `docker.io/library/busybox:latest`."""
+    return _full(one) == _full(other)
+
+
+def _full(name: str) -> str:
+    for default in ("docker.io/", "index.docker.io/", "library/"):
+        name = name.removeprefix(default)
+    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+
+
+def numbered(found: Sequence[T], choice: str, place: str) -> T:
+    """The one that `@N` chooses, counted from 0. NotFound."""
+    number = choice[1:]
+    if not (number.isascii() and number.isdigit()) or int(number) >= len(found):
+        raise NotFound(
+            f"{place} has no image {choice!r}",
+            hint=f"its images are @0 to @{len(found) - 1}" if found else "it has none at all",
+        )
+    return found[int(number)]

@@ -16,6 +16,15 @@ class StepRecord(msgspec.Struct, frozen=True):
 
 
 def _inputs(step: Step) -> dict[str, str]:
+    """Each input by name, both as text that can be stored and shown."""
+    return {_readable(name): _readable(value) for name, value in _found(step).items()}
+
+
+def _readable(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _found(step: Step) -> dict[str, str]:
     action = step.action
     if isinstance(action, LayerAction):
         layer = action.base.layers[action.index]

@@ -44,7 +44,9 @@ class Manifest(Struct, frozen=True):
 
 
 class StatCache(Protocol):
-    """Digests of files by absolute path, each with the signature it was found under."""
+    """Digests of files by absolute path (of archives: what they hold), each with the signature it
+    was found under.
+    """
 
     def get(self, path: str, signature: bytes) -> str | None:
         """The digest remembered for `path` with this very signature."""

@@ -17,6 +17,8 @@ import pytest
 from obuilder.errors import ObuilderError
 from obuilder.system import linux, process
 from obuilder.system.namespaces import enter
+from obuilder.system.process import capture
+from obuilder.testing.engines import try_docker
 
 
 @functools.cache
@@ -37,7 +39,11 @@ def probe(capability: str) -> str | None:
             or _program("mkfs.btrfs")
             or (None if os.path.exists("/dev/loop-control") else "no loop devices")
         )
-    if capability in ("crun", "runc", "runsc", "newuidmap", "mmdebstrap", "skopeo"):
+    if capability == "docker":
+        return probe("root") or _program("dockerd") or try_docker()
+    if capability in ("skopeo", "umoci"):
+        return _attempt_program(capability, "--version")
+    if capability in ("crun", "runc", "runsc", "newuidmap", "mmdebstrap"):
         return _program(capability)
     if capability == "system-python":
         return _system_python()
@@ -63,6 +69,11 @@ def _library(name: str) -> str | None:
     except OSError as error:
         return str(error)
     return None
+
+
+def _attempt_program(*argv: str) -> str | None:
+    status, said = capture(argv)
+    return None if status == 0 else f"{argv[0]} does not run: {os.fsdecode(said).strip()}"
 
 
 def _attempt_namespaces() -> str | None:

@@ -1,14 +1,23 @@
 """Where base images come from: the form of an image's name says which fetcher has it."""
 
+import os
+from collections.abc import Callable
+
 from obuilder.errors import NotFound, Unsupported
+from obuilder.system.tree import StatCache, settled, signature
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the cached path resolves names, and meets no root
     from obuilder.backends.protocols import Fetcher, Root
-    from obuilder.system.tree import StatCache
+
+FORMS = (
+    "scratch", "micro", "rootfs:DIR", "tar:FILE", "oci:DIR[:TAG]", "oci-archive:FILE[:TAG]",
+    "docker-archive:FILE[:TAG]", "docker-daemon:NAME",
+)  # fmt: skip
+"""How an image can be named, for messages."""
 
 
-def fetcher_for(name: str, stats: "StatCache | None" = None) -> "Fetcher":
+def fetcher_for(name: str, stats: StatCache | None = None) -> "Fetcher":
     """The fetcher of images named like `name`; `stats` remembers digests of local files.
 
     NotFound, with all the forms there are, if no fetcher knows that form.
@@ -31,15 +40,39 @@ def fetcher_for(name: str, stats: "StatCache | None" = None) -> "Fetcher":
         from obuilder.backends.fetchers.tarball import TarFetcher
 
         return TarFetcher(stats)
-    elif kind == "oci":
-        from obuilder.backends.fetchers.layout import LayoutFetcher
+    elif kind in ("oci", "oci-archive", "docker-archive"):
+        from obuilder.backends.fetchers.images import ImageFetcher
 
-        return LayoutFetcher()
+        return ImageFetcher(stats)
+    elif kind == "docker-daemon":
+        from obuilder.backends.fetchers.docker import DockerFetcher
+
+        return DockerFetcher()
     raise NotFound(
         f"there is no image called {name!r} here",
-        hint="images can be: scratch, micro, rootfs:DIR, tar:FILE, oci:DIR[:TAG]; any of them goes "
-        "by a name of your own after `obuilder image import NAME SOURCE`",
+        hint=f"images can be: {', '.join(FORMS)}; any of them goes by a name of your own after "
+        "`obuilder image import NAME SOURCE`",
     )
+
+
+class LocalFetcher:
+    """What fetchers of local files share: they remember digests, and keep nothing open."""
+
+    def __init__(self, stats: StatCache | None = None) -> None:
+        self._stats = stats
+
+    async def close(self) -> None:
+        """Nothing was kept."""
+
+    def _remembered(self, path: str, status: os.stat_result, find: Callable[[], str]) -> str:
+        """What `find` says of a file, asked only if its status changed since it was last asked."""
+        mark = signature(status)
+        known = self._stats.get(path, mark) if self._stats is not None else None
+        if known is None:
+            known = find()
+            if self._stats is not None and settled(status):
+                self._stats.put(path, mark, known)
+        return known
 
 
 def directory_of(root: "Root") -> str:
@@ -49,3 +82,14 @@ def directory_of(root: "Root") -> str:
     if isinstance(root, HostDir):
         return root.path
     raise Unsupported(f"can't unpack an image into a {type(root).__name__}")
+
+
+async def in_thread(
+    work: Callable[[Callable[[str], None]], None], output: Callable[[bytes], None]
+) -> None:
+    """Run what takes long beside the event loop; `output` gets, at its end, what it noted."""
+    from anyio import to_thread
+
+    notes: list[str] = []
+    await to_thread.run_sync(work, notes.append)
+    output(os.fsencode("".join(notes)))

@@ -4,10 +4,9 @@ import hashlib
 import os
 from collections.abc import Callable
 
-from obuilder.backends.fetchers import directory_of
+from obuilder.backends.fetchers import LocalFetcher, directory_of
 from obuilder.errors import BackendUnavailable, DigestMismatch
 from obuilder.plan.model import Base, Layer
-from obuilder.system.tree import StatCache, settled, signature
 from obuilder.values import IdMap, Platform
 
 TYPE_CHECKING = False
@@ -32,11 +31,8 @@ _FILES = (
 _BASH = b'#!/bin/sh\nexec /bin/sh "$@"\n'
 
 
-class MicroFetcher:
+class MicroFetcher(LocalFetcher):
     """One layer: busybox with a name for each of its commands, and the usual directories."""
-
-    def __init__(self, stats: StatCache | None) -> None:
-        self._stats = stats
 
     async def resolve(self, name: str, platform: Platform) -> Base:
         """The image of the host's busybox as it is now. BackendUnavailable without one."""
@@ -47,14 +43,11 @@ class MicroFetcher:
     def _program(self) -> tuple[str, str]:
         """The path of the host's busybox and the digest of its content."""
         path = _static_busybox()
-        status = os.stat(path)
-        mark = signature(status)
-        content = self._stats.get(path, mark) if self._stats is not None else None
-        if content is None:
-            with open(path, "rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            if self._stats is not None and settled(status):
-                self._stats.put(path, mark, content)
+        with open(path, "rb") as file:
+            content = self._remembered(
+                path, os.fstat(file.fileno()),
+                lambda: hashlib.file_digest(file, "sha256").hexdigest(),
+            )  # fmt: skip
         return path, content
 
     async def fetch(

@@ -5,20 +5,17 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 
-from obuilder.backends.fetchers import directory_of
+from obuilder.backends.fetchers import LocalFetcher, directory_of
 from obuilder.backends.protocols import Root
 from obuilder.errors import BadImage, DigestMismatch, NotFound
 from obuilder.plan.model import Base, Layer
 from obuilder.system.files import copy_tree
-from obuilder.system.tree import StatCache, settled, signature
+from obuilder.system.tree import settled, signature
 from obuilder.values import IdMap, Platform
 
 
-class RootfsFetcher:
+class RootfsFetcher(LocalFetcher):
     """One layer: all of a directory, with owners taken for the ids inside."""
-
-    def __init__(self, stats: StatCache | None) -> None:
-        self._stats = stats
 
     async def resolve(self, name: str, platform: Platform) -> Base:
         """The image of the directory as it is now. NotFound, BadImage.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from obuilder.backends.fetchers import LocalFetcher
 from obuilder.backends.protocols import Root
 from obuilder.errors import NotFound
 from obuilder.plan.model import Base, Layer
@@ -11,7 +12,7 @@ _DIGEST = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b8
 """The digest of no bytes at all."""
 
 
-class ScratchFetcher:
+class ScratchFetcher(LocalFetcher):
     """The empty image: one layer without files."""
 
     async def resolve(self, name: str, platform: Platform) -> Base:

@@ -1,0 +1,180 @@
+"""`docker-daemon:NAME`: an image of a Docker engine on this machine."""
+
+import os
+import re
+from collections.abc import Callable
+from typing import BinaryIO
+
+from msgspec import Struct, field
+
+from obuilder.backends.docker_api import Answer, DockerEngine
+from obuilder.backends.fetchers import directory_of, in_thread
+from obuilder.errors import BadImage, NotFound, ObuilderError, StoreError, Unreachable
+from obuilder.oci.config import Config, Rootfs, Settings, base_of, decode, is_sha256
+from obuilder.oci.parts import DOCUMENT
+from obuilder.plan.model import Base
+from obuilder.values import IdMap, Platform
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from obuilder.backends.protocols import Root
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*([:/@][A-Za-z0-9][\w.-]*)*", re.ASCII)
+_PIECE = 1 << 20
+
+
+class _Layers(Struct, rename="pascal"):
+    layers: list[str] | None = None
+
+
+class _Image(Struct, rename="pascal"):
+    """What an engine says of an image."""
+
+    id: str
+    architecture: str = ""
+    os: str = "linux"
+    variant: str = ""
+    config: Settings | None = None
+    rootfs: _Layers = field(default_factory=_Layers, name="RootFS")
+
+
+class _Export(Struct):
+    """An exported image in a file without a name, and where its layers lie in it."""
+
+    file: BinaryIO
+    spans: list[tuple[int, int]]
+
+
+class DockerFetcher:
+    """The layers of an engine's image. An engine gives all of them or none: what it gave for one is
+    kept for the next.
+    """
+
+    def __init__(self) -> None:
+        self._exports: dict[str, _Export] = {}
+
+    async def resolve(self, name: str, platform: Platform) -> Base:
+        """The image by the engine's id for it. NotFound, Denied, Unreachable, BadImage."""
+        image = name.partition(":")[2]
+        if not _NAME.fullmatch(image):
+            raise NotFound(
+                f"{image!r} is no name of an image", hint="docker-daemon:debian:12 has one"
+            )
+        found = _inspected(image, image)
+        if not is_sha256(found.id):
+            raise BadImage(f"{name}: {found.id!r} is no SHA-256 digest")
+        contents = found.rootfs.layers or []
+        config = Config(Rootfs(contents), found.architecture, found.os, found.variant, found.config)
+        return base_of(name, found.id, config, [""] * len(contents))
+
+    async def fetch(
+        self,
+        base: Base,
+        index: int,
+        *,
+        into: "Root",
+        idmap: IdMap,
+        output: Callable[[bytes], None],
+    ) -> None:
+        """Unpack a layer. NotFound if the engine has the image no more; else as `resolve`."""
+        root = directory_of(into)
+        export = self._exports.pop(base.digest, None) or await _exported(base)
+        try:
+            await in_thread(lambda note: _unpack(export, base, index, root, idmap, note), output)
+        except BaseException:
+            export.file.close()
+            raise
+        if index + 1 == len(base.layers) or base.digest in self._exports:
+            export.file.close()
+        else:
+            self._exports[base.digest] = export
+
+    async def close(self) -> None:
+        """Let go of what was kept for layers that nobody asked for."""
+        for export in self._exports.values():
+            export.file.close()
+        self._exports.clear()
+
+
+def _unpack(
+    export: _Export, base: Base, index: int, root: str, idmap: IdMap, note: Callable[[str], None]
+) -> None:
+    from obuilder.oci.layers import unpack_blob
+    from obuilder.oci.streams import Window
+
+    offset, size = export.spans[index]
+    export.file.seek(offset)
+    blob: BinaryIO = Window(export.file, size)  # type: ignore[assignment] # reads like one
+    what = f"layer {index + 1} of {base.name}"
+    unpack_blob(blob, base.layers[index].digest, what, root, idmap, note)
+
+
+def _inspected(image: str, name: str) -> _Image:
+    try:
+        with DockerEngine.found().get(f"/images/{image}/json", timeout=30) as answer:
+            said = answer.read(DOCUMENT)
+    except NotFound as error:
+        error.hint = f"`docker pull {name}` fetches it; `docker images` lists what there is"
+        raise
+    return decode(said, _Image, f"what the Docker engine says of {image}")
+
+
+async def _exported(base: Base) -> _Export:
+    """Take the whole image out of the engine; cancelling breaks that off."""
+    import anyio
+
+    # An engine makes all of an export ready before it sends the first piece.
+    answer = DockerEngine.found().get(f"/images/{base.digest}/get", timeout=600)
+    outcome: _Export | ObuilderError | None = None
+
+    async def abort_at_the_end() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            answer.abort()
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(abort_at_the_end)
+            try:
+                outcome = await anyio.to_thread.run_sync(_take, answer, base)
+            except ObuilderError as error:
+                outcome = error
+            tasks.cancel_scope.cancel()
+        await anyio.lowlevel.checkpoint_if_cancelled()
+    except BaseException:
+        if isinstance(outcome, _Export):
+            outcome.file.close()
+        raise
+    if isinstance(outcome, _Export):
+        return outcome
+    assert outcome is not None
+    if isinstance(outcome, Unreachable):  # some engines say so of an image that they lack
+        await anyio.to_thread.run_sync(_inspected, base.digest, base.name.partition(":")[2])
+    raise outcome
+
+
+def _take(answer: Answer, base: Base) -> _Export:
+    import tempfile
+    from contextlib import ExitStack
+
+    from obuilder.oci import docker_archive
+    from obuilder.oci.image_archive import Archive
+
+    directory = os.environ.get("TMPDIR") or "/var/tmp"  # noqa: S108 # the file in it has no name
+    try:
+        with answer, ExitStack() as stack:
+            file = stack.enter_context(tempfile.TemporaryFile(dir=directory))
+            while piece := answer.read(_PIECE):
+                file.write(piece)
+            file.seek(0)
+            archive = Archive(file, base.name)
+            contents = tuple(layer.digest for layer in base.layers)
+            export = _Export(file, docker_archive.spans(archive, contents))
+            stack.pop_all()
+            return export
+    except OSError as error:
+        raise StoreError(
+            f"can't keep {base.name} in {directory} while it is unpacked: {error.strerror}",
+            hint="TMPDIR names the directory for it",
+        ) from error

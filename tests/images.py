@@ -1,0 +1,139 @@
+"""Images that tests make, with the programs of others."""
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess  # programs of the tests
+import tarfile
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def layout(tmp_path_factory):
+    """What `make_layout` makes, for reading only. Needs umoci and root."""
+    return make_layout(str(tmp_path_factory.mktemp("images")))
+
+
+def run(*argv, **variables):
+    """Run a program to its end: what it said. CalledProcessError with what it complained of."""
+    done = subprocess.run(argv, capture_output=True, check=False, env={**os.environ, **variables})
+    assert done.returncode == 0, f"{argv}: {done.stderr.decode(errors='replace')}"
+    return done.stdout
+
+
+def make_layout(directory):
+    """An OCI layout, by umoci as root: images `one` and `two` on one layer with a static shell.
+
+    `one` has `/made`, owned by 5:6, `/linked` to it, `/absolute` to `/etc/base`, and no `/gone`; `two`
+    has `/other`.
+    """
+    image = f"{directory}/layout"
+    run("umoci", "init", "--layout", image)
+    run("umoci", "new", "--image", f"{image}:base")
+    with _bundle(image, "base", "base", directory) as root:
+        os.makedirs(f"{root}/bin")
+        os.makedirs(f"{root}/etc")
+        shutil.copy("/usr/bin/busybox", f"{root}/bin/busybox")
+        for name in ("sh", "cat", "ls", "id", "stat"):
+            os.symlink("busybox", f"{root}/bin/{name}")
+        _write(f"{root}/etc/base", "base")
+        _write(f"{root}/gone", "gone")
+    with _bundle(image, "base", "one", directory) as root:
+        _write(f"{root}/made", "made")
+        os.chown(f"{root}/made", 5, 6)
+        os.setxattr(f"{root}/made", "user.note", b"kept")
+        os.link(f"{root}/made", f"{root}/linked")
+        os.symlink("/etc/base", f"{root}/absolute")
+        os.unlink(f"{root}/gone")
+    with _bundle(image, "base", "two", directory) as root:
+        _write(f"{root}/other", "other")
+    run("umoci", "config", "--image", f"{image}:one", "--config.env", "A=b=c")
+    return image
+
+
+class _bundle:  # noqa: N801 - reads like a function
+    def __init__(self, image, source, tag, directory):
+        self.image, self.source, self.tag = image, source, tag
+        self.path = f"{directory}/bundle-{tag}"
+
+    def __enter__(self):
+        run("umoci", "unpack", "--image", f"{self.image}:{self.source}", self.path)
+        return f"{self.path}/rootfs"
+
+    def __exit__(self, *exc):
+        run("umoci", "repack", "--image", f"{self.image}:{self.tag}", self.path)
+        shutil.rmtree(self.path)
+
+
+def _write(path, text):
+    with open(path, "w") as file:
+        file.write(text)
+
+
+def skopeo(source, target, *options):
+    """Copy an image with skopeo."""
+    run("skopeo", "--insecure-policy", "copy", *options, source, target)
+
+
+def save_as_docker_25(layout, tags, path):
+    """What `docker save` writes since version 25: an OCI layout of plain layers, and a list."""
+    with open(f"{layout}/index.json") as file:
+        manifests = json.load(file)["manifests"]
+    blobs, index, listed = {}, [], []
+
+    def put(data):
+        digest = hashlib.sha256(data).hexdigest()
+        blobs[f"blobs/sha256/{digest}"] = data
+        return {"digest": f"sha256:{digest}", "size": len(data)}
+
+    def blob(item):
+        with open(f"{layout}/blobs/sha256/{item['digest'].partition(':')[2]}", "rb") as file:
+            return file.read()
+
+    kinds = "application/vnd.oci.image."
+    for tag in tags:
+        (found,) = [
+            m for m in manifests if m["annotations"]["org.opencontainers.image.ref.name"] == tag
+        ]
+        manifest = json.loads(blob(found))
+        config = put(blob(manifest["config"]))
+        layers = [put(gzip.decompress(blob(layer))) for layer in manifest["layers"]]
+        described = put(
+            json.dumps(
+                {
+                    "schemaVersion": 2, "mediaType": kinds + "manifest.v1+json",
+                    "config": {"mediaType": kinds + "config.v1+json", **config},
+                    "layers": [{"mediaType": kinds + "layer.v1.tar", **layer} for layer in layers],
+                }
+            ).encode()
+        )  # fmt: skip
+        names = {"io.containerd.image.name": f"docker.io/library/{tag}:latest",
+                 "org.opencontainers.image.ref.name": "latest"}  # fmt: skip
+        index.append({"mediaType": kinds + "manifest.v1+json", **described, "annotations": names})
+        paths = ["blobs/sha256/" + item["digest"].partition(":")[2] for item in (config, *layers)]
+        listed.append({"Config": paths[0], "RepoTags": [f"{tag}:latest"], "Layers": paths[1:]})
+    documents = {
+        "index.json": {"schemaVersion": 2, "manifests": index},
+        "manifest.json": listed,
+        "oci-layout": {"imageLayoutVersion": "1.0.0"},
+    }
+    members = {**blobs, **{name: json.dumps(value).encode() for name, value in documents.items()}}
+    return write_archive(path, sorted(members.items()))
+
+
+def write_archive(path, members):
+    """A tar archive of names and content, in that order; a str is where a symlink leads."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                info.type, info.linkname = tarfile.SYMTYPE, content
+                tar.addfile(info)
+            else:
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return path
