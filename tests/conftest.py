@@ -1,5 +1,24 @@
-"""Every test may say what it needs of the machine: see obuilder.testing.needs."""
+"""Every test may say what it needs of the machine (obuilder.testing.needs), and have places."""
+
+from collections.abc import Iterator
+
+import pytest
 
 from obuilder.testing.needs import pytest_runtest_setup
+from places import Opened, opened
+from program import Program
 
 __all__ = ["pytest_runtest_setup"]
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest) -> Iterator[Opened]:
+    """The place that `places.each_place` names, else the machine's own file system."""
+    with opened(getattr(request, "param", "overlayfs")) as ready:
+        yield ready
+
+
+@pytest.fixture
+def program(place: Opened) -> Program:
+    """The program with a store in `place`."""
+    return Program(place.directory, kind=place.kind)
