@@ -3,6 +3,7 @@
 import msgspec
 
 from obuilder.plan.model import CopyAction, LayerAction, Plan, RunAction, Step
+from obuilder.values import shown
 
 
 class StepRecord(msgspec.Struct, frozen=True):
@@ -16,6 +17,10 @@ class StepRecord(msgspec.Struct, frozen=True):
 
 
 def _inputs(step: Step) -> dict[str, str]:
+    return {shown(name): shown(value) for name, value in _raw_inputs(step).items()}
+
+
+def _raw_inputs(step: Step) -> dict[str, str]:
     action = step.action
     if isinstance(action, LayerAction):
         layer = action.base.layers[action.index]
