@@ -149,10 +149,14 @@ class Runner:
             seconds = time.monotonic() - began
             self._sink(events.StepEnded(key=key, code=code, message=message, seconds=seconds))
 
+        def heard(data: bytes | None) -> None:
+            if data is None:
+                self._begin(step, key)
+            else:
+                self._sink(events.Output(key, data))
+
         try:
-            making = await self._inflight.share(
-                key, make, lambda data: self._sink(events.Output(key, data))
-            )
+            making = await self._inflight.share(key, make, heard)
         except ObuilderError as error:
             ended(error.code, error.message)
             raise
@@ -199,24 +203,20 @@ class Runner:
     async def _own(self, step: Step, key: Key, base: Key | None, making: Making) -> None:
         """Make `key`, or follow the process that is making it, as the holder of its lock."""
         lock = KeyLock(self._directory, key)
-        if not lock.try_acquire():
-            follower = LogFollower(self._directory, key)
-            try:
-                while not lock.try_acquire():
-                    if data := follower.read():
-                        making.emit(data)
-                    await anyio.sleep(_POLL)
-                if data := follower.read():
-                    making.emit(data)
-            finally:
-                follower.close()
+        follower = LogFollower(self._directory, key, making.emit, making.again)
         try:
+            while not lock.try_acquire():
+                follower.poll()
+                await anyio.sleep(_POLL)
             if self._index.find([key], session=self._session):
+                follower.result()
                 making.cached = True
                 return
+            follower.close()
             async with self._width:
                 await self._attempt(step, key, base, making)
         finally:
+            follower.close()
             lock.release()
 
     async def _attempt(self, step: Step, key: Key, base: Key | None, making: Making) -> None:
