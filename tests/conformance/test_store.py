@@ -13,7 +13,7 @@ import places
 from obuilder.backends.registry import open_store
 from obuilder.errors import StoreFull
 from obuilder.system.namespaces import enter
-from obuilder.system.sessions import alive, open_session, sweep_sessions
+from obuilder.system.sessions import alive, dead_sessions, open_session, remove_session
 from obuilder.testing.store_suite import StoreSuite, add, directory, key, read
 
 
@@ -165,7 +165,8 @@ class TestBtrfs(_Suite):
 def test_a_session_lives_until_it_is_closed(tmp_path):
     session = open_session(tmp_path)
     assert alive(tmp_path, session.name)
-    sweep_sessions(tmp_path)
+    assert dead_sessions(tmp_path) == []
+    remove_session(tmp_path, session.name)
     assert alive(tmp_path, session.name)
     session.close()
     assert not alive(tmp_path, session.name)
@@ -179,6 +180,6 @@ def test_a_session_ends_with_its_process(tmp_path):
         os._exit(0)
     os.waitpid(pid, 0)
     (name,) = os.listdir(os.path.join(tmp_path, "sessions"))
-    assert not alive(tmp_path, name)
-    sweep_sessions(tmp_path)
+    assert dead_sessions(tmp_path) == [name]
+    remove_session(tmp_path, name)
     assert os.listdir(os.path.join(tmp_path, "sessions")) == []

@@ -48,6 +48,15 @@ def remove_log(directory: str, key: Key) -> None:
             continue
 
 
+def logged(directory: str) -> set[Key]:
+    """The keys that have a log of any kind."""
+    try:
+        names = os.listdir(os.path.join(directory, "logs"))
+    except FileNotFoundError:
+        return set()
+    return {Key(name.partition(".")[0]) for name in names}
+
+
 class LogFollower:
     """Tells what other processes' attempts at a key say, to who waits for the key's lock.
 

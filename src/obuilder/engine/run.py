@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping
 
 import anyio
-import msgspec
 
 from obuilder import events
 from obuilder.backends.protocols import HostDir
@@ -19,6 +18,8 @@ from obuilder.engine.inflight import InFlight, Making
 from obuilder.engine.inputs import Context
 from obuilder.engine.locks import KeyLock
 from obuilder.engine.logs import LogFollower, LogWriter, Mask, replay_log
+from obuilder.engine.meta import written
+from obuilder.engine.recover import adopt
 from obuilder.engine.result import Result
 from obuilder.errors import CopyError, ObuilderError, StepFailed
 from obuilder.plan.keys import effective, failed_key
@@ -27,18 +28,6 @@ from obuilder.system.tree import Manifest, scan
 from obuilder.values import Key
 
 _POLL = 0.03
-
-
-class Meta(msgspec.Struct, frozen=True):
-    """What every result carries with it, so that the index can be made anew."""
-
-    key: str
-    kind: str
-    heading: str
-    stage: str
-    base: str | None
-    created: float
-    seconds: float
 
 
 class Runner:
@@ -208,7 +197,7 @@ class Runner:
             while not lock.try_acquire():
                 follower.poll()
                 await anyio.sleep(_POLL)
-            if self._index.find([key], session=self._session):
+            if await self._found(key):
                 follower.result()
                 making.cached = True
                 return
@@ -218,6 +207,16 @@ class Runner:
         finally:
             follower.close()
             lock.release()
+
+    async def _found(self, key: Key) -> bool:
+        """Whether the key has a result by now, the index's or one that only the store knows of."""
+        if self._index.find([key], session=self._session):
+            return True
+        store = self._workshop.store
+        if await store.contains(key) and await adopt(store, self._index, key):
+            self._index.lease(key, self._session)
+            return True
+        return False
 
     async def _attempt(self, step: Step, key: Key, base: Key | None, making: Making) -> None:
         began = time.monotonic()
@@ -249,14 +248,14 @@ class Runner:
                     failed = self._record(step, failed_key(key), base, began, kind="failed")
                     await store.delete(failed.key)
                     if self._keep_failed:
-                        await draft.commit(_meta(failed), key=failed.key)
+                        await draft.commit(written(failed), key=failed.key)
                         hint = f"look inside with: obuilder shell {failed.key[:12]}"
                         error.hint = error.hint or hint
                     self._index.add(failed)
                     raise
                 record = self._record(step, key, base, began, kind=_kind(step))
                 log.done()
-                await draft.commit(_meta(record))
+                await draft.commit(written(record))
             self._index.add(record, session=self._session)
         except Exception:
             log.failed()
@@ -277,15 +276,6 @@ def _kind(step: Step) -> str:
     if isinstance(step.action, LayerAction):
         return "layer"
     return "copy" if isinstance(step.action, CopyAction) else "run"
-
-
-def _meta(record: Record) -> bytes:
-    return msgspec.json.encode(
-        Meta(
-            key=record.key, kind=record.kind, heading=record.heading, stage=record.stage,
-            base=record.base, created=record.created, seconds=record.seconds,
-        )
-    )  # fmt: skip
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
