@@ -12,6 +12,12 @@ __all__ = ["pytest_runtest_setup"]
 
 
 @pytest.fixture
+def anyio_backend() -> str:
+    """The one event loop there is."""
+    return "asyncio"
+
+
+@pytest.fixture
 def place(request: pytest.FixtureRequest) -> Iterator[Opened]:
     """The place that `places.each_place` names, else the machine's own file system."""
     with opened(getattr(request, "param", "overlayfs")) as ready:

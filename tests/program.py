@@ -73,10 +73,12 @@ class Program:
             os.mkdir(path)
         self.variables = {"OBUILDER_STORE": f"{kind}:{self.store}", "TMPDIR": temporary}
 
-    def spec(self, *ops: str, before: str = "", base: str = "micro") -> None:
-        """Write the spec that `build` finds."""
+    def spec(
+        self, *ops: str, before: str = "", base: str = "micro", name: str = "obuilder.spec"
+    ) -> None:
+        """Write a spec; `build` finds the one of the usual name."""
         text = f"({before}(from {base}) (shell /bin/sh -c)\n " + "\n ".join(ops) + ")\n"
-        self.file("obuilder.spec", text.encode("utf-8", "surrogateescape"))
+        self.file(name, text.encode("utf-8", "surrogateescape"))
 
     def file(self, name: str, data: bytes) -> str:
         """Write a file into the context."""
