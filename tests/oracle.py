@@ -142,15 +142,21 @@ def marks(text: str) -> list[str]:
     return re.findall(_UUID, text)
 
 
+WIDTHS = (2, 2, 3, 2, 3)
+"""How many different steps there are at each place of a build."""
+
+
 def builds(seed: int, count: int) -> list[Build]:
     """Builds of five steps each, of a tree that the seed decides."""
     chance = random.Random(seed)
-    widths = (2, 2, 3, 2, 3)
     levels = [
-        [_step(chance, depth, at) for at in range(width)] for depth, width in enumerate(widths)
+        [_step(chance, depth, at) for at in range(width)] for depth, width in enumerate(WIDTHS)
     ]
+    # Every seed has these, so that every volume is used by several.
+    levels[0] = [Step("s00", "write", "w00", "count"), Step("s01", "env", "w01", "all")]
+    levels[1][0] = Step("s10", "more", "w10", "first")
     levels[-1].append(Step("bad", "fail", "", chance.choice([None, "count"])))
-    weights = [[1] * width for width in (2, 2, 3, 2)] + [[4, 4, 4, 1]]
+    weights = [[1] * width for width in WIDTHS[:-1]] + [[4, 4, 4, 1]]
     return [
         Build(
             tuple(
