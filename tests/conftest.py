@@ -1,5 +1,6 @@
 """Every test may say what it needs of the machine (obuilder.testing.needs), and have places."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,14 @@ __all__ = ["pytest_runtest_setup"]
 def anyio_backend() -> str:
     """The one event loop there is."""
     return "asyncio"
+
+
+@pytest.fixture
+def seed() -> int:
+    """What a random test is made from; OBUILDER_TEST_SEED makes the same again."""
+    chosen = int(os.environ.get("OBUILDER_TEST_SEED") or int.from_bytes(os.urandom(4)))
+    print(f"OBUILDER_TEST_SEED={chosen}")
+    return chosen
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from program import Program, shell
+from program import Program, cached, shell
 
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _BEGIN = "u=$(cat /proc/sys/kernel/random/uuid); echo run $u; "
@@ -85,14 +85,9 @@ def _grown(volume: str | None) -> str:
     return mark
 
 
-def cached(command: str, *volumes: str) -> str:
-    """A `run` that sees these volumes."""
-    caches = " ".join(f"({name} (target /v/{name}) (mode {MODES[name]}))" for name in volumes)
-    return shell(command).replace("(run ", f"(run (cache {caches}) ", 1)
-
-
 def _run(command: str, volume: str | None) -> str:
-    return cached(_BEGIN + command, "grow", *([volume] if volume else []))
+    names = ["grow", volume] if volume else ["grow"]
+    return cached(_BEGIN + command, **{name: MODES[name] for name in names})
 
 
 class Build(NamedTuple):

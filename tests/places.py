@@ -7,7 +7,7 @@ with it, however it ends; directories that a killed run left are removed by the 
 import os
 import subprocess  # mount and mkfs are no part of the program
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import NamedTuple
 
@@ -85,12 +85,17 @@ PLACES = {
     "btrfs": Place("btrfs", lambda: loop("btrfs"), ("btrfs",)),
 }
 
-each_place = pytest.mark.parametrize(
-    "place",
-    [pytest.param(name, marks=pytest.mark.needs(*place.needs)) for name, place in PLACES.items()],
-    indirect=True,
-)
+
+def _each(names: Iterable[str]) -> pytest.MarkDecorator:
+    marked = [pytest.param(name, marks=pytest.mark.needs(*PLACES[name].needs)) for name in names]
+    return pytest.mark.parametrize("place", marked, indirect=True)
+
+
+each_place = _each(PLACES)
 """Runs a test once for each place; its fixture `place` is an `Opened`."""
+
+each_kind = _each({place.kind: name for name, place in reversed(PLACES.items())}.values())
+"""Runs a test once for each kind of store, in the first place there is for it."""
 
 
 class Opened(NamedTuple):

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from obuilder import Settings
+
 REPO = Path(__file__).parents[1]
 
 Process = subprocess.Popen[bytes]
@@ -67,11 +69,18 @@ class Program:
     """The program with a store and a context directory in `place`, and nothing else there."""
 
     def __init__(self, place: str, *, kind: str = "overlayfs") -> None:
-        self.store, self.context = os.path.join(place, "store"), os.path.join(place, "context")
-        temporary = os.path.join(place, "temporary")
-        for path in (self.context, temporary):
+        self._place, self._kind = place, kind
+        self.context = os.path.join(place, "context")
+        self.temporary = os.path.join(place, "temporary")
+        for path in (self.context, self.temporary):
             os.mkdir(path)
-        self.variables = {"OBUILDER_STORE": f"{kind}:{self.store}", "TMPDIR": temporary}
+        self.use("store")
+
+    def use(self, name: str) -> None:
+        """Use the store of that name."""
+        self.store = os.path.join(self._place, name)
+        self.settings = Settings(store=f"{self._kind}:{self.store}")
+        self.variables = {"OBUILDER_STORE": self.settings.store, "TMPDIR": self.temporary}
 
     def spec(
         self, *ops: str, before: str = "", base: str = "micro", name: str = "obuilder.spec"
@@ -106,6 +115,12 @@ def shell(command: str) -> str:
     """A `run` of a spec."""
     text = command.replace("\\", "\\\\").replace('"', '\\"')
     return f'(run (shell "{text}"))'
+
+
+def cached(command: str, **modes: str) -> str:
+    """A `run` that sees volumes of these names at /v/NAME, in these modes."""
+    caches = " ".join(f"({name} (target /v/{name}) (mode {mode}))" for name, mode in modes.items())
+    return shell(command).replace("(run ", f"(run (cache {caches}) ", 1)
 
 
 def running(*words: str) -> list[int]:

@@ -11,19 +11,12 @@ import msgspec
 import pytest
 
 import oracle
-from obuilder import Builder, Settings, Spec, errors, events, parse
+from obuilder import Builder, Spec, errors, events, parse
 from oracle import Build
 from places import each_place
-from program import Program, finish
+from program import Program, cached, finish
 
 COUNT, AT_A_TIME = 100, 10
-
-
-@pytest.fixture
-def seed() -> int:
-    chosen = int(os.environ.get("OBUILDER_TEST_SEED") or int.from_bytes(os.urandom(4)))
-    print(f"OBUILDER_TEST_SEED={chosen}")
-    return chosen
 
 
 class Shown(NamedTuple):
@@ -173,12 +166,8 @@ def specs(program: Program, seed: int) -> tuple[list[Build], list[str]]:
 
 def list_volumes(program: Program) -> str:
     """What is in the volumes, as a step sees them."""
-    program.spec(oracle.cached(LIST, *oracle.MODES), name="list.spec")
+    program.spec(cached(LIST, **oracle.MODES), name="list.spec")
     return "list.spec"
-
-
-def settings(program: Program, **more: object) -> Settings:
-    return Settings(store=program.variables["OBUILDER_STORE"], **more)
 
 
 @each_place
@@ -190,7 +179,7 @@ async def test_in_one_process(program: Program, seed: int) -> None:
     parsed = {name: _parse(program, name) for name in names}
     limit = anyio.CapacityLimiter(AT_A_TIME)
 
-    async with Builder.open(settings(program, parallel=4)) as builder:
+    async with Builder.open(msgspec.structs.replace(program.settings, parallel=4)) as builder:
 
         async def build(spec) -> Shown:
             heard = list[events.Event]()
@@ -260,5 +249,5 @@ async def _compare_roots(judge: Judge, builder: Builder, good: dict[Build, str])
 
 
 async def _open_and_compare(program: Program, judge: Judge, good: dict[Build, str]) -> None:
-    async with Builder.open(settings(program)) as builder:
+    async with Builder.open(program.settings) as builder:
         await _compare_roots(judge, builder, good)
