@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 
 import anyio
+import msgspec
 
 from obuilder import events
 from obuilder.backends.protocols import HostDir
