@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 
@@ -78,7 +79,9 @@ def _loop_devices(store: str) -> Iterator[str]:
 
 
 def _files(store: str) -> Iterator[str]:
-    yield from (f"in the store: {name}" for name in set(os.listdir(store)) - _KNOWN)
+    for name in set(os.listdir(store)) - _KNOWN:
+        if not re.fullmatch(r"seccomp-[0-9a-f]{64}\.bpf", name):
+            yield f"in the store: {name}"
     for folder in _EMPTY:
         yield from (f"in {folder}: {name}" for name in _names(store, folder))
     index = sqlite3.connect(f"file:{store}/index.sqlite?mode=ro", uri=True)
