@@ -1,12 +1,14 @@
 """What there is on the machine of a store that nobody works in: it should be nothing."""
 
+import functools
 import json
 import os
 import re
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterator
 
-from obuilder.system.namespaces import cgroup_root
+from obuilder.system import linux
 
 _EMPTY = ("run", "drafts", "locks", "sessions", "mnt")
 _KNOWN = {
@@ -44,11 +46,32 @@ def cgroups(store: str) -> list[str]:
     if not mark:
         return []
     return [
-        os.path.join(folder, name)
-        for folder, names, _ in os.walk(cgroup_root())
+        f"{kind}: {name}"
+        for kind, fd in _hierarchies().items()
+        for _, names, _ in os.walk(f"/proc/self/fd/{fd}")
         for name in names
         if mark in name
     ]
+
+
+@functools.cache
+def _hierarchies() -> dict[str, int]:
+    """Descriptors of all that the kernel has, wherever they are mounted or not."""
+    with open("/proc/cgroups") as table:
+        rows = [line.split() for line in table if not line.startswith("#")]
+    together = defaultdict[str, list[str]](list)
+    for name, hierarchy, *_ in rows:
+        together[hierarchy].append(name)
+    together.pop("0", None)  # those of version 2, or of none
+    found = {}
+    for kind, names in [("cgroup2", []), *(("cgroup", names) for names in together.values())]:
+        context = linux.fsopen(kind)
+        for name in names:
+            linux.fsconfig_flag(context, name)
+        linux.fsconfig_create(context)
+        found[",".join(names) or kind] = linux.fsmount(context)
+        os.close(context)
+    return found
 
 
 def _identity(store: str) -> bytes:

@@ -37,7 +37,7 @@ def probe(capability: str) -> str | None:
             or _program("mkfs.btrfs")
             or (None if os.path.exists("/dev/loop-control") else "no loop devices")
         )
-    if capability in ("crun", "runc", "runsc", "newuidmap", "mmdebstrap", "skopeo"):
+    if capability in ("crun", "runc", "runsc", "newuidmap", "mmdebstrap", "skopeo", "gcc"):
         return _program(capability)
     if capability == "libseccomp":
         return _library("libseccomp.so.2")
