@@ -1,10 +1,44 @@
-"""Every test may say what it needs of the machine (obuilder.testing.needs).
+"""Every test may say what it needs of the machine (obuilder.testing.needs), and have places.
 
 Engines and images that many tests use are fixtures here.
 """
 
+import os
+from collections.abc import Iterator
+
+import pytest
+
 from engines import docker_engine
 from images import layout
 from obuilder.testing.needs import pytest_runtest_setup
+from places import Opened, opened
+from program import Program
 
 __all__ = ["docker_engine", "layout", "pytest_runtest_setup"]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """The one event loop there is."""
+    return "asyncio"
+
+
+@pytest.fixture
+def seed() -> int:
+    """What a random test is made from; OBUILDER_TEST_SEED makes the same again."""
+    chosen = int(os.environ.get("OBUILDER_TEST_SEED") or int.from_bytes(os.urandom(4)))
+    print(f"OBUILDER_TEST_SEED={chosen}")
+    return chosen
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest) -> Iterator[Opened]:
+    """The place that `places.each_place` names, else the machine's own file system."""
+    with opened(getattr(request, "param", "overlayfs")) as ready:
+        yield ready
+
+
+@pytest.fixture
+def program(place: Opened) -> Program:
+    """The program with a store in `place`."""
+    return Program(place.directory, kind=place.kind)

@@ -31,7 +31,10 @@ class BuildStarted(Struct, frozen=True, tag="build-started", tag_field="event"):
 
 
 class StepStarted(Struct, frozen=True, tag="step-started", tag_field="event"):
-    """A step is looked up, run, or followed. `notes` are headings of ops before it."""
+    """A step is looked up, run, or followed. `notes` are headings of ops before it.
+
+    It comes again for a step whose output so far was of a process that ended without a result.
+    """
 
     key: Key
     stage: str

@@ -17,6 +17,11 @@ OpPath = tuple[int, ...]
 `(…, -1)` is the `from` of that build."""
 
 
+def shown(text: str) -> str:
+    r"""Any text as text that can be shown and kept: bytes that are no UTF-8 as \\xNN."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 class Span(Struct, frozen=True):
     """A piece of a text: byte offsets [start, end), and the 1-based line and column of its start.
 

@@ -1,63 +1,25 @@
-"""The stores on real file systems: whatever the checkout is on, a tmpfs, and btrfs on a loop image.
-
-Mounts are made in this process's own mount namespace, so they and the loop device are gone with
-it, however it ends.
-"""
+"""The stores on real file systems: the machine's own, a tmpfs, and btrfs on a loop image."""
 
 # ruff: noqa: ASYNC221, ASYNC222, PT012 - a victim to kill, which is waited for at once
 
 import os
 import signal
 import sys
-import tempfile
 from contextlib import suppress
 
 import pytest
 
+import places
 from obuilder.backends.registry import open_store
 from obuilder.errors import StoreFull
-from obuilder.system import linux
-from obuilder.system.files import remove_tree
 from obuilder.system.namespaces import enter
-from obuilder.system.sessions import alive, open_session, sweep_sessions
+from obuilder.system.sessions import alive, dead_sessions, open_session, remove_session
 from obuilder.testing.store_suite import StoreSuite, add, directory, key, read
 
 
 @pytest.fixture
 def anyio_backend():
     return "asyncio"
-
-
-@pytest.fixture
-def scratch():
-    enter()
-    path = tempfile.mkdtemp(prefix="obuilder-test-")
-    yield path
-    remove_tree(path)
-
-
-@pytest.fixture
-def tmpfs(scratch):
-    linux.mount("obuilder-test", scratch, "tmpfs", 0, "size=256m")
-    yield scratch
-    linux.unmount(scratch, linux.MNT_DETACH)
-
-
-@pytest.fixture
-def btrfs(scratch):
-    image, mounted = os.path.join(scratch, "image"), os.path.join(scratch, "mounted")
-    with open(image, "wb") as file:
-        file.truncate(400 << 20)
-    os.mkdir(mounted)
-    _run("mkfs.btrfs", "-q", image)
-    _run("mount", "-o", "loop", image, mounted)
-    yield mounted
-    _run("umount", "-l", mounted)
-
-
-def _run(*argv):
-    _, status = os.waitpid(os.posix_spawnp(argv[0], argv, os.environ), 0)
-    assert status == 0, argv
 
 
 def _opened(kind, place):
@@ -135,8 +97,9 @@ anyio.run(main)
 @pytest.mark.needs("overlay")
 class TestOverlay(_Suite):
     @pytest.fixture
-    def place(self, scratch):
-        return scratch
+    def place(self):
+        with places.scratch() as path:
+            yield path
 
     @pytest.mark.anyio
     async def test_layers_go_when_no_result_needs_them(self, opened):
@@ -157,8 +120,9 @@ class TestOverlay(_Suite):
 @pytest.mark.needs("overlay", "tmpfs")
 class TestOverlayOnTmpfs(_Suite):
     @pytest.fixture
-    def place(self, tmpfs):
-        return tmpfs
+    def place(self):
+        with places.tmpfs("256m") as path:
+            yield path
 
     @pytest.mark.anyio
     async def test_a_full_disk_is_told_and_leaves_nothing(self, opened):
@@ -193,27 +157,29 @@ class TestBtrfs(_Suite):
     kind = "btrfs"
 
     @pytest.fixture
-    def place(self, btrfs):
-        return btrfs
+    def place(self):
+        with places.loop("btrfs") as path:
+            yield path
 
 
-def test_a_session_lives_until_it_is_closed(scratch):
-    session = open_session(scratch)
-    assert alive(scratch, session.name)
-    sweep_sessions(scratch)
-    assert alive(scratch, session.name)
+def test_a_session_lives_until_it_is_closed(tmp_path):
+    session = open_session(tmp_path)
+    assert alive(tmp_path, session.name)
+    assert dead_sessions(tmp_path) == []
+    remove_session(tmp_path, session.name)
+    assert alive(tmp_path, session.name)
     session.close()
-    assert not alive(scratch, session.name)
+    assert not alive(tmp_path, session.name)
 
 
-def test_a_session_ends_with_its_process(scratch):
+def test_a_session_ends_with_its_process(tmp_path):
     pid = os.fork()
     if pid == 0:
         with suppress(BaseException):
-            open_session(scratch)
+            open_session(tmp_path)
         os._exit(0)
     os.waitpid(pid, 0)
-    (name,) = os.listdir(os.path.join(scratch, "sessions"))
-    assert not alive(scratch, name)
-    sweep_sessions(scratch)
-    assert os.listdir(os.path.join(scratch, "sessions")) == []
+    (name,) = os.listdir(os.path.join(tmp_path, "sessions"))
+    assert dead_sessions(tmp_path) == [name]
+    remove_session(tmp_path, name)
+    assert os.listdir(os.path.join(tmp_path, "sessions")) == []

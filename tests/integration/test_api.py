@@ -6,15 +6,12 @@ import os
 import re
 import subprocess  # programs of users are processes
 import sys
-import tempfile
-from pathlib import Path
 
 import anyio
 import pytest
 
 from obuilder import Builder, Settings, errors, events, parse
-
-REPO = Path(__file__).parents[2]
+from program import REPO, running, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.needs("overlay", "crun")]
 
@@ -25,22 +22,15 @@ def anyio_backend():
 
 
 @pytest.fixture
-def place():
-    # Not pytest's own folder: steps run under ids that are nobody here, and nobody may enter it.
-    with tempfile.TemporaryDirectory(prefix="obuilder-api-") as path:
-        os.chmod(path, 0o755)
-        os.mkdir(os.path.join(path, "context"))
-        yield path
-
-
-@pytest.fixture
 def settings(place):
-    return Settings(store=f"overlayfs:{place}/store")
+    return Settings(store=place.store)
 
 
 @pytest.fixture
 def context(place):
-    return os.path.join(place, "context")
+    path = os.path.join(place.directory, "context")
+    os.mkdir(path)
+    return path
 
 
 def spec(*ops):
@@ -120,7 +110,7 @@ async def test_leaving_a_stream_cancels_the_build(settings, context):
                     if isinstance(event, events.Output) and b"started" in event.data:
                         break
         assert [record.kind for record in builder.records()] == ["layer"]
-    assert not _running("7362")
+    assert running("sleep", "7362") == []
 
 
 async def test_mistakes_come_as_exceptions(settings, context):
@@ -153,9 +143,10 @@ async def test_cancelling_ends_the_steps_and_keeps_what_was_made(settings, conte
             tasks.start_soon(lambda: builder.build(wanted, context, sink=sink))
             with anyio.fail_after(20):
                 await started.wait()
-            assert _running("7363")
+            # The shell has said so, and then starts it.
+            await anyio.to_thread.run_sync(until, lambda: running("sleep", "7363"), "sleep runs")
             tasks.cancel_scope.cancel()
-        assert not _running("7363")
+        assert running("sleep", "7363") == []
         assert heard[-1].code == "cancelled"
         assert sorted(record.kind for record in builder.records()) == ["layer", "run"]
         assert os.listdir(os.path.join(settings.directory, "drafts")) == []
@@ -215,7 +206,7 @@ async def test_the_page_of_the_api_has_a_program_that_runs(place, context):
     with open(os.path.join(context, "obuilder.spec"), "w") as file:
         file.write('((from micro) (run (shell "echo hello")))')
     done = subprocess.run(
-        [sys.executable, "-c", program.replace("/var/lib/obuilder", f"{place}/store")],
+        [sys.executable, "-c", program.replace("/var/lib/obuilder", f"{place.directory}/store")],
         cwd=context, env={**os.environ, "PYTHONPATH": str(REPO / "src")},
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
@@ -239,15 +230,3 @@ async def test_names_are_loaded_when_they_are_used():
 
     with pytest.raises(AttributeError, match="no attribute 'Bilder'"):
         _ = obuilder.Bilder
-
-
-def _running(mark):
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                with open(f"/proc/{name}/cmdline", "rb") as file:
-                    if f"sleep\0{mark}".encode() in file.read():
-                        return True
-            except OSError:
-                continue
-    return False

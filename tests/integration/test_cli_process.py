@@ -1,9 +1,6 @@
 """The program as people run it: a process, its streams and its exit status."""
 
-import os
 import signal
-import subprocess  # the program under test is a process
-import sys
 import time
 from pathlib import Path
 
@@ -11,27 +8,7 @@ import pytest
 
 from obuilder.cli.main import VERBS
 from obuilder.cli.reference import markdown
-
-ROOT = Path(__file__).parents[2]
-
-
-def start(*arguments: str, cwd: Path, **variables: str) -> "subprocess.Popen[bytes]":
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("OBUILDER_")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "obuilder", *arguments],
-        cwd=cwd,
-        env={**clean, "PYTHONPATH": str(ROOT / "src"), **variables},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
-def obuilder(*arguments: str, cwd: Path, **variables: str) -> tuple[int, str, str]:
-    process = start(*arguments, cwd=cwd, **variables)
-    out, err = process.communicate(timeout=120)
-    assert b"Traceback" not in err, err.decode()
-    return process.returncode, out.decode(), err.decode()
+from program import REPO, Program, finish, heard, obuilder, shell, start
 
 
 def test_help_lists_every_verb(tmp_path: Path) -> None:
@@ -118,55 +95,32 @@ def test_a_reader_who_leaves_is_no_fault(tmp_path: Path) -> None:
 
 
 def test_the_reference_is_what_the_parsers_say() -> None:
-    page = (ROOT / "docs/reference/cli.md").read_text()
+    page = (REPO / "docs/reference/cli.md").read_text()
     assert page == markdown(), "run: python -m obuilder.cli.reference > docs/reference/cli.md"
 
 
-@pytest.mark.skipif(
-    os.geteuid() != 0, reason="needs root: the store's directory is the machine's own"
-)
-def test_build_and_look_and_cancel(tmp_path: Path) -> None:
-    for place in (tmp_path, *tmp_path.parents[:2]):
-        place.chmod(0o755)
-    store = f"--store=overlayfs:{tmp_path}/store"
-    context = tmp_path / "ctx"
-    context.mkdir()
-    (context / "obuilder.spec").write_text(
-        "((from micro) (shell /bin/sh -c) (run (shell \"printf 'a\\\\033]0;t\\\\007'\")))"
-    )
-    status, out, err = obuilder("build", store, cwd=context)
-    assert status == 0, err
+@pytest.mark.needs("root", "overlay")
+def test_build_and_look_and_cancel(program: Program) -> None:
+    program.spec(shell("printf 'a\\033]0;t\\007'"))
+    out = program.ok("build")
     assert "a\x1b]0;t\x07\n---> saved as" in out
     key = out.splitlines()[-1].removeprefix('Got: "').removesuffix('"')
-    status, again, _ = obuilder(
-        "build", "-f", "obuilder.spec", ".", store, "-v", "--color=never", cwd=context
-    )
-    assert status == 0
+    again = program.ok("build", "-f", "obuilder.spec", ".", "-v", "--color=never")
     assert f'---> using "{key}" from cache' in again
     assert "saved as" not in again
-    assert key[:12] in obuilder("ls", store, cwd=context)[1]
-    assert obuilder("log", key[:8], store, cwd=context)[1] == "a\x1b]0;t\x07"
+    assert key[:12] in program.ok("ls")
+    assert program.ok("log", key[:8]) == "a\x1b]0;t\x07"
 
-    (context / "slow.spec").write_text(
-        '((from micro) (shell /bin/sh -c) (run (shell "echo begun; while :; do :; done")))'
-    )
-    process = start("build", "-f", "slow.spec", ".", store, cwd=context)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line == b"begun\n":
-            break
-    else:
-        assert process.stderr is not None
-        pytest.fail(process.stderr.read().decode())
+    program.spec(shell("echo begun; while :; do :; done"))
+    process = program.start("build")
+    heard(process, b"begun")
     sent = time.monotonic()
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert b"Traceback" not in errors
+    assert finish(process, timeout=30).status == 130
     assert time.monotonic() - sent < 5
 
-    (context / "bad.spec").write_text('((from micro) (shell /bin/sh -c) (run (shell "exit 7")))')
-    status, _, err = obuilder("build", "-f", "bad.spec", ".", store, cwd=context)
-    assert status == 1
-    assert err.startswith("error: ")
-    assert obuilder("delete", key, store, cwd=context)[0] == 0
+    program.spec(shell("exit 7"))
+    done = program.run("build")
+    assert done.status == 1
+    assert done.err.startswith("error: ")
+    program.ok("delete", key)

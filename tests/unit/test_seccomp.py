@@ -71,9 +71,9 @@ def an_unknown_call():
 )
 def test_what_the_filter_lets_pass(attempt, nested, fast, expected, tmp_path):
     profile = filter_for(machine(), nested_userns=nested, fast_sync=fast)
-    data = compiled(profile, folder=str(tmp_path))
+    data = compiled(profile, folder=str(tmp_path), temporary=f"{tmp_path}/new")
     assert data is not None
     assert under(data, attempt) == expected
     (kept,) = tmp_path.iterdir()
     assert kept.read_bytes() == data
-    assert compiled(profile, folder=str(tmp_path)) == data
+    assert compiled(profile, folder=str(tmp_path), temporary=f"{tmp_path}/new") == data

@@ -21,7 +21,7 @@ from obuilder.engine.cached import identity, make_plan
 from obuilder.engine.index import Index, Record, index_path
 from obuilder.engine.inflight import InFlight
 from obuilder.engine.inputs import Context, IndexStats, resolve_base
-from obuilder.engine.logs import read_log, remove_log
+from obuilder.engine.logs import read_log
 from obuilder.engine.recover import recover
 from obuilder.engine.result import Result
 from obuilder.engine.run import Runner
@@ -100,7 +100,7 @@ class Builder:
             index = _open_index(directory)
             try:
                 await recover(store, sandbox, index)
-                volumes = Volumes(store, index, session.name)
+                volumes = Volumes(store, index)
                 workshop = Workshop(store, sandbox, volumes, settings.limits)
                 try:
                     async with anyio.create_task_group() as tasks:
@@ -252,20 +252,7 @@ class Builder:
 
     async def delete(self, prefix: str) -> int:
         """Delete a result and all that were made from it. How many."""
-        first = self.record(prefix).key
-        children: dict[Key | None, list[Key]] = {}
-        for row in self._index.records():
-            children.setdefault(row.base, []).append(row.key)
-        doomed, ahead = [], [first]
-        while ahead:
-            key = ahead.pop()
-            doomed.append(key)
-            ahead.extend(children.get(key, []))
-        self._index.forget(doomed)
-        for key in doomed:
-            await self.store.delete(key)
-            remove_log(self.store.directory, key)
-        return len(doomed)
+        return await pruning.delete(self.store, self._index, self.record(prefix).key)
 
     @asynccontextmanager
     async def view(self, prefix: str) -> AsyncIterator[Root]:

@@ -389,14 +389,15 @@ class Index:
 
     def last_build(self, identity: str) -> bytes | None:
         """The record of the last build of the same spec file."""
-        rows = self._rows("SELECT record FROM specs WHERE identity = ?", identity)
+        rows = self._rows("SELECT record FROM specs WHERE identity = ?", os.fsencode(identity))
         return _bytes(rows[0][0]) if rows else None
 
     def put_build(self, identity: str, record: bytes) -> None:
         """Remember a build, for `explain`."""
         with self._write() as db:
             db.execute(
-                "INSERT OR REPLACE INTO specs VALUES (?, ?, ?)", (identity, record, time.time())
+                "INSERT OR REPLACE INTO specs VALUES (?, ?, ?)",
+                (os.fsencode(identity), record, time.time()),
             )
 
 

@@ -11,7 +11,8 @@ from anyio.abc import TaskGroup
 
 from obuilder.values import Key
 
-Listener = Callable[[bytes], None]
+Listener = Callable[[bytes | None], None]
+"""Takes each piece of a log; None when what came before is void and the log begins anew."""
 
 
 class Making:
@@ -32,6 +33,12 @@ class Making:
         self._so_far.append(data)
         for listener in self._listeners:
             listener(data)
+
+    def again(self) -> None:
+        """What was told so far came to nothing: the log begins anew, for those who join too."""
+        self._so_far.clear()
+        for listener in self._listeners:
+            listener(None)
 
     def join(self, listener: Listener) -> None:
         """Listen: first to all that has been, then to what comes."""

@@ -6,6 +6,12 @@ still the one that the name stands for.
 
 import fcntl
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+
+_POLL = 0.02
 
 
 class KeyLock:
@@ -48,6 +54,18 @@ class KeyLock:
             os.unlink(self._path)
             os.close(self._fd)
             self._fd = None
+
+
+@asynccontextmanager
+async def held(directory: str, name: str) -> AsyncIterator[None]:
+    """The lock `name`, waited for."""
+    lock = KeyLock(directory, name)
+    while not lock.try_acquire():
+        await anyio.sleep(_POLL)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def sweep_locks(directory: str) -> None:

@@ -48,27 +48,66 @@ def remove_log(directory: str, key: Key) -> None:
             continue
 
 
+def logged(directory: str) -> set[Key]:
+    """The keys that have a log of any kind."""
+    try:
+        names = os.listdir(os.path.join(directory, "logs"))
+    except FileNotFoundError:
+        return set()
+    return {Key(name.partition(".")[0]) for name in names}
+
+
 class LogFollower:
-    """Reads another process's running log. The descriptor survives the rename at its end."""
+    """Tells what other processes' attempts at a key say, to who waits for the key's lock.
 
-    def __init__(self, directory: str, key: Key) -> None:
-        self._path = _path(directory, key, "partial")
+    Every attempt writes a file of its own, whose descriptor survives the rename at its end.
+    `again` is called when what was told so far is of an attempt that came to nothing.
+    """
+
+    def __init__(
+        self, directory: str, key: Key, output: Callable[[bytes], None], again: Callable[[], None]
+    ) -> None:
+        self._directory, self._key = directory, key
+        self._output, self._again = output, again
         self._fd: int | None = None
+        self._told = False
 
-    def read(self) -> bytes:
-        """What has come since the last call."""
-        if self._fd is None:
-            try:
-                self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                return b""
-        return b"".join(iter(lambda: os.read(self._fd or 0, _CHUNK), b""))
+    def poll(self) -> None:
+        """Tell what has come since the last call."""
+        self._follow("partial")
+
+    def result(self) -> None:
+        """The key has a result: tell its log, or what is missing of it."""
+        self._follow("log")
+        self._told = False
+        self.close()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """No attempt that was told of came to a result. May be called twice."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+        if self._told:
+            self._told = False
+            self._again()
+
+    def _follow(self, suffix: str) -> None:
+        self._drain()
+        try:
+            fd = os.open(_path(self._directory, self._key, suffix), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        if self._fd is not None and os.path.sameopenfile(fd, self._fd):
+            os.close(fd)
+            return
+        self.close()
+        self._fd = fd
+        self._drain()
+
+    def _drain(self) -> None:
+        while self._fd is not None and (data := os.read(self._fd, _CHUNK)):
+            self._told = True
+            self._output(data)
 
 
 class Mask:
@@ -138,12 +177,15 @@ class LogWriter:
         self._end_size = 0
         self.tail = b""
         self._partial = self._at = path = _path(directory, key, "partial")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        try:
-            self._fd = os.open(path, flags, 0o600)
-        except FileNotFoundError:
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            self._fd = os.open(path, flags, 0o600)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        while True:
+            try:
+                self._fd = os.open(path, flags, 0o600)
+                break
+            except FileNotFoundError:
+                os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            except FileExistsError:  # of one who was killed; others may still read it
+                os.unlink(path)
 
     def write(self, data: bytes) -> None:
         """Take a piece of output."""

@@ -1,13 +1,16 @@
 """Making room: the least recently used results go first, and nothing that anyone holds.
 
 A result is first taken out of the index, in the transaction that sees that no live session
-leases it, and only then deleted: nobody can look up what is being deleted.
+leases it, and only then deleted: nobody can look up what is being deleted. All under the key's
+lock: nobody makes it anew in between, to lose what was just made.
 """
 
 from obuilder.backends.protocols import Store
 from obuilder.engine.index import Index, Record
+from obuilder.engine.locks import KeyLock, held
 from obuilder.engine.logs import remove_log
 from obuilder.system.sessions import alive
+from obuilder.values import Key
 
 
 def prunable(index: Index, *, before: float | None) -> list[Record]:
@@ -29,8 +32,32 @@ async def prune(
     for record in prunable(index, before=before):
         if limit is not None and len(gone) >= limit:
             break
-        if index.condemn(record.key, living):
-            await store.delete(record.key)
-            remove_log(store.directory, record.key)
-            gone.append(record)
+        lock = KeyLock(store.directory, record.key)
+        if not lock.try_acquire():
+            continue
+        try:
+            if index.condemn(record.key, living):
+                await store.delete(record.key)
+                remove_log(store.directory, record.key)
+                gone.append(record)
+        finally:
+            lock.release()
     return gone
+
+
+async def delete(store: Store, index: Index, first: Key) -> int:
+    """Delete a result and all that was made from it, whoever holds them. How many."""
+    children: dict[Key | None, list[Key]] = {}
+    for record in index.records():
+        children.setdefault(record.base, []).append(record.key)
+    doomed, ahead = list[Key](), [first]
+    while ahead:
+        key = ahead.pop()
+        doomed.append(key)
+        ahead.extend(children.get(key, []))
+    for key in reversed(doomed):
+        async with held(store.directory, key):
+            index.forget([key])
+            await store.delete(key)
+            remove_log(store.directory, key)
+    return len(doomed)

@@ -4,22 +4,22 @@ Crash-only: there is no clean shut-down to rely on, so this runs at every start 
 """
 
 import os
-import time
-
-import msgspec
 
 from obuilder.backends.protocols import Sandbox, Store
-from obuilder.engine.index import Index, Record
+from obuilder.engine.index import Index, boot_id
 from obuilder.engine.locks import KeyLock, sweep_locks
-from obuilder.engine.logs import remove_log
-from obuilder.engine.run import Meta
-from obuilder.errors import StoreError
-from obuilder.system.sessions import alive
+from obuilder.engine.logs import logged, remove_log
+from obuilder.engine.meta import Meta, read, recorded
+from obuilder.engine.volumes import release_lock, volume_place
+from obuilder.errors import SnapshotMissing
+from obuilder.system.sessions import alive, dead_sessions, remove_session
 from obuilder.values import Key
 
 
 async def recover(store: Store, sandbox: Sandbox, index: Index) -> None:
     """Make store and index agree again. Never touches what a live session owns."""
+    # Their names go last: who dies in here leaves the work to the next one.
+    dead = dead_sessions(store.directory)
     await sandbox.recover()
     await store.recover()
     index.release(name for name in index.sessions() if not alive(store.directory, name))
@@ -27,50 +27,78 @@ async def recover(store: Store, sandbox: Sandbox, index: Index) -> None:
         index.forget([key])
         await store.delete(key)
         remove_log(store.directory, key)
-    if index.fresh:
-        await rebuild(store, index)
+    if dead or index.fresh:
+        await _reconcile(store, index)
+        _sweep_logs(store.directory, index)
     sweep_locks(store.directory)
-    _sweep_partial_logs(store.directory)
+    for name in dead:
+        remove_session(store.directory, name)
 
 
-async def rebuild(store: Store, index: Index) -> int:
-    """Put every result into the index that the store has and the index does not. How many."""
-    known = {record.key for record in index.records()}
-    count = 0
-    for key in await store.keys():
-        if key in known:
-            continue
-        try:
-            meta = msgspec.json.decode(await store.meta(key), type=Meta)
-        except (msgspec.MsgspecError, StoreError):
-            continue
-        if meta.key != key:
-            continue
-        index.add(
-            Record(
-                key=key, kind=meta.kind, heading=meta.heading, stage=meta.stage,
-                base=None if meta.base is None else Key(meta.base),
-                created=meta.created, used=time.time(), seconds=meta.seconds,
-            )
-        )  # fmt: skip
-        count += 1
-    return count
+async def adopt(store: Store, index: Index, key: Key) -> bool:
+    """Put a result into the index that only the store has; True if there is one.
 
-
-def _sweep_partial_logs(directory: str) -> None:
-    folder = os.path.join(directory, "logs")
+    For the holder of the key's lock. What another boot left is not trusted but dropped, except
+    when the index is new: then the store is all there is.
+    """
     try:
-        names = os.listdir(folder)
-    except FileNotFoundError:
-        return
-    for name in names:
-        key, _, suffix = name.partition(".")
-        if suffix == "partial":
-            lock = KeyLock(directory, key)
-            if lock.try_acquire():
-                try:
-                    os.unlink(os.path.join(folder, name))
-                except FileNotFoundError:
-                    continue
-                finally:
-                    lock.release()
+        found = read(await store.meta(key))
+    except SnapshotMissing:
+        return False
+    if found is None or (found.boot != boot_id() and not index.fresh):
+        await store.delete(key)
+        return False
+    index.add(recorded(found))
+    return True
+
+
+async def _reconcile(store: Store, index: Index) -> None:
+    """Who died in the middle of a change left it in the store or in the index alone."""
+    records = {record.key: record for record in index.records()}
+    newest = {generation for _, _, generation, _ in index.volumes()}
+    strangers = list[Meta]()
+    for key in await store.keys():
+        record = records.get(key)
+        if record is None or (record.kind == "volume" and key not in newest):
+            try:
+                found = read(await store.meta(key))
+            except SnapshotMissing:
+                continue
+            if found is not None and found.key == key:
+                strangers.append(found)
+    for found in sorted(strangers, key=lambda found: found.created, reverse=True):
+        name = None if found.volume is None else os.fsdecode(found.volume)
+        lock = KeyLock(
+            store.directory, found.key if name is None else release_lock(volume_place(name))
+        )
+        if not lock.try_acquire():
+            continue  # somebody alive is about to finish the change
+        try:
+            if name is not None:
+                await _generation(store, index, found, name)
+            elif not index.record(found.key):
+                await adopt(store, index, Key(found.key))
+        finally:
+            lock.release()
+
+
+async def _generation(store: Store, index: Index, found: Meta, name: str) -> None:
+    """Keep a generation if it is the volume's newest, or if there is no other any more."""
+    key, place = Key(found.key), volume_place(name)
+    if index.fresh and index.swap_generation(place, name, None, key):
+        index.add(recorded(found))
+    elif index.generation(place) != key:
+        index.forget([key])
+        await store.delete(key)
+
+
+def _sweep_logs(directory: str, index: Index) -> None:
+    """Remove the logs of attempts that were never finished."""
+    for key in logged(directory):
+        lock = KeyLock(directory, key)
+        if not index.record(key) and lock.try_acquire():
+            try:
+                if not index.record(key):
+                    remove_log(directory, key)
+            finally:
+                lock.release()

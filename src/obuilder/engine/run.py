@@ -19,6 +19,8 @@ from obuilder.engine.inflight import InFlight, Making
 from obuilder.engine.inputs import Context
 from obuilder.engine.locks import KeyLock
 from obuilder.engine.logs import LogFollower, LogWriter, Mask, replay_log
+from obuilder.engine.meta import written
+from obuilder.engine.recover import adopt
 from obuilder.engine.result import Result
 from obuilder.errors import CopyError, ObuilderError, StepFailed
 from obuilder.plan.keys import effective, failed_key
@@ -27,18 +29,6 @@ from obuilder.system.tree import Manifest, scan
 from obuilder.values import Key
 
 _POLL = 0.03
-
-
-class Meta(msgspec.Struct, frozen=True):
-    """What every result carries with it, so that the index can be made anew."""
-
-    key: str
-    kind: str
-    heading: str
-    stage: str
-    base: str | None
-    created: float
-    seconds: float
 
 
 class Runner:
@@ -149,10 +139,14 @@ class Runner:
             seconds = time.monotonic() - began
             self._sink(events.StepEnded(key=key, code=code, message=message, seconds=seconds))
 
+        def heard(data: bytes | None) -> None:
+            if data is None:
+                self._begin(step, key)
+            else:
+                self._sink(events.Output(key, data))
+
         try:
-            making = await self._inflight.share(
-                key, make, lambda data: self._sink(events.Output(key, data))
-            )
+            making = await self._inflight.share(key, make, heard)
         except ObuilderError as error:
             ended(error.code, error.message)
             raise
@@ -199,25 +193,31 @@ class Runner:
     async def _own(self, step: Step, key: Key, base: Key | None, making: Making) -> None:
         """Make `key`, or follow the process that is making it, as the holder of its lock."""
         lock = KeyLock(self._directory, key)
-        if not lock.try_acquire():
-            follower = LogFollower(self._directory, key)
-            try:
-                while not lock.try_acquire():
-                    if data := follower.read():
-                        making.emit(data)
-                    await anyio.sleep(_POLL)
-                if data := follower.read():
-                    making.emit(data)
-            finally:
-                follower.close()
+        follower = LogFollower(self._directory, key, making.emit, making.again)
         try:
-            if self._index.find([key], session=self._session):
+            while not lock.try_acquire():
+                follower.poll()
+                await anyio.sleep(_POLL)
+            if await self._found(key):
+                follower.result()
                 making.cached = True
                 return
+            follower.close()
             async with self._width:
                 await self._attempt(step, key, base, making)
         finally:
+            follower.close()
             lock.release()
+
+    async def _found(self, key: Key) -> bool:
+        """Whether the key has a result by now, the index's or one that only the store knows of."""
+        if self._index.find([key], session=self._session):
+            return True
+        store = self._workshop.store
+        if await store.contains(key) and await adopt(store, self._index, key):
+            self._index.lease(key, self._session)
+            return True
+        return False
 
     async def _attempt(self, step: Step, key: Key, base: Key | None, making: Making) -> None:
         began = time.monotonic()
@@ -249,14 +249,14 @@ class Runner:
                     failed = self._record(step, failed_key(key), base, began, kind="failed")
                     await store.delete(failed.key)
                     if self._keep_failed:
-                        await draft.commit(_meta(failed), key=failed.key)
+                        await draft.commit(written(failed), key=failed.key)
                         hint = f"look inside with: obuilder shell {failed.key[:12]}"
                         error.hint = error.hint or hint
                     self._index.add(failed)
                     raise
                 record = self._record(step, key, base, began, kind=_kind(step))
                 log.done()
-                await draft.commit(_meta(record))
+                await draft.commit(written(record))
             self._index.add(record, session=self._session)
         except Exception:
             log.failed()
@@ -277,15 +277,6 @@ def _kind(step: Step) -> str:
     if isinstance(step.action, LayerAction):
         return "layer"
     return "copy" if isinstance(step.action, CopyAction) else "run"
-
-
-def _meta(record: Record) -> bytes:
-    return msgspec.json.encode(
-        Meta(
-            key=record.key, kind=record.kind, heading=record.heading, stage=record.stage,
-            base=record.base, created=record.created, seconds=record.seconds,
-        )
-    )  # fmt: skip
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -4,29 +4,34 @@ A volume's name may be any bytes; on disk it is known by its hash. Modes:
 
 - private: the step gets its own writable clone; it becomes the next generation if none has
   since (the first release wins), else it is dropped.
-- locked: as private, but one step at a time, in all processes: nothing is lost.
+- locked: as private, but one step at a time, in all processes: nothing is lost where all are.
 - append: as private; if another generation came meanwhile, the clone's new names are added to it.
 - shared: one directory that all its users see at once. It has no generations.
 - read-only: a view of the newest generation.
+
+A `locked` volume's lock is held while the step runs, and those of one step are taken in one order
+for all steps. The lock of releases is held for an instant, while no other is waited for.
 """
 
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import TypeVar
 
 import anyio
 
 from obuilder.backends.protocols import Draft, HostDir, Mount, Root, Store
 from obuilder.engine.index import Index, Record
-from obuilder.engine.locks import KeyLock
+from obuilder.engine.locks import held
+from obuilder.engine.meta import written
 from obuilder.errors import SnapshotMissing, UsageError
 from obuilder.plan.model import CacheMount
 from obuilder.system.files import copy_tree, remove_tree
-from obuilder.values import Key, UnixUser, User
+from obuilder.values import Key, UnixUser, User, shown
 
-_POLL = 0.02
+T = TypeVar("T")
 
 
 def volume_place(name: str) -> str:
@@ -34,21 +39,36 @@ def volume_place(name: str) -> str:
     return hashlib.sha256(b"volume\0" + os.fsencode(name)).hexdigest()
 
 
+def release_lock(place: str) -> str:
+    """The lock under which a volume gets another generation, or loses the one it has."""
+    return f"{place}.release"
+
+
 class Volumes:
     """The cache volumes of one store."""
 
-    def __init__(self, store: Store, index: Index, session: str) -> None:
-        self._store, self._index, self._session = store, index, session
+    def __init__(self, store: Store, index: Index) -> None:
+        self._store, self._index = store, index
 
     @asynccontextmanager
     async def mounted(
         self, mounts: tuple[CacheMount, ...], user: User
     ) -> AsyncIterator[list[Mount]]:
-        """The volumes of one step, released in reverse order, whether the step succeeds or not."""
+        """The volumes of one step, released in reverse order, whether the step succeeds or not.
+
+        A volume that is named twice in one mode is opened once.
+        """
+        wanted = {(volume_place(mount.id), mount.mode): mount for mount in mounts}
         async with AsyncExitStack() as stack:
+            for place in sorted({place for place, mode in wanted if mode == "locked"}):
+                await stack.enter_async_context(held(self._store.directory, place))
+            paths = {
+                (place, mode): await stack.enter_async_context(self._open(place, mount, user))
+                for (place, mode), mount in wanted.items()
+            }
             yield [
                 Mount(
-                    source=await stack.enter_async_context(self._open(mount, user)),
+                    source=paths[volume_place(mount.id), mount.mode],
                     target=mount.target,
                     readonly=mount.mode == "read-only",
                 )
@@ -56,8 +76,7 @@ class Volumes:
             ]
 
     @asynccontextmanager
-    async def _open(self, mount: CacheMount, user: User) -> AsyncIterator[str]:
-        place = volume_place(mount.id)
+    async def _open(self, place: str, mount: CacheMount, user: User) -> AsyncIterator[str]:
         if mount.mode == "shared":
             path = os.path.join(self._store.directory, "volumes", place)
             os.makedirs(path, mode=0o755, exist_ok=True)
@@ -65,101 +84,97 @@ class Volumes:
             self._index.swap_generation(place, mount.id, None, None)
             yield path
         elif mount.mode == "read-only":
-            async with self._view(place, user) as path:
-                yield path
-        elif mount.mode == "locked":
-            async with self._locked(place), self._clone(place, mount, user) as path:
+            async with self._view(place, mount, user) as path:
                 yield path
         else:
             async with self._clone(place, mount, user) as path:
                 yield path
-
-    @asynccontextmanager
-    async def _locked(self, place: str) -> AsyncIterator[None]:
-        lock = KeyLock(self._store.directory, place)
-        while not lock.try_acquire():
-            await anyio.sleep(_POLL)
-        try:
-            yield
-        finally:
-            lock.release()
 
     def _own(self, path: str, user: User) -> None:
         # Only the top, never what is in it: files keep whoever wrote them.
         if isinstance(user, UnixUser) and not self._store.idmap.single:
             os.chown(path, self._store.idmap.to_disk(user.uid), self._store.idmap.to_disk(user.gid))
 
+    async def _newest(
+        self,
+        stack: AsyncExitStack,
+        place: str,
+        name: str,
+        opened: Callable[[Key], AbstractAsyncContextManager[T]],
+    ) -> tuple[Key, T] | None:
+        """The newest generation, opened; None where there is none."""
+        while (newest := self._index.generation(place)) is not None:
+            try:
+                return newest, await stack.enter_async_context(opened(newest))
+            except SnapshotMissing:
+                # Another was released in between; or else it is lost, and not the newest any more.
+                self._index.swap_generation(place, name, newest, None)
+        return None
+
     @asynccontextmanager
-    async def _view(self, place: str, user: User) -> AsyncIterator[str]:
-        generation = self._index.generation(place)
+    async def _view(self, place: str, mount: CacheMount, user: User) -> AsyncIterator[str]:
         async with AsyncExitStack() as stack:
-            if generation is not None:
-                self._index.lease(generation, self._session)
-                root = await stack.enter_async_context(self._store.view(generation))
+            newest = await self._newest(stack, place, mount.id, self._store.view)
+            if newest is not None:
+                yield _directory(newest[1])
             else:
                 draft = await stack.enter_async_context(self._store.begin(_new_key(), base=None))
                 self._own(_directory(draft.root), user)
-                root = draft.root
-            yield _directory(root)
+                yield _directory(draft.root)
 
     @asynccontextmanager
     async def _clone(self, place: str, mount: CacheMount, user: User) -> AsyncIterator[str]:
-        old, key = self._index.generation(place), _new_key()
-        if old is not None:
-            self._index.lease(old, self._session)
-        try:
-            draft, close = await _enter(self._store, key, old)
-        except SnapshotMissing:  # deleted between the look and the use: start empty
-            self._index.swap_generation(place, mount.id, old, None)
-            old = None
-            draft, close = await _enter(self._store, key, None)
-        async with close:
+        async with AsyncExitStack() as stack:
+            key = _new_key()
+            old, draft = await self._draft(stack, place, mount.id, key)
             path = _directory(draft.root)
             self._own(path, user)
             yield path
             # Not reached when the step was cancelled or the builder broke: the clone is dropped.
-            await self._publish(draft, key, old, place, mount)
+            async with self._releasing(place):
+                if self._index.generation(place) == old:
+                    await self._release(draft, key, old, place, mount.id)
+                elif mount.mode == "append":
+                    await self._merge(path, place, mount.id)
 
-    async def _publish(
-        self, draft: Draft, key: Key, old: Key | None, place: str, mount: CacheMount
-    ) -> None:
-        if self._index.generation(place) == old:
-            await draft.commit(b"{}")
-            self._add(key, mount.id, old)
-            if self._index.swap_generation(place, mount.id, old, key):
-                await self._drop(old)
-                return
-            await self._drop(key)
-            return
-        if mount.mode == "append":
-            await self._merge(_directory(draft.root), place, mount)
-
-    async def _merge(self, clone: str, place: str, mount: CacheMount) -> None:
-        async with self._locked(place + ".merge"):
-            newest, key = self._index.generation(place), _new_key()
-            draft, close = await _enter(self._store, key, newest)
-            async with close:
-                target = _directory(draft.root)
-                await anyio.to_thread.run_sync(lambda: copy_tree(clone, target, existing="keep"))
-                await draft.commit(b"{}")
-            self._add(key, mount.id, newest)
-            if self._index.swap_generation(place, mount.id, newest, key):
-                await self._drop(newest)
-            else:
-                await self._drop(key)
-
-    def _add(self, key: Key, name: str, old: Key | None) -> None:
-        now = time.time()
-        self._index.add(
-            Record(
-                key=key, kind="volume", heading=name, stage="", base=old,
-                created=now, used=now, seconds=0.0, pinned=True,
-            ),
-            session=self._session,
+    async def _draft(
+        self, stack: AsyncExitStack, place: str, name: str, key: Key
+    ) -> tuple[Key | None, Draft]:
+        """A clone of the newest generation, which is to be the generation `key`."""
+        newest = await self._newest(
+            stack, place, name, lambda base: self._store.begin(key, base=base)
+        )
+        return newest or (
+            None, await stack.enter_async_context(self._store.begin(key, base=None))
         )  # fmt: skip
 
+    def _releasing(self, place: str) -> AbstractAsyncContextManager[None]:
+        return held(self._store.directory, release_lock(place))
+
+    async def _merge(self, clone: str, place: str, name: str) -> None:
+        async with AsyncExitStack() as stack:
+            key = _new_key()
+            newest, draft = await self._draft(stack, place, name, key)
+            target = _directory(draft.root)
+            await anyio.to_thread.run_sync(lambda: copy_tree(clone, target, existing="keep"))
+            await self._release(draft, key, newest, place, name)
+
+    async def _release(
+        self, draft: Draft, key: Key, old: Key | None, place: str, name: str
+    ) -> None:
+        now = time.time()
+        record = Record(
+            key=key, kind="volume", heading=shown(name), stage="", base=old,
+            created=now, used=now, seconds=0.0, pinned=True,
+        )  # fmt: skip
+        with anyio.CancelScope(shield=True):
+            await draft.commit(written(record, volume=name))
+            self._index.add(record)
+            self._index.swap_generation(place, name, old, key)
+            # Clones made from it are whole without it, so nobody needs an old generation.
+            await self._drop(old)
+
     async def _drop(self, key: Key | None) -> None:
-        # Clones made from it are whole without it, so nobody needs an old generation.
         if key is not None:
             self._index.forget([key])
             await self._store.delete(key)
@@ -167,10 +182,9 @@ class Volumes:
     async def delete(self, name: str) -> bool:
         """Delete a volume and all that is in it. False if there is none of that name."""
         place = volume_place(name)
-        known = {row[0]: row[2] for row in self._index.volumes()}
-        if place not in known:
+        if all(known != place for known, *_ in self._index.volumes()):
             return False
-        async with self._locked(place):
+        async with held(self._store.directory, place), self._releasing(place):
             generation = self._index.generation(place)
             self._index.drop_volume(place)
             await self._drop(generation)
@@ -187,9 +201,3 @@ def _directory(root: Root) -> str:
     if not isinstance(root, HostDir):
         raise UsageError("this store has no cache volumes that a step could mount")
     return root.path
-
-
-async def _enter(store: Store, key: Key, base: Key | None) -> tuple[Draft, AsyncExitStack]:
-    stack = AsyncExitStack()
-    draft = await stack.enter_async_context(store.begin(key, base=base))
-    return draft, stack

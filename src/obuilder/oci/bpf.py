@@ -50,11 +50,12 @@ def _library() -> ctypes.CDLL | None:
     return found
 
 
-def compiled(profile: dict[str, Any], *, folder: str) -> bytes | None:
+def compiled(profile: dict[str, Any], *, folder: str, temporary: str) -> bytes | None:
     """The filter of a `linux.seccomp` as `seccomp(2)` takes it. None without libseccomp.
 
-    It is kept in `folder`, which must be nobody else's. As in the runtimes, names that this
-    libseccomp does not know are left out. OSError if it refuses the rest.
+    It is kept in `folder`, which must be nobody else's, and written at `temporary` first. As in
+    the runtimes, names that this libseccomp does not know are left out. OSError if it refuses
+    the rest.
     """
     library = _library()
     if library is None:
@@ -68,7 +69,6 @@ def compiled(profile: dict[str, Any], *, folder: str) -> bytes | None:
             return file.read()
     except FileNotFoundError:
         data = _compile(library, profile)
-    temporary = f"{path}.{os.urandom(8).hex()}"
     with open(temporary, "xb") as file:
         file.write(data)
     os.rename(temporary, path)

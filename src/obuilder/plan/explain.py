@@ -3,6 +3,7 @@
 import msgspec
 
 from obuilder.plan.model import CopyAction, LayerAction, Plan, RunAction, Step
+from obuilder.values import shown
 
 
 class StepRecord(msgspec.Struct, frozen=True):
@@ -16,15 +17,10 @@ class StepRecord(msgspec.Struct, frozen=True):
 
 
 def _inputs(step: Step) -> dict[str, str]:
-    """Each input by name, both as text that can be stored and shown."""
-    return {_readable(name): _readable(value) for name, value in _found(step).items()}
+    return {shown(name): shown(value) for name, value in _raw_inputs(step).items()}
 
 
-def _readable(text: str) -> str:
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def _found(step: Step) -> dict[str, str]:
+def _raw_inputs(step: Step) -> dict[str, str]:
     action = step.action
     if isinstance(action, LayerAction):
         layer = action.base.layers[action.index]

@@ -24,7 +24,7 @@ from obuilder.spec.encode import heading
 from obuilder.spec.model import Comment, Copy, Env, Op, Run, SetUser, Shell, Spec, Workdir
 from obuilder.spec.sexp import quote
 from obuilder.spec.stages import Stage, needed
-from obuilder.values import ROOT, Key, OpPath, User
+from obuilder.values import ROOT, Key, OpPath, User, shown
 
 DEFAULT_SHELL = ("/usr/bin/env", "bash", "-c")
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -99,7 +99,7 @@ class _Lowering:
         notes: list[str] = []
         for index in range(len(base.layers)):
             layer = LayerAction(base, index)
-            text = f"(from {quote(spec.base)})"
+            text = f"(from {shown(quote(spec.base))})"
             if len(base.layers) > 1:
                 text += f" layer {index + 1}/{len(base.layers)}"
             key = self.add(layer, layer_key(layer, key), key, text, name, (*path, -1), notes)
@@ -158,7 +158,7 @@ class _Lowering:
     ) -> Key:  # fmt: skip
         if key not in self.steps:
             self.steps[key] = Step(
-                key=key, base=base, action=action, heading=text, stage=stage, op=at,
+                key=key, base=base, action=action, heading=text, stage=shown(stage), op=at,
                 notes=tuple(notes),
             )  # fmt: skip
         return key
@@ -173,7 +173,8 @@ class _Lowering:
 
 
 def _headline(cwd: str, op: Op) -> str:
-    return f"{cwd}: " + heading(op).replace("\n", "\n" + " " * (len(cwd) + 2))
+    cwd = shown(cwd)
+    return f"{cwd}: " + shown(heading(op)).replace("\n", "\n" + " " * (len(cwd) + 2))
 
 
 def _run(op: Run, cwd: str, user: User, env: dict[str, str], shell: tuple[str, ...]) -> RunAction:

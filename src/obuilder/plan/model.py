@@ -110,7 +110,7 @@ Action = LayerAction | RunAction | CopyAction
 
 
 class Step(Struct, frozen=True):
-    """One snapshot to be made.
+    r"""One snapshot to be made.
 
     `base` is the key of the step it starts from (None: an empty root). `needs` are the keys that
     must be ready before, `base` included. `notes` are the headings of the ops since the step

@@ -42,6 +42,13 @@ class Hierarchies:
         else:
             self.limits = frozenset(names[c] for c in self._places if c in names)
 
+    def folder(self) -> int:
+        """A descriptor of a directory that has all groups, of one hierarchy if there are several.
+
+        It stays this object's own.
+        """
+        return next(iter(self._places.values())) if self._v2 is None else self._v2
+
     def leaf(self, name: str) -> "Leaf":
         """A new, empty group without limits. OSError."""
         roots = dict(self._places) if self._v2 is None else {"": self._v2}

@@ -1,5 +1,6 @@
 """Walking, removing and copying trees that may be hostile: by descriptors, inside a root."""
 
+import contextlib
 import errno
 import os
 import stat
@@ -84,7 +85,8 @@ class InRoot:
 
 def remove_at(name: str, *, at: int) -> None:
     """Remove `name` in the directory `at` with all below it; no symlink is followed, no error if
-    it is not there, and no mode of a directory hinders its owner.
+    it is not there, also when another process removes it as well, and no mode of a directory
+    hinders its owner.
     """
     try:
         os.unlink(name, dir_fd=at)
@@ -94,16 +96,22 @@ def remove_at(name: str, *, at: int) -> None:
     except (IsADirectoryError, PermissionError):
         pass
     stack: list[tuple[str, int, list[str]]] = []
+
+    def enter(name: str, at: int) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            stack.append(_emptied(name, at))
+
+    enter(name, at)
     try:
-        stack.append(_emptied(name, at))
         while stack:
             name, fd, pending = stack[-1]
             if pending:
-                stack.append(_emptied(pending.pop(), fd))
+                enter(pending.pop(), fd)
                 continue
             stack.pop()
             os.close(fd)
-            os.rmdir(name, dir_fd=stack[-1][1] if stack else at)
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(name, dir_fd=stack[-1][1] if stack else at)
     finally:
         for _, fd, _ in stack:
             os.close(fd)
@@ -117,7 +125,8 @@ def _emptied(name: str, at: int) -> tuple[str, int, list[str]]:
             found = [(item.name, item.is_dir(follow_symlinks=False)) for item in items]
         for child, is_dir in found:
             if not is_dir:
-                os.unlink(child, dir_fd=fd)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(child, dir_fd=fd)
     except BaseException:
         os.close(fd)
         raise

@@ -66,21 +66,26 @@ def alive(directory: str, name: str) -> bool:
     return False
 
 
-def sweep_sessions(directory: str) -> None:
-    """Remove the files of sessions that are no more."""
+def dead_sessions(directory: str) -> list[str]:
+    """The sessions that ended without a `close`, and that nobody removed since."""
     try:
         names = os.listdir(os.path.join(directory, "sessions"))
     except FileNotFoundError:
+        return []
+    return [name for name in names if not alive(directory, name)]
+
+
+def remove_session(directory: str, name: str) -> None:
+    """Take the file of a dead session away."""
+    try:
+        fd = os.open(_path(directory, name), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
         return
-    for name in names:
-        try:
-            fd = os.open(_path(directory, name), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(_path(directory, name))
-        except (BlockingIOError, FileNotFoundError):
-            continue
-        finally:
-            os.close(fd)
+    try:
+        # It may have been in the making when it looked dead.
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(_path(directory, name))
+    except (BlockingIOError, FileNotFoundError):
+        return
+    finally:
+        os.close(fd)

@@ -4,6 +4,11 @@ To join a group takes the kernel longer than a whole trivial step. So while one 
 cell of the next is made, and its process joins the group and waits. What dies without a word is
 put right by the next builder: bundles and groups are named after the session, and the waiting
 process ends with its standard input.
+
+Nothing runs on when this process dies, at whatever instant. The kernel ends a process with its
+parent only once it has asked for it: so the one that becomes the runtime looks whether its parent
+still is who started it, and a guard, who waits for this process's end, ends what is in the groups
+by then. Where there are no groups, an init that just starts is not seen.
 """
 
 import itertools
@@ -17,7 +22,15 @@ from obuilder.system.cgroups import Hierarchies, Leaf
 from obuilder.system.files import remove_tree
 from obuilder.values import Limits
 
-_JOIN = 'for fd in $1; do echo 0 > "/proc/self/fd/$fd" || exit 125; done; shift; '
+_GUARD = (
+    'read -r _; cd "/proc/self/fd/$1" && for _ in $(seq 200); do '
+    'pids=$(cat "$2".*/cgroup.procs 2>/dev/null); [ -n "$pids" ] || exit 0; '
+    "kill -9 $pids; sleep 0.01; done"
+)
+_JOIN = (
+    '[ "$PPID" = "$1" ] || exit 125; shift; '
+    'for fd in $1; do echo 0 > "/proc/self/fd/$fd" || exit 125; done; shift; '
+)
 _WAIT = "read -r go || exit 0; exec </dev/null; "
 _BECOME = 'exec "$@"'
 
@@ -39,7 +52,7 @@ class Cell:
         script = _JOIN + (_WAIT if held else "") + _BECOME
         # The runtime dies with this process, and init with the runtime.
         words = ["setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", script, "sh"]
-        words += [" ".join(map(str, joiners)), *self._runtime]
+        words += [str(os.getpid()), " ".join(map(str, joiners)), *self._runtime]
         try:
             return process.start(words, pass_fds=joiners, held=held, terminal=terminal)
         finally:
@@ -100,6 +113,7 @@ class Cells:
         self._groups, self._runtime = groups, runtime
         self._numbers = itertools.count()
         self._spare: Cell | None = None
+        self._guard: process.Started | None = None
 
     @contextmanager
     def cell(self, *, terminal: bool) -> Iterator[Cell]:
@@ -121,14 +135,25 @@ class Cells:
                 self._spare.wait()
 
     def _make(self) -> Cell:
+        if self._guard is None and self._groups.limits:
+            self._guard = self._watch()
         name = f"{self._session}.{next(self._numbers)}"
         bundle = os.path.join(self._folder, name)
         os.mkdir(bundle, 0o711)
         leaf = self._groups.leaf(self._mark + name) if self._groups.limits else None
         return Cell(bundle, self._runtime(bundle), leaf)
 
+    def _watch(self) -> process.Started:
+        """Start the guard of this session's groups."""
+        folder = self._groups.folder()
+        words = ["sh", "-c", _GUARD, "sh", str(folder), self._mark + self._session]
+        return process.start(words, pass_fds=[folder], held=True)
+
     def close(self) -> None:
         """Take the spare cell away."""
         if self._spare is not None:
             self._spare.remove()
             self._spare = None
+        if self._guard is not None:
+            self._guard.discard()
+            self._guard = None

@@ -55,17 +55,20 @@ class OciSandbox:
         self._directory, self._idmap, self._session = directory, idmap, session
         self._runtime, self._init, self._policy = runtime, init, policy
         self._groups = Hierarchies()
-        self._mark = f"{_MARK}{_identity(directory)}-"
         self._runs = os.path.join(directory, "run")
         # The runtime meets these as the step's root, who is nobody here: it may pass, not look.
         os.makedirs(self._runs, mode=0o711, exist_ok=True)
+        self._mark = f"{_MARK}{_identity(directory, self._temporary('id'))}-"
         for place in (directory, self._runs):
             os.chmod(place, os.stat(place).st_mode | 0o111)  # noqa: S103 - passing is not reading
         self._seccomp = filter_for(
             linux.machine(), nested_userns=policy.nested_userns, fast_sync=policy.fast_sync
         )
         # For crun alone: others know only the profile.
-        self._seccomp_bpf = compiled(self._seccomp, folder=directory) if self._is_crun else None
+        self._seccomp_bpf = None
+        if self._is_crun:
+            new = self._temporary("bpf")
+            self._seccomp_bpf = compiled(self._seccomp, folder=directory, temporary=new)
         self._cells = Cells(self._runs, session, self._groups, self._mark, self._command_line)
         self.features = Features(
             users=not idmap.single,
@@ -131,10 +134,14 @@ class OciSandbox:
             remove_tree(place)
         if ended.status != 0:
             return b"".join(said).decode(errors="replace").strip()
-        temporary = os.path.join(self._runs, f"{self._session}.json")
+        temporary = self._temporary("json")
         _write(temporary, msgspec.json.encode(known), 0o644)
         os.rename(temporary, memory)
         return None
+
+    def _temporary(self, what: str) -> str:
+        """Where a file is written before it gets its name; recovery knows whose it is."""
+        return os.path.join(self._runs, f"{self._session}.{what}")
 
     async def check(self) -> None:
         """BackendUnavailable if the runtime can't run a step now."""
@@ -344,14 +351,14 @@ def _is_static(path: str) -> bool:
         return b"/ld-" not in stream.read(4096)
 
 
-def _identity(directory: str) -> str:
+def _identity(directory: str, temporary: str) -> str:
     """What tells this store's groups, which stand beside those of all others, from theirs.
 
     A random name that stays with the store, and where the store is: a copy has the same name.
+    The name is written at `temporary` first.
     """
     path = os.path.join(directory, "sandbox-id")
     if not os.path.exists(path):
-        temporary = f"{path}.{os.urandom(8).hex()}"
         _write(temporary, os.urandom(8).hex().encode(), 0o600)
         try:
             os.link(temporary, path)

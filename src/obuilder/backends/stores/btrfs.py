@@ -206,7 +206,7 @@ class BtrfsStore(DirectoryStore):
         for folder in (path, os.path.join(path, "result"), os.path.join(path, "deleted")):
             try:
                 found = os.stat(os.path.join(folder, "root"), follow_symlinks=False)
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 continue
             if found.st_ino == _ROOT_INODE:
                 self._remove_subvolume(folder)

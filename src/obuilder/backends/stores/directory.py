@@ -24,7 +24,7 @@ import msgspec
 from obuilder.backends.protocols import HostDir, Usage
 from obuilder.errors import BackendUnavailable, SnapshotMissing, StoreBusy, StoreError, StoreFull
 from obuilder.system import linux
-from obuilder.system.sessions import alive, sweep_sessions
+from obuilder.system.sessions import alive
 from obuilder.values import IdMap, Key
 
 _VERSION = 1
@@ -64,7 +64,7 @@ class DirectoryStore(ABC):
         path = self.path("store.json")
         ours = _Format(version=_VERSION, kind=self.kind, idmap=self.idmap)
         if not os.path.exists(path):
-            temporary = self.path("drafts", f"store.json.{os.urandom(8).hex()}")
+            temporary = self.path("drafts", self._draft_name())
             write_file(temporary, msgspec.json.encode(ours))
             with suppress(FileExistsError):
                 os.link(temporary, path)
@@ -132,20 +132,24 @@ class DirectoryStore(ABC):
 
     async def recover(self) -> None:
         """See `Store`."""
-        await anyio.to_thread.run_sync(self._recover)
+        with translated("can't remove what a dead session left"):
+            await anyio.to_thread.run_sync(self._recover)
 
     def _recover(self) -> None:
-        dead = []
+        found = False
         for name in os.listdir(self.path("drafts")):
             session, dot, number = name.partition(".")
             ours = bool(dot) and len(session) == 16 and number.isdigit()
             if ours and not alive(self.directory, session):
-                dead.append(name)
-        if dead:
-            for name in dead:
-                self._remove(self.path("drafts", name))
+                claimed = self.path("drafts", self._draft_name())
+                try:
+                    os.rename(self.path("drafts", name), claimed)
+                except FileNotFoundError:  # another process was the first
+                    continue
+                self._remove(claimed)
+                found = True
+        if found:
             self._swept()
-        sweep_sessions(self.directory)
 
     @abstractmethod
     def _swept(self) -> None:

@@ -1,0 +1,118 @@
+"""Places for stores: one line for each kind of store and file system that tests try it on.
+
+Mounts are made in this process's own mount namespace, so they and their loop devices are gone
+with it, however it ends; directories that a killed run left are removed by the next one.
+"""
+
+import os
+import subprocess  # mount and mkfs are no part of the program
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import NamedTuple
+
+import pytest
+
+from obuilder.system import linux
+from obuilder.system.files import remove_tree
+from obuilder.system.namespaces import enter
+
+_PREFIX = "obuilder-test."
+
+
+@contextmanager
+def scratch() -> Iterator[str]:
+    """An empty directory that everyone may pass, as steps do; pytest's own is closed to them."""
+    _sweep()
+    path = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}.")
+    os.chmod(path, 0o755)
+    try:
+        yield path
+    finally:
+        remove_tree(path)
+
+
+def _sweep() -> None:
+    folder = tempfile.gettempdir()
+    for name in os.listdir(folder):
+        if name.startswith(_PREFIX):
+            pid = name.removeprefix(_PREFIX).partition(".")[0]
+            if pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
+                with suppress(OSError):  # another user's, or another run removes it as well
+                    remove_tree(os.path.join(folder, name))
+
+
+@contextmanager
+def tmpfs(size: str = "512m") -> Iterator[str]:
+    """A file system on memory."""
+    enter()
+    with scratch() as path:
+        linux.mount("obuilder-test", path, "tmpfs", 0, f"size={size},mode=755")
+        try:
+            yield path
+        finally:
+            linux.unmount(path, linux.MNT_DETACH)
+
+
+@contextmanager
+def loop(kind: str, size: int = 1 << 30) -> Iterator[str]:
+    """A new file system of that kind in a sparse file on a loop device."""
+    enter()
+    with scratch() as path:
+        image, mounted = os.path.join(path, "image"), os.path.join(path, "mounted")
+        with open(image, "wb") as file:
+            file.truncate(size)
+        os.mkdir(mounted)
+        subprocess.run([f"mkfs.{kind}", "-q", image], check=True)
+        subprocess.run(["mount", "-o", "loop", image, mounted], check=True)
+        try:
+            yield mounted
+        finally:
+            linux.unmount(mounted, linux.MNT_DETACH)
+
+
+class Place(NamedTuple):
+    """A kind of store, and how to make a directory that it can work in."""
+
+    kind: str
+    directory: Callable[[], AbstractContextManager[str]]
+    needs: tuple[str, ...]
+
+
+PLACES = {
+    "overlayfs": Place("overlayfs", scratch, ("overlay",)),
+    "overlayfs-on-tmpfs": Place("overlayfs", tmpfs, ("overlay", "tmpfs")),
+    "btrfs": Place("btrfs", lambda: loop("btrfs"), ("btrfs",)),
+}
+
+
+def _each(names: Iterable[str]) -> pytest.MarkDecorator:
+    marked = [pytest.param(name, marks=pytest.mark.needs(*PLACES[name].needs)) for name in names]
+    return pytest.mark.parametrize("place", marked, indirect=True)
+
+
+each_place = _each(PLACES)
+"""Runs a test once for each place; its fixture `place` is an `Opened`."""
+
+each_kind = _each({place.kind: name for name, place in reversed(PLACES.items())}.values())
+"""Runs a test once for each kind of store, in the first place there is for it."""
+
+
+class Opened(NamedTuple):
+    """A place that is ready: what to call its store, and its directory."""
+
+    name: str
+    kind: str
+    directory: str
+
+    @property
+    def store(self) -> str:
+        """What --store says."""
+        return f"{self.kind}:{self.directory}/store"
+
+
+@contextmanager
+def opened(name: str) -> Iterator[Opened]:
+    """The place of that name, for as long as the context lasts."""
+    with PLACES[name].directory() as directory:
+        yield Opened(name, PLACES[name].kind, directory)
