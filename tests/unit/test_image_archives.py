@@ -195,7 +195,9 @@ def test_a_config_that_is_not_what_its_name_says(place):
 
 @pytest.mark.parametrize("kind", ["docker-archive", "oci-archive"])
 @pytest.mark.parametrize(
-    "data", [layer("other"), gzip.compress(layer("other")), b"", LAYER + b"more"]
+    "data",
+    [layer("other"), gzip.compress(layer("other"), mtime=0), b"", LAYER + b"more"],
+    ids=["another", "another, compressed", "none", "more"],
 )
 def test_layers_that_are_not_what_the_config_says(place, kind, data):
     make = docker_members if kind == "docker-archive" else oci_members
