@@ -19,11 +19,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from obuilder.oci.bpf import compiled
-from obuilder.oci.runtime_config import Box, Policy, runtime_config
+from obuilder.oci.runtime_config import Box, runtime_config
 from obuilder.oci.seccomp import filter_for
 from obuilder.system.linux import machine
 from obuilder.system.namespaces import enter
-from obuilder.values import UnixUser
+from obuilder.values import Policy, UnixUser
 
 STEPS, CACHED, ROUNDS = 10, 50, 9
 PYTHON = sys.executable

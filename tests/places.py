@@ -21,10 +21,11 @@ _PREFIX = "obuilder-test."
 
 
 @contextmanager
-def scratch() -> Iterator[str]:
+def scratch(folder: str | None = None) -> Iterator[str]:
     """An empty directory that everyone may pass, as steps do; pytest's own is closed to them."""
-    _sweep()
-    path = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}.")
+    folder = folder or tempfile.gettempdir()
+    _sweep(folder)
+    path = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}.", dir=folder)
     os.chmod(path, 0o755)
     try:
         yield path
@@ -32,8 +33,12 @@ def scratch() -> Iterator[str]:
         remove_tree(path)
 
 
-def _sweep() -> None:
-    folder = tempfile.gettempdir()
+def memory() -> AbstractContextManager[str]:
+    """A directory in memory where the machine has one to lend, for stores of many small files."""
+    return scratch("/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
+
+
+def _sweep(folder: str) -> None:
     for name in os.listdir(folder):
         if name.startswith(_PREFIX):
             pid = name.removeprefix(_PREFIX).partition(".")[0]

@@ -4,6 +4,7 @@ import os
 
 import msgspec
 
+from obuilder.backends.registry import check_sandbox
 from obuilder.engine.settings import Settings
 from obuilder.errors import ConfigError
 from obuilder.values import Limits
@@ -13,6 +14,7 @@ class FileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     """What a config file may say. Sizes are bytes, times seconds."""
 
     store: str | None = None
+    sandbox: str | None = None
     runtime: str | None = None
     fast_sync: bool | None = None
     nested_userns: bool | None = None
@@ -90,6 +92,7 @@ def load(given: FileConfig) -> Settings:
     settings = msgspec.convert(merged, Settings)
     settings = msgspec.structs.replace(settings, limits=limits.over(settings.limits))
     settings.directory  # noqa: B018 # says at once what is wrong with the store's name
+    check_sandbox(settings.sandbox)
     return settings
 
 

@@ -118,3 +118,18 @@ class Limits(Struct, frozen=True):
             seconds=self.seconds if self.seconds is not None else default.seconds,
             log=self.log if self.log is not None else default.log,
         )
+
+
+class Policy(Struct, frozen=True):
+    """How steps are run here, whatever their specs say. A sandbox takes what concerns it."""
+
+    runtime: str | None = None
+    """The OCI runtime by name or path; None: the best one that works here."""
+    nested_userns: bool = True
+    """Let a step make user namespaces of its own, as opam's bubblewrap does."""
+    no_new_privileges: bool = False
+    """Take setuid's power away, which also takes sudo away."""
+    fast_sync: bool = True
+    """Let sync calls of a step return at once: a crash drops the step anyway."""
+    ca_bundle: bool = True
+    """Offer the host's certificates to steps that use the host's network."""

@@ -1,22 +1,38 @@
-"""The OCI runtimes against the sandbox's contract, on the real programs."""
-
-import os
-import sys
+"""The sandboxes against their contract, on the real programs."""
 
 import pytest
 
-from obuilder.system import process
-from obuilder.testing.sandbox_suite import CHECKS
+import places
+from obuilder.backends.registry import SANDBOXES
+from obuilder.testing.bench import Subject
+from obuilder.testing.sandbox_suite import SandboxSuite
+from obuilder.values import Policy
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+OCI = SANDBOXES["oci"].target
 
 
-@pytest.mark.parametrize("runtime", ["crun", "runc"])
-@pytest.mark.parametrize("check", CHECKS)
-def test_contract(check, runtime, tmp_path):
-    # In a process of its own: the sandbox needs a mount namespace that dies with the check.
-    status, said = process.capture(
-        [sys.executable, "-m", "obuilder.testing.sandbox_suite", check, runtime, str(tmp_path)],
-        timeout=60,
-    )
-    assert status == 0, said.decode(errors="replace")
+class _Suite(SandboxSuite):
+    @pytest.fixture
+    def place(self):
+        with places.scratch() as path:
+            yield path
+
+
+@pytest.mark.needs("root", "crun")
+class TestCrun(_Suite):
+    subject = Subject(OCI, Policy(runtime="crun"))
+
+
+@pytest.mark.needs("root", "runc")
+class TestRunc(_Suite):
+    subject = Subject(OCI, Policy(runtime="runc"))
+
+
+class TestFake(_Suite):
+    subject = Subject("obuilder.testing.fakes:FakeSandbox", base="scratch", namespaces=False)
+    excused = frozenset(
+        {
+            "secret_owner", "alone", "loopback", "devices", "orphans", "hostile", "host_network",
+            "process_limit", "memory_limit", "nesting", "fast_sync", "privileges",
+        }
+    )  # fmt: skip

@@ -10,10 +10,11 @@ from contextlib import suppress
 import pytest
 
 import places
-from obuilder.backends.registry import open_store
+from obuilder.backends.registry import STORES, load
 from obuilder.errors import StoreFull
 from obuilder.system.namespaces import enter
 from obuilder.system.sessions import alive, dead_sessions, open_session, remove_session
+from obuilder.testing.fakes import fake_idmap
 from obuilder.testing.store_suite import StoreSuite, add, directory, key, read
 
 
@@ -22,25 +23,22 @@ def anyio_backend():
     return "asyncio"
 
 
-def _opened(kind, place):
-    stores, sessions = [], []
-
-    async def again():
-        path = os.path.join(place, "store")
-        os.makedirs(path, exist_ok=True)
-        sessions.append(open_session(path))
-        stores.append(await open_store(kind, path, enter(), session=sessions[-1].name))
-        return stores[-1]
-
-    return again, stores, sessions
-
-
 class _Suite(StoreSuite):
-    kind = "overlayfs"
+    target = STORES["overlayfs"].target
+    idmap = staticmethod(enter)
 
     @pytest.fixture
     async def opened(self, place):
-        again, stores, sessions = _opened(self.kind, place)
+        stores, sessions = [], []
+
+        async def again():
+            path = os.path.join(place, "store")
+            os.makedirs(path, exist_ok=True)
+            sessions.append(open_session(path))
+            kind, idmap = load(self.target), self.idmap()
+            stores.append(await kind.open(path, idmap, session=sessions[-1].name))
+            return stores[-1]
+
         yield again
         for store in reversed(stores):
             await store.close()
@@ -52,7 +50,8 @@ class _Suite(StoreSuite):
         store = await opened()
         await add(store, 1, None, {"a": "1"})
         ours, theirs = os.pipe()
-        argv = [sys.executable, "-c", _VICTIM, self.kind, store.directory]
+        idmap = f"{self.idmap.__module__}:{self.idmap.__name__}"
+        argv = [sys.executable, "-c", _VICTIM, self.target, idmap, store.directory]
         environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         pid = os.posix_spawn(
             sys.executable, argv, environ, file_actions=[(os.POSIX_SPAWN_DUP2, theirs, 1)]
@@ -77,14 +76,13 @@ class _Suite(StoreSuite):
 
 _VICTIM = """
 import sys, time, anyio
-from obuilder.backends.registry import open_store
-from obuilder.system.namespaces import enter
+from obuilder.backends.registry import load
 from obuilder.system.sessions import open_session
 from obuilder.testing.store_suite import add, key, write
 async def main():
-    idmap, (_, kind, directory) = enter(), sys.argv
+    _, target, idmap, directory = sys.argv
     session = open_session(directory)
-    store = await open_store(kind, directory, idmap, session=session.name)
+    store = await load(target).open(directory, load(idmap)(), session=session.name)
     await add(store, 2, 1, {"b": "2"})
     async with store.begin(key(3), base=key(2)) as draft:
         write(draft.root, "c", "3")
@@ -154,11 +152,21 @@ class TestOverlayOnTmpfs(_Suite):
 
 @pytest.mark.needs("btrfs")
 class TestBtrfs(_Suite):
-    kind = "btrfs"
+    target = STORES["btrfs"].target
 
     @pytest.fixture
     def place(self):
         with places.loop("btrfs") as path:
+            yield path
+
+
+class TestFake(_Suite):
+    target = "obuilder.testing.fakes:FakeStore"
+    idmap = staticmethod(fake_idmap)
+
+    @pytest.fixture
+    def place(self):
+        with places.memory() as path:
             yield path
 
 

@@ -1,10 +1,12 @@
 """What a runtime is told, read back."""
 
 import msgspec
+import pytest
 
-from obuilder.oci.runtime_config import Box, Policy, runtime_config
+from obuilder.errors import Unsupported
+from obuilder.oci.runtime_config import Box, runtime_config
 from obuilder.oci.seccomp import filter_for
-from obuilder.values import IdMap, UnixUser
+from obuilder.values import IdMap, Policy, UnixUser
 
 
 def config(**changes):
@@ -51,6 +53,14 @@ def test_certificates_do_not_replace_what_the_spec_says():
     env = config(ca_bundle="/ca", env=(("SSL_CERT_FILE", "/own"),))["process"]["env"]
     assert "SSL_CERT_FILE=/own" in env
     assert any(item.startswith("PIP_CERT=") for item in env)
+
+
+@pytest.mark.parametrize("part", ["argv", "env", "cwd"])
+def test_bytes_that_are_no_text_are_refused(part):
+    odd = {"argv": ("\udcff",), "env": (("A", "\udcff"),), "cwd": "/\udcff"}[part]
+    with pytest.raises(Unsupported, match="UTF-8") as refused:
+        config(**{part: odd})
+    assert "\\udcff" in refused.value.hint
 
 
 def rules(name, **policy):

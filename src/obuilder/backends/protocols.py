@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from obuilder.plan.model import Base
 from obuilder.system.tree import Manifest
-from obuilder.values import IdMap, Key, Limits, Platform, User
+from obuilder.values import IdMap, Key, Limits, Platform, Policy, User
 
 
 class HostDir(Struct, frozen=True, tag="dir"):
@@ -75,8 +75,8 @@ class Draft(Protocol):
         With `key`, publish under that one instead: what is kept of a failed step.
 
         What is published never changes: StoreBusy if somebody still holds a writable
-        descriptor of the root. If the key was published by somebody else meanwhile, theirs stays
-        and this draft is dropped without an error.
+        descriptor of the root (see `Store.guarded`). If the key was published by somebody else
+        meanwhile, theirs stays and this draft is dropped without an error.
         """
 
 
@@ -84,12 +84,18 @@ class Store(Protocol):
     """Keeps snapshots by key. Any number of processes share one store.
 
     `directory` is where the engine keeps what goes with the results (index, logs, locks); the
-    store's own files are beside it under names of their own.
+    store's own files are beside it under names of their own. `session` names the session
+    (`system.sessions`) that owns this opening's drafts; who opens the store opens and ends it.
     """
 
     produces: ClassVar[type]
+    guarded: ClassVar[bool]
+    """Whether the kernel keeps others off: views can't be written to, device files don't work in
+    drafts, and `commit` sees writable descriptors. Where not, views and what is published are
+    copies, so that all the same nothing that is published changes."""
     directory: str
     idmap: IdMap
+    session: str
 
     def begin(self, key: Key, *, base: Key | None) -> AbstractAsyncContextManager[Draft]:
         """A draft for `key`: a writable copy of `base`'s root, or an empty one.
@@ -127,6 +133,15 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Let go of mounts and descriptors."""
+
+
+class StoreClass(Protocol):
+    """What the registry opens stores with."""
+
+    produces: type
+
+    async def open(self, directory: str, idmap: IdMap, *, session: str) -> Store:
+        """Open, or make, the store in `directory`. BackendUnavailable, StoreError."""
 
 
 class Mount(Struct, frozen=True):
@@ -175,6 +190,11 @@ class Features(Struct, frozen=True):
     limits: frozenset[str]
     """Fields of `Limits` that bite here."""
     platforms: tuple[Platform, ...]
+    isolation: bool
+    """A step sees and reaches no process, device, file or network of the machine but those that
+    it was given."""
+    policies: frozenset[str]
+    """Fields of `Policy` that are heeded here."""
     named_users: bool = False
     """Users by name, not by number alone."""
 
@@ -214,6 +234,15 @@ class Sandbox(Protocol):
 
     async def close(self) -> None:
         """Let go of what is kept from one step to the next."""
+
+
+class SandboxClass(Protocol):
+    """What the registry opens sandboxes with."""
+
+    accepts: frozenset[type]
+
+    async def open(self, directory: str, idmap: IdMap, *, session: str, policy: Policy) -> Sandbox:
+        """Open the sandbox for a store: its directory, id map and session. BackendUnavailable."""
 
 
 class Fetcher(Protocol):

@@ -1,27 +1,195 @@
-"""Which store goes with which sandbox: names to back ends, opened and paired."""
+"""Which back ends there are and which go together: names to classes, opened and paired.
 
-from obuilder.backends.protocols import Sandbox, Store
-from obuilder.errors import BackendMismatch, UnknownBackend
-from obuilder.values import IdMap
+A new back end is a row in one of the two tables and the file that the row names. Nothing here
+imports a back end before it is used: the cached path reads the tables alone.
+"""
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Literal, TypeVar
+
+from msgspec import Struct
+
+from obuilder.backends.protocols import Sandbox, SandboxClass, Store, StoreClass
+from obuilder.errors import BackendMismatch, StoreError, UnknownBackend, UsageError
+from obuilder.values import IdMap, Policy
+
+
+class BackEnd(Struct, frozen=True):
+    """A row: where the class is (MODULE:CLASS), and what it is in a few words for people."""
+
+    target: str
+    summary: str
+
+    def form(self, kind: str) -> str:
+        """How a back end of this kind is written."""
+        return kind
+
+
+class StoreKind(BackEnd, frozen=True):
+    """A store's row; `target` is a `StoreClass`. `place` is what stands after KIND and a colon.
+
+    It is an absolute path, or a name of the back end's own (a pool, say): what the engine keeps
+    beside a store called NAME is in the directory /NAME.
+    """
+
+    place: Literal["path", "name"] = "path"
+
+    def form(self, kind: str) -> str:
+        """KIND:PLACE."""
+        return f"{kind}:/path" if self.place == "path" else f"{kind}:NAME"
+
+
+Row = TypeVar("Row", bound=BackEnd)
+
+STORES = {
+    "overlayfs": StoreKind(
+        "obuilder.backends.stores.overlay:OverlayStore", "overlay layers, on any Linux file system"
+    ),
+    "btrfs": StoreKind("obuilder.backends.stores.btrfs:BtrfsStore", "snapshots of btrfs"),
+}
+
+SANDBOXES = {
+    "oci": BackEnd("obuilder.backends.sandboxes.oci:OciSandbox", "crun or runc, in namespaces"),
+}
+"""`target` is a `SandboxClass`. Where none is asked for, the first that fits the store is taken."""
+
+
+def parse_store(text: str) -> tuple[str, str]:
+    """Kind and absolute directory of KIND:PLACE. UnknownBackend, UsageError."""
+    kind, _, place = text.partition(":")
+    row = _row(STORES, "store", kind)
+    if place.startswith("/") or (place and row.place == "name"):
+        return kind, os.path.normpath("/" + place.lstrip("/"))
+    if row.place == "name":
+        raise UsageError(f"the store {text!r} needs a name", hint=f"for example {kind}:tank")
+    raise UsageError(
+        f"the store {text!r} needs an absolute path", hint=f"for example {kind}:/var/lib/obuilder"
+    )
+
+
+def check_sandbox(kind: str | None) -> None:
+    """UnknownBackend: nobody knows a sandbox of that name."""
+    if kind is not None:
+        _row(SANDBOXES, "sandbox", kind)
+
+
+def store_class(kind: str) -> StoreClass:
+    """The class of a kind of store. UnknownBackend."""
+    found: StoreClass = load(_row(STORES, "store", kind).target)
+    return found
+
+
+def sandbox_class(kind: str) -> SandboxClass:
+    """The class of a kind of sandbox. UnknownBackend."""
+    found: SandboxClass = load(_row(SANDBOXES, "sandbox", kind).target)
+    return found
+
+
+def pairs() -> list[tuple[str, str]]:
+    """Every store with every sandbox that works on what it makes."""
+    return [
+        (store, sandbox)
+        for store in STORES
+        for sandbox in SANDBOXES
+        if store_class(store).produces in sandbox_class(sandbox).accepts
+    ]
+
+
+def check_pair(store: Store, sandbox: Sandbox) -> None:
+    """BackendMismatch: the sandbox can't work on what the store makes."""
+    if store.produces not in sandbox.accepts:
+        raise _mismatch(store.produces, f"{type(sandbox).__name__} does not work")
 
 
 async def open_store(kind: str, directory: str, idmap: IdMap, *, session: str) -> Store:
     """Open the store of that kind in `directory`. UnknownBackend, BackendUnavailable, StoreError."""
-    if kind == "overlayfs":
-        from obuilder.backends.stores.overlay import OverlayStore
-
-        return await OverlayStore.open(directory, idmap, session=session)
-    if kind == "btrfs":
-        from obuilder.backends.stores.btrfs import BtrfsStore
-
-        return await BtrfsStore.open(directory, idmap, session=session)
-    raise UnknownBackend(f"there is no store called {kind!r}")
+    return await store_class(kind).open(directory, idmap, session=session)
 
 
-def check_pair(store: Store, sandbox: Sandbox) -> None:
-    """BackendMismatch: the sandbox can't work on what the store produces."""
-    if store.produces not in sandbox.accepts:
-        accepted = ", ".join(sorted(kind.__name__ for kind in sandbox.accepts))
-        raise BackendMismatch(
-            f"the store makes a {store.produces.__name__}, the sandbox works on: {accepted}"
+async def open_sandbox(kind: str | None, store: Store, policy: Policy) -> Sandbox:
+    """Open the sandbox of that kind for `store`; None: the first that fits.
+
+    UnknownBackend, BackendMismatch, BackendUnavailable.
+    """
+    return await _fitting(kind, store.produces).open(
+        store.directory, store.idmap, session=store.session, policy=policy
+    )
+
+
+@asynccontextmanager
+async def opened(
+    store: str, sandbox: str | None, policy: Policy
+) -> AsyncIterator[tuple[Store, Sandbox]]:
+    """The store that KIND:PLACE names and a sandbox for it, for as long as the context lasts.
+
+    The process enters namespaces of its own (`system.namespaces`), and has a session on the store.
+    """
+    from obuilder.system.namespaces import enter, passable
+    from obuilder.system.sessions import open_session
+
+    kind, directory = parse_store(store)
+    _fitting(sandbox, store_class(kind).produces)  # said before anything is made
+    idmap = enter()
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"can't make the store {directory}: {error.strerror}") from error
+    if not os.access(directory, os.W_OK):
+        raise StoreError(
+            f"the store {directory} can't be written to",
+            hint="a store is for the user who made it: run obuilder as them, or name another",
         )
+    directory = passable(directory, idmap)
+    session = open_session(directory)
+    try:
+        async with AsyncExitStack() as stack:
+            found = await open_store(kind, directory, idmap, session=session.name)
+            stack.push_async_callback(_closed, found)
+            box = await open_sandbox(sandbox, found, policy)
+            stack.push_async_callback(_closed, box)
+            yield found, box
+    finally:
+        session.close()
+
+
+async def _closed(back_end: Store | Sandbox) -> None:
+    import anyio
+
+    with anyio.CancelScope(shield=True):
+        await back_end.close()
+
+
+def load(target: str) -> Any:
+    """The class that MODULE:CLASS names."""
+    from importlib import import_module
+
+    module, _, name = target.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _row(table: Mapping[str, Row], what: str, kind: str) -> Row:
+    try:
+        return table[kind]
+    except KeyError:
+        raise UnknownBackend(
+            f"there is no {what} called {kind!r}",
+            hint="there is: "
+            + ", ".join(f"{row.form(name)} ({row.summary})" for name, row in table.items()),
+        ) from None
+
+
+def _fitting(kind: str | None, produces: type) -> SandboxClass:
+    """The sandbox of that kind, or the first, that works on what a store makes."""
+    for found in map(sandbox_class, SANDBOXES if kind is None else (kind,)):
+        if produces in found.accepts:
+            return found
+    raise _mismatch(produces, "no sandbox works" if kind is None else f"{kind} does not work")
+
+
+def _mismatch(produces: type, what: str) -> BackendMismatch:
+    return BackendMismatch(
+        f"{what} on what the store makes, a {produces.__name__}",
+        hint="what goes together: " + ", ".join(f"{store} with {box}" for store, box in pairs()),
+    )

@@ -6,6 +6,7 @@ import sys
 from types import ModuleType
 from typing import NoReturn
 
+from obuilder.backends.registry import SANDBOXES, STORES
 from obuilder.config import FileConfig, load
 from obuilder.engine.settings import Settings
 from obuilder.errors import UsageError
@@ -83,7 +84,8 @@ def _measure(text: str, units: dict[str, float]) -> float:
 def add_store(parser: argparse.ArgumentParser) -> None:
     """--store and what every verb on a store takes."""
     group = parser.add_argument_group("store")
-    group.add_argument("--store", metavar="KIND:PATH", help="overlayfs:/path or btrfs:/path")
+    forms = " or ".join(row.form(kind) for kind, row in STORES.items())
+    group.add_argument("--store", metavar="KIND:PLACE", help=forms)
     group.add_argument("--color", choices=("auto", "always", "never"), default="auto")
     group.add_argument("-v", "--verbose", "--verbosity", action="count", default=0, help="say more")
 
@@ -91,6 +93,10 @@ def add_store(parser: argparse.ArgumentParser) -> None:
 def add_sandbox(parser: argparse.ArgumentParser) -> None:
     """The sandbox's options."""
     group = parser.add_argument_group("sandbox")
+    kinds = " or ".join(SANDBOXES)
+    group.add_argument(
+        "--sandbox", metavar="KIND", help=f"{kinds}; the first that fits the store if not given"
+    )
     group.add_argument("--runtime", help="crun or runc; the best that works if not given")
     flag = argparse.BooleanOptionalAction
     group.add_argument("--fast-sync", action=flag, help="let sync calls return at once")

@@ -14,7 +14,7 @@ import anyio
 
 from obuilder import events
 from obuilder.backends.protocols import Command, HostDir, Root, Sandbox, Store, Usage
-from obuilder.backends.registry import check_pair, open_store
+from obuilder.backends.registry import check_pair, opened
 from obuilder.engine import prune as pruning
 from obuilder.engine.actions import Workshop, check_secrets
 from obuilder.engine.cached import identity, make_plan
@@ -25,15 +25,13 @@ from obuilder.engine.logs import read_log
 from obuilder.engine.recover import recover
 from obuilder.engine.result import Result
 from obuilder.engine.run import Runner
-from obuilder.engine.settings import Settings, parse_store
+from obuilder.engine.settings import Settings
 from obuilder.engine.volumes import Volumes
-from obuilder.errors import ObuilderError, StoreDamaged, StoreError, UsageError
+from obuilder.errors import ObuilderError, StoreDamaged, UsageError
 from obuilder.plan.explain import record as recorded
 from obuilder.plan.lower import DEFAULT_PATH, lower
 from obuilder.plan.model import Base, Inputs, Plan
 from obuilder.spec.model import Spec
-from obuilder.system.namespaces import enter, passable
-from obuilder.system.sessions import open_session
 from obuilder.values import ROOT, Key
 
 
@@ -42,82 +40,60 @@ def _ignore(_: events.Event) -> None:
 
 
 class Builder:
-    """Builds specs. Made by `open`; every method may run at the same time as any other."""
+    """Builds specs. Made by `open` or `over`; every method may run at the same time as any other."""
 
     def __init__(
-        self,
-        settings: Settings,
-        workshop: Workshop,
-        index: Index,
-        inflight: InFlight,
-        session: str,
+        self, settings: Settings, workshop: Workshop, index: Index, inflight: InFlight
     ) -> None:
         self.settings = settings
         self.store: Store = workshop.store
         self.sandbox: Sandbox = workshop.sandbox
         self._workshop, self._index, self._inflight = workshop, index, inflight
-        self._session = session
+        self._session = workshop.store.session
         self._width = anyio.CapacityLimiter(settings.width)
 
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: Settings) -> AsyncIterator["Builder"]:
-        """Open the store and pick a sandbox; put right what dead builders left.
+        """Open the store and the sandbox that `settings` name; put right what dead builders left.
 
         The process enters a mount namespace of its own (an ordinary user's a user namespace as
         well), so call this before starting threads. BackendUnavailable, StoreError, UsageError.
         """
-        from obuilder.backends.sandboxes.oci import OciSandbox, Policy
+        async with (
+            opened(settings.named_store, settings.sandbox, settings) as (store, sandbox),
+            cls.over(store, sandbox, settings) as builder,
+        ):
+            yield builder
 
-        kind, directory = parse_store(settings.store)
-        idmap = enter()
+    @classmethod
+    @asynccontextmanager
+    async def over(
+        cls,
+        store: Store,
+        sandbox: Sandbox,
+        settings: Settings = Settings(),  # noqa: B008 - frozen
+    ) -> AsyncIterator["Builder"]:
+        """A builder over a store and a sandbox that are open already, and stay so.
+
+        Of `settings` only what concerns the engine is looked at. BackendMismatch, StoreError.
+        """
+        check_pair(store, sandbox)
+        index = _open_index(store.directory)
         try:
-            os.makedirs(directory, mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"can't make the store {directory}: {error.strerror}") from error
-        if not os.access(directory, os.W_OK):
-            raise StoreError(
-                f"the store {directory} can't be written to",
-                hint="a store is for the user who made it: run obuilder as them, or name another",
-            )
-        directory = passable(directory, idmap)
-        session = open_session(directory)
-        try:
-            store = await open_store(kind, directory, idmap, session=session.name)
-            sandbox = await OciSandbox.open(
-                directory,
-                idmap,
-                session=session.name,
-                runtime=settings.runtime,
-                policy=Policy(
-                    nested_userns=settings.nested_userns,
-                    no_new_privileges=settings.no_new_privileges,
-                    fast_sync=settings.fast_sync,
-                    ca_bundle=settings.ca_bundle,
-                ),
-            )
-            check_pair(store, sandbox)
-            index = _open_index(directory)
+            await recover(store, sandbox, index)
+            workshop = Workshop(store, sandbox, Volumes(store, index), settings.limits)
             try:
-                await recover(store, sandbox, index)
-                volumes = Volumes(store, index)
-                workshop = Workshop(store, sandbox, volumes, settings.limits)
-                try:
-                    async with anyio.create_task_group() as tasks:
-                        yield cls(settings, workshop, index, InFlight(tasks), session.name)
-                finally:
-                    with anyio.CancelScope(shield=True):
-                        await workshop.close()
-            except BaseExceptionGroup as group:
-                raise _only(group) from None
+                async with anyio.create_task_group() as tasks:
+                    yield cls(settings, workshop, index, InFlight(tasks))
             finally:
-                index.release([session.name])
-                index.close()
                 with anyio.CancelScope(shield=True):
-                    await sandbox.close()
-                    await store.close()
+                    await workshop.close()
+        except BaseExceptionGroup as group:
+            raise _only(group) from None
         finally:
-            session.close()
+            index.release([store.session])
+            index.close()
 
     def plan(self, spec: Spec, context: str) -> tuple[Plan, Inputs, dict[Key, Key]]:
         """The plan of a build, what went into it, and which of its steps have results."""

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from obuilder.values import IdMap, UnixUser
+from obuilder.errors import Unsupported
+from obuilder.values import IdMap, Policy, UnixUser
 
 INIT = "/dev/.init"
 """Where a step's PID 1 is shown: on /dev's own tmpfs, so that nothing of it is left in the root."""
@@ -32,19 +33,6 @@ _CA_VARIABLES = (
     "SSL_CERT_FILE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "GIT_SSL_CAINFO",
     "NODE_EXTRA_CA_CERTS",
 )  # fmt: skip
-
-
-class Policy(Struct, frozen=True):
-    """What steps may do here, whatever their specs say."""
-
-    nested_userns: bool = True
-    """Make user namespaces of their own."""
-    no_new_privileges: bool = False
-    """Setuid programs stay without power: sudo no longer works."""
-    fast_sync: bool = True
-    """Sync calls return at once."""
-    ca_bundle: bool = True
-    """Steps with the host's network see the host's certificates."""
 
 
 class Bind(Struct, frozen=True):
@@ -84,27 +72,35 @@ class Box(Struct, frozen=True, kw_only=True):
 
 
 def runtime_config(box: Box) -> bytes:
-    """The configuration's JSON."""
+    """The configuration's JSON. Unsupported: something holds bytes that JSON can't."""
+    try:
+        return msgspec.json.encode(_config(box))
+    except UnicodeEncodeError as error:
+        raise Unsupported(
+            "an OCI runtime takes UTF-8 only, in a step's command, environment and paths",
+            hint=f"there are other bytes in {error.object!r}",
+        ) from error
+
+
+def _config(box: Box) -> dict[str, Any]:
     annotations = {}
     if box.seccomp_bpf is not None:
         annotations["run.oci.seccomp_bpf_data"] = b64encode(box.seccomp_bpf).decode()
-    return msgspec.json.encode(
-        {
-            "ociVersion": "1.0.2",
-            "process": _process(box),
-            "root": {"path": box.root, "readonly": False},
-            "hostname": box.hostname,
-            "annotations": annotations,
-            "mounts": _mounts(box),
-            "linux": {
-                "namespaces": _namespaces(box),
-                **_mappings(box.idmap, box.user),
-                "maskedPaths": _MASKED,
-                "readonlyPaths": _READ_ONLY,
-                "seccomp": box.seccomp,
-            },
-        }
-    )
+    return {
+        "ociVersion": "1.0.2",
+        "process": _process(box),
+        "root": {"path": box.root, "readonly": False},
+        "hostname": box.hostname,
+        "annotations": annotations,
+        "mounts": _mounts(box),
+        "linux": {
+            "namespaces": _namespaces(box),
+            **_mappings(box.idmap, box.user),
+            "maskedPaths": _MASKED,
+            "readonlyPaths": _READ_ONLY,
+            "seccomp": box.seccomp,
+        },
+    }
 
 
 def _process(box: Box) -> dict[str, Any]:

@@ -14,15 +14,13 @@ from obuilder.backends.sandboxes.cells import Cell, Cells
 from obuilder.backends.sandboxes.mountpoints import MountPoints
 from obuilder.errors import BackendUnavailable, SandboxError, Unsupported
 from obuilder.oci.bpf import compiled
-from obuilder.oci.runtime_config import Bind, Box, Policy, runtime_config
+from obuilder.oci.runtime_config import Bind, Box, runtime_config
 from obuilder.oci.seccomp import filter_for
 from obuilder.system import linux, process
 from obuilder.system.cgroups import Hierarchies
 from obuilder.system.files import remove_tree
 from obuilder.system.tree import Manifest
-from obuilder.values import IdMap, Platform, UnixUser, User
-
-__all__ = ["OciSandbox", "Policy"]
+from obuilder.values import IdMap, Platform, Policy, UnixUser, User
 
 _RUNTIMES = ("crun", "runc")
 _INITS = ("tini-static", "docker-init", "tini")
@@ -76,6 +74,8 @@ class OciSandbox:
             secrets=True,
             limits=self._groups.limits | {"seconds", "pids"},
             platforms=(Platform("linux", _architecture(linux.machine())),),
+            isolation=True,
+            policies=frozenset(Policy.__struct_fields__),
         )
 
     @classmethod
@@ -85,7 +85,6 @@ class OciSandbox:
         idmap: IdMap,
         *,
         session: str,
-        runtime: str | None = None,
         policy: Policy = Policy(),  # noqa: B008 - frozen
     ) -> "OciSandbox":
         """Pick a runtime that works here. BackendUnavailable if none does."""
@@ -96,7 +95,7 @@ class OciSandbox:
                 hint="install tini (Debian's package has tini-static)",
             )
         said = []
-        for name in (runtime,) if runtime else _RUNTIMES:
+        for name in (policy.runtime,) if policy.runtime else _RUNTIMES:
             path = _find(name)
             if path is None:
                 said.append(f"{name}: not installed")

@@ -41,12 +41,13 @@ class DirectoryStore(ABC):
     """The part of a store that does not depend on how snapshots are made."""
 
     produces: ClassVar[type] = HostDir
+    guarded: ClassVar[bool] = True
     kind: ClassVar[str]
     folders: ClassVar[tuple[str, ...]] = ("results", "drafts", "mnt")
 
     def __init__(self, directory: str, idmap: IdMap, session: str) -> None:
         self.directory, self.idmap = os.path.abspath(directory), idmap
-        self._session = session
+        self.session = session
         self._numbers = itertools.count()
         self._mounted = False
 
@@ -55,10 +56,14 @@ class DirectoryStore(ABC):
             for folder in self.folders:
                 os.makedirs(self.path(folder), mode=0o755, exist_ok=True)
             self._check_format()
-            mnt = self.path("mnt")
-            if os.stat(mnt).st_dev == os.stat(self.directory).st_dev:
-                linux.mount("obuilder", mnt, "tmpfs", linux.MS_NODEV | linux.MS_NOSUID, "mode=0755")
-                self._mounted = True
+            if self.guarded:
+                self._prepare_mounts()
+
+    def _prepare_mounts(self) -> None:
+        mnt = self.path("mnt")
+        if os.stat(mnt).st_dev == os.stat(self.directory).st_dev:
+            linux.mount("obuilder", mnt, "tmpfs", linux.MS_NODEV | linux.MS_NOSUID, "mode=0755")
+            self._mounted = True
 
     def _check_format(self) -> None:
         path = self.path("store.json")
@@ -91,7 +96,7 @@ class DirectoryStore(ABC):
         return os.path.join(self.directory, *parts)
 
     def _draft_name(self) -> str:
-        return f"{self._session}.{next(self._numbers)}"
+        return f"{self.session}.{next(self._numbers)}"
 
     # --- the parts of `Store` that are the same for all ---------------------------------------
 
