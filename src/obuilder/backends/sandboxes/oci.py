@@ -20,7 +20,7 @@ from obuilder.system import linux, process
 from obuilder.system.cgroups import Hierarchies
 from obuilder.system.files import remove_tree
 from obuilder.system.tree import Manifest
-from obuilder.values import IdMap, Platform, UnixUser, User
+from obuilder.values import IdMap, Platform, UnixUser, User, shown
 
 __all__ = ["OciSandbox", "Policy"]
 
@@ -216,7 +216,14 @@ class OciSandbox:
     ) -> Exit:
         bundle, terminal = cell.bundle, output is None and os.isatty(0)
         box = self._box(stack, bundle, _directory(root), command, terminal=terminal)
-        _write(os.path.join(bundle, "config.json"), runtime_config(box), 0o600)
+        try:
+            config = runtime_config(box)
+        except UnicodeEncodeError as error:
+            raise Unsupported(
+                f"an OCI runtime takes UTF-8 only, which '{shown(str(error.object))[:60]}' is not",
+                hint=r"let the command make such bytes itself, as with printf '\377'",
+            ) from error
+        _write(os.path.join(bundle, "config.json"), config, 0o600)
         first: list[bytes] = []
 
         def heard(data: bytes) -> None:
