@@ -201,7 +201,7 @@ def test_bytes_that_are_no_text_are_told_or_kept(program: Program) -> None:
     assert "\\xff name" in program.ok("ls")
     assert "nothing differs" in program.ok("explain")
     key = program.ok("build", "--progress=quiet").strip()
-    assert "content\n" in program.ok("shell", key, "sh", "-c", "cat /in/*")
+    assert "content\n" in program.ok("shell", key, "--", "sh", "-c", "cat /in/*")
     program.spec(f'(run (shell "echo {name}"))')
     done = program.run("build")
     assert done.status == 2
