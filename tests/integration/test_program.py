@@ -189,5 +189,24 @@ def test_wrong_command_lines_get_one_message(
     assert bool(done.err) == (status != 0 and args != [])
 
 
+def test_bytes_that_are_no_text_are_told_or_kept(program: Program) -> None:
+    name = os.fsdecode(b"\xff name")
+    program.file(name, b"content\n")
+    stage = f'(build "{name}" ((from micro) (shell /bin/sh -c) (run (shell "echo > /out"))))'
+    program.spec(
+        f'(copy (src "{name}") (dst /in/))', f'(workdir "/{name}")',
+        f'(copy (from (build "{name}")) (src /out) (dst .))', before=stage,
+    )  # fmt: skip
+    program.ok("build", "--progress=json")
+    assert "\\xff name" in program.ok("ls")
+    assert "nothing differs" in program.ok("explain")
+    key = program.ok("build", "--progress=quiet").strip()
+    assert "content\n" in program.ok("shell", key, "--", "sh", "-c", "cat /in/*")
+    program.spec(f'(run (shell "echo {name}"))')
+    done = program.run("build")
+    assert done.status == 2
+    assert "UTF-8 only" in done.err
+
+
 def test_the_healthcheck_runs_a_step(program: Program) -> None:
     assert "Healthcheck passed" in program.ok("healthcheck")

@@ -99,7 +99,7 @@ class _Lowering:
         notes: list[str] = []
         for index in range(len(base.layers)):
             layer = LayerAction(base, index)
-            text = f"(from {shown(quote(spec.base))})"
+            text = f"(from {quote(spec.base)})"
             if len(base.layers) > 1:
                 text += f" layer {index + 1}/{len(base.layers)}"
             key = self.add(layer, layer_key(layer, key), key, text, name, (*path, -1), notes)
@@ -174,7 +174,7 @@ class _Lowering:
 
 def _headline(cwd: str, op: Op) -> str:
     cwd = shown(cwd)
-    return f"{cwd}: " + shown(heading(op)).replace("\n", "\n" + " " * (len(cwd) + 2))
+    return f"{cwd}: " + heading(op).replace("\n", "\n" + " " * (len(cwd) + 2))
 
 
 def _run(op: Run, cwd: str, user: User, env: dict[str, str], shell: tuple[str, ...]) -> RunAction:

@@ -159,18 +159,16 @@ class _Copy:
 
 def _open(entry: Entry, flags: int, source: int) -> int:
     resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
-    if flags & os.O_PATH:
+    try:
+        if not flags & os.O_PATH:
+            return openat2(entry.source, flags, at=source, resolve=resolve)
         # the last component may be a symlink: its directory may not
         parent, _, name = entry.source.rpartition("/")
         at = openat2(parent or ".", os.O_PATH | os.O_DIRECTORY, at=source, resolve=resolve)
         try:
             return os.open(name, flags | os.O_CLOEXEC, dir_fd=at)
-        except OSError as error:
-            raise _changed(entry) from error
         finally:
             os.close(at)
-    try:
-        return openat2(entry.source, flags, at=source, resolve=resolve)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EXDEV):
             raise _changed(entry) from error

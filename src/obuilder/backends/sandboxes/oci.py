@@ -20,7 +20,7 @@ from obuilder.system import linux, process
 from obuilder.system.cgroups import Hierarchies
 from obuilder.system.files import remove_tree
 from obuilder.system.tree import Manifest
-from obuilder.values import IdMap, Platform, Policy, UnixUser, User
+from obuilder.values import IdMap, Platform, Policy, UnixUser, User, shown
 
 _RUNTIMES = ("crun", "runc")
 _INITS = ("tini-static", "docker-init", "tini")
@@ -215,7 +215,14 @@ class OciSandbox:
     ) -> Exit:
         bundle, terminal = cell.bundle, output is None and os.isatty(0)
         box = self._box(stack, bundle, _directory(root), command, terminal=terminal)
-        _write(os.path.join(bundle, "config.json"), runtime_config(box), 0o600)
+        try:
+            config = runtime_config(box)
+        except UnicodeEncodeError as error:
+            raise Unsupported(
+                f"an OCI runtime takes UTF-8 only, which '{shown(str(error.object))[:60]}' is not",
+                hint=r"let the command make such bytes itself, as with printf '\377'",
+            ) from error
+        _write(os.path.join(bundle, "config.json"), config, 0o600)
         first: list[bytes] = []
 
         def heard(data: bytes) -> None:
