@@ -23,3 +23,22 @@ def test_a_user_that_steps_cant_be_is_refused_before_anything_runs(
     assert done.status == 2
     assert "ran" not in done.out
     assert message in done.err
+
+
+@pytest.mark.needs("root", "overlay", "crun", "runc")
+@pytest.mark.parametrize("runtime", ["crun", "runc"])
+def test_home_is_what_the_image_says_whatever_the_runtime(program: Program, runtime: str) -> None:
+    say = '(run (shell "echo home is $HOME"))'
+    program.spec(
+        say,
+        f"(user (uid 7) (gid 7)) {say}",
+        "(user (uid 0) (gid 0))",
+        '(run (shell "echo x:x:7:7::/somewhere/else: >> /etc/passwd"))',
+        f"(user (uid 7) (gid 7)) {say}",
+        f"(env HOME /given) {say}",
+    )
+    out = program.ok("build", f"--runtime={runtime}")
+    homes = [
+        line.removeprefix("home is ") for line in out.splitlines() if line.startswith("home is")
+    ]
+    assert homes == ["/root", "/", "/somewhere/else", "/given"]

@@ -11,6 +11,7 @@ import msgspec
 
 from obuilder.backends.protocols import Command, Exit, Features, HostDir, Root
 from obuilder.backends.sandboxes.cells import Cell, Cells
+from obuilder.backends.sandboxes.homes import home_of
 from obuilder.backends.sandboxes.mountpoints import MountPoints
 from obuilder.errors import BackendUnavailable, SandboxError, Unsupported
 from obuilder.oci.bpf import compiled
@@ -306,7 +307,7 @@ class OciSandbox:
             argv=command.argv,
             cwd=command.cwd,
             user=user,
-            env=command.env,
+            env=(("HOME", home_of(root, user.uid)), *command.env),
             hostname=command.hostname,
             idmap=self._idmap,
             policy=self._policy,
