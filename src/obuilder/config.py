@@ -73,28 +73,35 @@ def _environment() -> FileConfig:
         raise ConfigError(f"an OBUILDER_ variable is wrong: {error}") from error
 
 
+def layers(given: FileConfig) -> list[tuple[str, FileConfig]]:
+    """Where settings come from, the later the stronger, each with what it says. ConfigError."""
+    found = [(path, config) for path in _files() if (config := _read(path)) is not None]
+    return [*found, ("environment", _environment()), ("options", given)]
+
+
+def merged(given: FileConfig) -> dict[str, tuple[object, str]]:
+    """Every setting that is set somewhere, and where. ConfigError."""
+    found: dict[str, tuple[object, str]] = {"store": (default_store(), "default")}
+    for source, layer in layers(given):
+        for name, value in msgspec.structs.asdict(layer).items():
+            if value is not None:
+                found[name] = (value, source)
+    return found
+
+
 def load(given: FileConfig) -> Settings:
     """The settings; `given` is what the command line says. ConfigError, UnknownBackend."""
-    layers = [config for path in _files() if (config := _read(path)) is not None]
-    layers += [_environment(), given]
-    merged: dict[str, object] = {}
-    for layer in layers:
-        merged.update(
-            (name, value)
-            for name, value in msgspec.structs.asdict(layer).items()
-            if value is not None
-        )
+    values = {name: value for name, (value, _) in merged(given).items()}
     limits = Limits(
-        memory=_pick(merged, "memory"), cpus=_pick(merged, "cpus"), pids=_pick(merged, "pids"),
-        seconds=_pick(merged, "timeout"), log=_pick(merged, "log"),
+        memory=_pick(values, "memory"), cpus=_pick(values, "cpus"), pids=_pick(values, "pids"),
+        seconds=_pick(values, "timeout"), log=_pick(values, "log"),
     )  # fmt: skip
-    merged.setdefault("store", default_store())
-    settings = msgspec.convert(merged, Settings)
+    settings = msgspec.convert(values, Settings)
     settings = msgspec.structs.replace(settings, limits=limits.over(settings.limits))
     settings.directory  # noqa: B018 # says at once what is wrong with the store's name
     check_sandbox(settings.sandbox)
     return settings
 
 
-def _pick(merged: dict[str, object], name: str) -> "int | None":
-    return merged.pop(name, None)  # type: ignore[return-value] # FileConfig has checked it
+def _pick(values: dict[str, object], name: str) -> "int | None":
+    return values.pop(name, None)  # type: ignore[return-value] # FileConfig has checked it

@@ -137,7 +137,7 @@ def test_results_are_shown_exported_and_deleted(person: Person, context: Path) -
     listed = json.loads(person.ok("ls", "--json"))
     assert [record["kind"] for record in listed] == ["run", "run", "run", "layer"]
     assert person.ok("log", listed[2]["key"]) == "first\n"
-    assert json.loads(person.ok("show", key[:12]))["key"] == key
+    assert json.loads(person.ok("show", "--json", key[:12]))["key"] == key
     assert " in 4 results;" in person.ok("du")
 
     person.ok("export", key[:12], "directory:out", cwd=context)

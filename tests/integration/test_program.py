@@ -127,7 +127,7 @@ def test_a_log_can_be_read_and_results_listed_exported_and_deleted(program: Prog
     program.spec('(run (shell "echo hi > /hello; echo logged"))')
     key = program.ok("build", "--progress=quiet").strip()
     assert program.ok("log", key[:12]) == "logged\n"
-    assert json.loads(program.ok("show", key[:12]))["key"] == key
+    assert json.loads(program.ok("show", "--json", key[:12]))["key"] == key
     target = os.path.join(program.context, "out")
     program.ok("export", key[:12], f"directory:{target}")
     with open(os.path.join(target, "hello")) as file:

@@ -7,6 +7,7 @@ import stat
 import pytest
 
 from obuilder.errors import CopyError
+from obuilder.spec.ignore import IgnoreFile
 from obuilder.system.copying import copy_in
 from obuilder.system.files import copy_tree, remove_tree
 from obuilder.system.tree import Manifest, scan
@@ -143,7 +144,7 @@ def test_exclude_and_ignore(context):
         (context / path).write_text("")
     paths = [e.path for e in look(context, ".", into=True, exclude=("x",)).entries]
     assert paths == ["a", "a/b", "keep"]
-    paths = [e.path for e in look(context, ".", into=True, ignored=lambda p: p == "a").entries]
+    paths = [e.path for e in look(context, ".", into=True, ignored=IgnoreFile.parse("a")).entries]
     assert paths == ["keep"]
     assert [e.path for e in look(context, "a", into=True).entries] == ["a", "a/b", "a/b/x", "a/x"]
 
@@ -185,3 +186,23 @@ def test_trees_are_copied_and_removed(tmp_path):
     remove_tree(str(tree))
     remove_tree(str(tree))
     assert sorted(os.listdir(tmp_path)) == ["copy"]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "copied"),
+    [
+        ("a", ["z"]),
+        ("a\n!a/b/keep", ["a", "a/b", "a/b/keep", "z"]),
+        ("a\n!a/b", ["a", "a/b", "a/b/drop", "a/b/keep", "z"]),
+        ("**\n!z", ["z"]),
+        ("*\n!a\na/b/drop", ["a", "a/b", "a/b/keep", "a/c"]),
+        ("a/**/keep", ["a", "a/b", "a/b/drop", "a/c", "z"]),
+        ("# a\n\n  z  \n!nothing", ["a", "a/b", "a/b/drop", "a/b/keep", "a/c"]),
+    ],
+)
+def test_what_is_ignored_can_be_taken_back(context, patterns, copied):
+    (context / "a/b").mkdir(parents=True)
+    for name in ("a/b/keep", "a/b/drop", "a/c", "z"):
+        (context / name).write_text(name)
+    found = look(context, ".", into=True, ignored=IgnoreFile.parse(patterns))
+    assert [entry.path for entry in found.entries] == copied

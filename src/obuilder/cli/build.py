@@ -5,10 +5,22 @@ import os
 import sys
 
 from obuilder import events
-from obuilder.cli.options import add_sandbox, add_spec, add_store, document, secrets, settings
+from obuilder.cli.options import (
+    add_sandbox,
+    add_spec,
+    add_store,
+    count,
+    document,
+    is_quiet,
+    is_verbose,
+    secrets,
+    settings,
+    spec_name,
+)
 from obuilder.engine.cached import replay
 from obuilder.engine.result import Result
 from obuilder.engine.settings import Settings
+from obuilder.errors import UsageError
 from obuilder.spec.model import Spec
 
 
@@ -19,7 +31,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--secret", action="append", default=[], metavar="ID:FILE", help="or ID=env:VAR; repeatable"
     )
     parser.add_argument(
-        "--progress", choices=("auto", "plain", "live", "json", "quiet"), default="auto"
+        "--target", metavar="NAME", help="build that nested build; OUTER/INNER for one in another"
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="OUTPUT", help="write the result out, as `obuilder export` does"
+    )
+    parser.add_argument(
+        "--no-cache", action="store_true", help="run every step again, but for base images"
+    )
+    parser.add_argument(
+        "--progress", choices=("auto", "plain", "live", "json", "quiet"), default="auto",
+        help="live: a screen that moves, for terminals; json: a line for each event",
+    )  # fmt: skip
+    parser.add_argument(
+        "--keep-failed", action=argparse.BooleanOptionalAction,
+        help="keep the root of a failed step, to be entered (as is done)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--parallel", type=count, metavar="N", help="steps at one time; one for each core"
     )
     add_store(parser)
     add_sandbox(parser)
@@ -27,24 +56,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build."""
-    spec, chosen = document(args).spec, settings(args)
+    spec, chosen = wanted(args), settings(args)
     values = secrets(args.secret)
+    if args.output is not None:
+        from obuilder.engine.export import check_output
+
+        check_output(args.output)
+    if is_quiet(args) and args.progress in ("auto", "plain", "live"):
+        args.progress = "quiet"
     with screen(args) as sink:
-        result = replay(spec, args.context, chosen, sink)
+        result = None
+        if not args.no_cache and args.output is None:
+            result = replay(spec, args.context, chosen, sink, name=spec_name(args))
         if result is None and _wants_live(args.progress):
             # Only here: a fully cached build has no use for a live screen, and never loads it.
             from obuilder.ui.live import LiveScreen
             from obuilder.ui.messages import colour_wanted
 
             with LiveScreen(sys.stdout, colour=colour_wanted(args.color, sys.stdout)) as live:
-                result = _build(spec, args.context, chosen, values, live)
+                result = _build(args, spec, chosen, values, live)
         elif result is None:
-            result = _build(spec, args.context, chosen, values, sink)
+            result = _build(args, spec, chosen, values, sink)
+    if is_verbose(args):
+        taken = f"{result.cached} steps from cache, {result.ran} run, in {result.seconds:.2f} s"
+        sys.stderr.write(f"{taken}\n")
+    if args.output == "-":
+        return 0  # standard output is the result's
     if args.progress in ("auto", "plain", "live"):
         sys.stdout.write(f'Got: "{result.key}"\n')
     elif args.progress == "quiet":
         sys.stdout.write(f"{result.key}\n")
     return 0
+
+
+def wanted(args: argparse.Namespace) -> Spec:
+    """The spec, or the build in it that `--target` names. SpecError, UsageError."""
+    spec = document(args).spec
+    if args.target is None:
+        return spec
+    from obuilder.spec.stages import alone
+
+    for names in ([args.target], args.target.split("/")):
+        try:
+            return alone(spec, *names)
+        except LookupError:
+            continue
+    known = ", ".join(name for name, _ in spec.children)
+    raise UsageError(
+        f"the spec has no build called {args.target!r}",
+        hint=f"it has: {known}" if known else "it has no nested builds",
+    )
 
 
 def _wants_live(progress: str) -> bool:
@@ -55,6 +116,8 @@ def _wants_live(progress: str) -> bool:
 
 def screen(args: argparse.Namespace) -> "Screen":
     """The sink that the options ask for."""
+    if args.output == "-" and args.progress != "quiet":
+        args.progress = "quiet"
     return Screen(args.progress, args.color)
 
 
@@ -83,12 +146,26 @@ class Screen:
 
 
 def _build(
-    spec: Spec, context: str, chosen: Settings, values: dict[str, bytes], sink: events.Sink
+    args: argparse.Namespace,
+    spec: Spec,
+    chosen: Settings,
+    values: dict[str, bytes],
+    sink: events.Sink,
 ) -> Result:
     from obuilder.cli.session import in_session
     from obuilder.engine.builder import Builder
+    from obuilder.engine.export import export
 
     async def build(builder: Builder) -> Result:
-        return await builder.build(spec, context, secrets=values, sink=sink)
+        if is_verbose(args):
+            picked = await builder.sandbox.describe()
+            sys.stderr.write(f"store: {chosen.named_store}\nsandbox: {picked}\n")
+        result = await builder.build(
+            spec, args.context, secrets=values, sink=sink, fresh=args.no_cache,
+            name=spec_name(args),
+        )  # fmt: skip
+        if args.output is not None:
+            await export(builder, result.key, args.output)
+        return result
 
     return in_session(chosen, build)

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from obuilder.cli.options import add_sandbox, add_store, settings
+from obuilder.cli.options import add_store, settings
 from obuilder.cli.session import in_session
 from obuilder.engine.builder import Builder
 
@@ -12,7 +12,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument("id", help="a key, or as much of it as tells it from the others")
     add_store(parser)
-    add_sandbox(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -3,32 +3,37 @@
 import argparse
 import sys
 
-from obuilder.cli.options import add_sandbox, add_store, settings
+import msgspec
+
+from obuilder.backends.protocols import Usage
+from obuilder.cli.options import add_store, human, settings
 from obuilder.cli.session import in_session
 from obuilder.engine.builder import Builder
+from obuilder.engine.index import Record
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
+    parser.add_argument("--json", action="store_true", help="sizes by key, and the space, in bytes")
     add_store(parser)
-    add_sandbox(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print bytes of each result, the largest first, and the file system's free space."""
+    """Print what each result adds to the store, the largest first, and the free space."""
 
-    async def measure(builder: Builder) -> list[str]:
+    async def measure(builder: Builder) -> tuple[list[tuple[int, Record]], Usage]:
         sizes = [(await builder.size(record.key), record) for record in builder.records()]
-        sizes.sort(key=lambda pair: -pair[0])
-        lines = [
-            f"{size:>14}  {record.key[:12]}  {record.heading.partition(chr(10))[0]}"
-            for size, record in sizes
-        ]
-        usage = await builder.usage()
-        total = sum(size for size, _ in sizes)
-        lines.append(f"{total:>14}  in {len(sizes)} results; {usage.free} of {usage.total} free")
-        return lines
+        return sorted(sizes, key=lambda pair: -pair[0]), await builder.usage()
 
-    for line in in_session(settings(args), measure):
-        sys.stdout.buffer.write(f"{line}\n".encode("utf-8", "surrogateescape"))
+    sizes, usage = in_session(settings(args), measure)
+    total = sum(size for size, _ in sizes)
+    if args.json:
+        found = {"results": {r.key: size for size, r in sizes}, "total": total, "disk": usage}
+        sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
+        return 0
+    for size, record in sizes:
+        line = f"{human(size):>10}  {record.key[:12]}  {record.heading.partition(chr(10))[0]}\n"
+        sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape"))
+    free, whole = human(usage.free), human(usage.total)
+    sys.stdout.write(f"{human(total):>10}  in {len(sizes)} results; {free} of {whole} free\n")
     return 0

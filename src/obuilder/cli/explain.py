@@ -3,9 +3,9 @@
 import argparse
 import sys
 
-from obuilder.cli.options import add_spec, add_store, document, settings
+from obuilder.cli.options import add_spec, add_store, document, settings, spec_name
 from obuilder.cli.plan import place
-from obuilder.engine.cached import identity, last_build, look
+from obuilder.engine.cached import last_build, look
 from obuilder.errors import UsageError
 from obuilder.plan.explain import explain
 
@@ -23,10 +23,10 @@ def run(args: argparse.Namespace) -> int:
     chosen = settings(args)
     spec = document(args).spec
     plan, _ = look(spec, args.context, chosen)
-    old = last_build(chosen, identity(args.context))
+    old = last_build(chosen, args.context, spec_name(args))
     if old is None:
         raise UsageError(
-            "nothing was built from this directory before", hint="`obuilder build` first"
+            "this spec was not built from this directory before", hint="`obuilder build` first"
         )
     lines = explain(old, plan)
     for line in lines or ["nothing differs from the last build"]:

@@ -5,7 +5,7 @@ import sys
 
 from obuilder import events
 from obuilder.backends.fetchers import FORMS
-from obuilder.cli.options import add_sandbox, add_store, settings
+from obuilder.cli.options import add_store, settings
 from obuilder.cli.results import opened
 from obuilder.cli.session import in_session
 from obuilder.engine.builder import Builder
@@ -14,16 +14,15 @@ from obuilder.plan.model import Base
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    verbs = parser.add_subparsers(dest="action", required=True)
+    verbs = parser.add_subparsers(dest="action", required=True, metavar="import|ls|rm")
     add = verbs.add_parser("import", help="give a name to an image that specs can use")
-    add.add_argument("name")
+    add.add_argument("name", help="what specs call it")
     add.add_argument("source", help=", ".join(FORMS))
     listing = verbs.add_parser("ls", help="list imported images")
     remove = verbs.add_parser("rm", help="take a name away")
-    remove.add_argument("name")
+    remove.add_argument("name", help="as `obuilder image ls` lists it")
     for sub in (add, listing, remove):
         add_store(sub)
-        add_sandbox(sub)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -34,6 +34,7 @@ VERBS = {
     "cache": "list and delete cache volumes",
     "image": "import, list and remove base images",
     "healthcheck": "say what was picked on this machine and that it works",
+    "config": "show the settings in force, and where each comes from",
     "completion": "print a completion script for your shell",
 }
 

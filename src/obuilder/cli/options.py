@@ -67,6 +67,38 @@ def seconds(text: str) -> float:
     return _measure(text, _TIMES)
 
 
+def positive(text: str) -> float:
+    """A number above 0."""
+    return _measure(text, {"": 1.0})
+
+
+def count(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isascii() or not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def is_quiet(args: argparse.Namespace) -> bool:
+    """Whether only results and errors are wanted."""
+    return bool(args.quiet) or args.verbosity in ("quiet", "error")
+
+
+def is_verbose(args: argparse.Namespace) -> bool:
+    """Whether more than usual is wanted."""
+    return bool(args.verbose) or args.verbosity in ("info", "debug")
+
+
+def human(size: int) -> str:
+    """Bytes as people read them."""
+    number = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.1f} TiB"
+
+
 def _measure(text: str, units: dict[str, float]) -> float:
     number = text.lower().rstrip("abcdefghijklmnopqrstuvwxyz")
     unit = text.lower()[len(number) :].removesuffix("ib").removesuffix("b")
@@ -86,8 +118,17 @@ def add_store(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("store")
     forms = " or ".join(row.form(kind) for kind, row in STORES.items())
     group.add_argument("--store", metavar="KIND:PLACE", help=forms)
-    group.add_argument("--color", choices=("auto", "always", "never"), default="auto")
-    group.add_argument("-v", "--verbose", "--verbosity", action="count", default=0, help="say more")
+    group = parser.add_argument_group("messages")
+    group.add_argument(
+        "--color", choices=("auto", "always", "never"), default="auto", help="of what is printed"
+    )
+    group.add_argument("-v", "--verbose", action="count", default=0, help="say what was picked")
+    group.add_argument(
+        "--verbosity",
+        choices=("quiet", "error", "warning", "info", "debug"),
+        help="OBuilder's word for -v (info, debug) and -q",
+    )
+    group.add_argument("-q", "--quiet", action="store_true", help="print results and errors only")
 
 
 def add_sandbox(parser: argparse.ArgumentParser) -> None:
@@ -99,16 +140,29 @@ def add_sandbox(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--runtime", help="crun or runc; the best that works if not given")
     flag = argparse.BooleanOptionalAction
-    group.add_argument("--fast-sync", action=flag, help="let sync calls return at once")
-    group.add_argument("--nested-userns", action=flag, help="let steps make user namespaces")
-    group.add_argument("--no-new-privileges", action="store_true", default=None)
-    group.add_argument("--ca-bundle", action=flag, help="offer the host's certificates")
-    group.add_argument("--keep-failed", action=flag, help="keep the root of a failed step")
-    group.add_argument("--parallel", type=int, metavar="N", help="steps at one time")
-    group.add_argument("--memory", type=size, metavar="SIZE", help="limit of each step")
-    group.add_argument("--cpus", type=float, metavar="N", help="limit of each step")
-    group.add_argument("--pids", type=int, metavar="N", help="limit of each step")
-    group.add_argument("--timeout", type=seconds, metavar="TIME", help="limit of each step")
+    group.add_argument(
+        "--fast-sync", action=flag, help="let sync calls of steps return at once (as they do)"
+    )
+    group.add_argument(
+        "--nested-userns", action=flag, help="let steps make user namespaces (as they may)"
+    )
+    group.add_argument(
+        "--no-new-privileges",
+        action="store_true",
+        default=None,
+        help="take the power of setuid programs, sudo among them, from steps",
+    )
+    group.add_argument(
+        "--ca-bundle",
+        action=flag,
+        help="offer the host's certificates to steps with its network (as is done)",
+    )
+    group = parser.add_argument_group("limits of a step that sets none of its own")
+    group.add_argument("--memory", type=size, metavar="SIZE", help="bytes, or with k, m, g, t")
+    group.add_argument("--cpus", type=positive, metavar="N", help="cores' worth of time")
+    group.add_argument("--pids", type=count, metavar="N", help="processes at one time; 1024")
+    group.add_argument("--timeout", type=seconds, metavar="TIME", help="seconds, or with m, h, d")
+    group.add_argument("--log", type=size, metavar="SIZE", help="of output that is kept; 64m")
 
 
 def add_spec(parser: argparse.ArgumentParser, *, context: bool) -> None:
@@ -125,9 +179,20 @@ def settings(args: argparse.Namespace) -> Settings:
     return load(FileConfig(**given))
 
 
+def spec_path(args: argparse.Namespace) -> str:
+    """The file of the spec that the options name; - is standard input."""
+    return args.file or os.path.join(getattr(args, "context", "."), "obuilder.spec")
+
+
+def spec_name(args: argparse.Namespace) -> str:
+    """What tells the spec from others of its context, from one run to the next."""
+    path = spec_path(args)
+    return path if path == "-" else os.path.abspath(path)
+
+
 def document(args: argparse.Namespace) -> Document:
     """The spec that the options name. SpecError, UsageError."""
-    path = args.file or os.path.join(getattr(args, "context", "."), "obuilder.spec")
+    path = spec_path(args)
     return parse(read_file(path, hint="name one with -f SPEC"), file=path)
 
 

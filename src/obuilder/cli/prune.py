@@ -4,7 +4,7 @@ import argparse
 import sys
 import time
 
-from obuilder.cli.options import add_sandbox, add_store, seconds, settings
+from obuilder.cli.options import add_store, count, seconds, settings, size
 from obuilder.cli.session import in_session
 from obuilder.engine.builder import Builder
 from obuilder.engine.index import Record
@@ -15,24 +15,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--older-than", type=seconds, metavar="TIME", help="only what was not used for so long"
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="at most so many")
+    parser.add_argument("--limit", type=count, metavar="N", help="at most so many")
+    parser.add_argument(
+        "--keep-bytes", type=size, metavar="SIZE", help="only until all results take no more"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would go")
     add_store(parser)
-    add_sandbox(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Delete the least recently used results."""
     before = None if args.older_than is None else time.time() - args.older_than
-    return pruned(args, before=before, limit=args.limit, dry_run=args.dry_run)
+    return pruned(args, before=before, limit=args.limit, keep=args.keep_bytes, dry_run=args.dry_run)
 
 
 def pruned(
     args: argparse.Namespace,
     *,
-    before: float | None,
-    limit: int | None,
-    dry_run: bool,
+    before: float | None = None,
+    limit: int | None = None,
+    keep: int | None = None,
+    dry_run: bool = False,
     everything: bool = False,
 ) -> int:
     """Prune, and print what went; with `everything`, take the names of images and volumes first."""
@@ -43,7 +46,7 @@ def pruned(
                 builder.remove_image(name)
             for _, name, _, _ in builder.volumes():
                 await builder.delete_volume(name)
-        return await builder.prune(before=before, limit=limit, dry_run=dry_run)
+        return await builder.prune(before=before, limit=limit, keep=keep, dry_run=dry_run)
 
     gone = in_session(settings(args), prune)
     for record in gone:

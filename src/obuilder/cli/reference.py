@@ -24,10 +24,29 @@ def markdown() -> str:
     lines = [_HEAD]
     for verb, summary in VERBS.items():
         parser = parser_for(verb, import_module(f"obuilder.cli.{verb}"))
-        lines += [f"## obuilder {verb}", "", f"{summary[0].upper()}{summary[1:]}.", ""]
-        rows = [_row(action) for action in parser._actions]  # noqa: SLF001 # argparse tells them no other way
-        lines += ["| option | meaning |", "|---|---|", *rows, ""]
+        lines += [f"## obuilder {verb}", "", _sentence(summary), "", *_table(parser)]
+        for action in parser._actions:  # noqa: SLF001 # argparse tells them no other way
+            if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 # the same
+                helps = {choice.dest: choice.help for choice in action._choices_actions}  # noqa: SLF001 # the same
+                for name, sub in action.choices.items():
+                    lines += [f"### obuilder {verb} {name}", "", _sentence(helps[name] or ""), ""]
+                    lines += _table(sub)
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _sentence(summary: str) -> str:
+    return f"{summary[0].upper()}{summary[1:]}."
+
+
+def _table(parser: argparse.ArgumentParser) -> list[str]:
+    actions = [
+        action
+        for action in parser._actions  # noqa: SLF001 # argparse tells them no other way
+        if not isinstance(action, argparse._SubParsersAction | argparse._HelpAction)  # noqa: SLF001 # the same
+    ]
+    if not actions:
+        return []
+    return ["| option | meaning |", "|---|---|", *map(_row, actions), ""]
 
 
 def _row(action: argparse.Action) -> str:

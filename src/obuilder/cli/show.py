@@ -1,23 +1,52 @@
 """`obuilder show`."""
 
 import argparse
+import os
 import sys
+import time
 
 import msgspec
 
-from obuilder.cli.options import add_store, settings
+from obuilder.cli.options import add_store, human, settings
 from obuilder.cli.results import find, opened
+from obuilder.engine.index import Record
+from obuilder.engine.logs import log_size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument("id", help="a key, or as much of it as tells it from the others")
+    parser.add_argument("--json", action="store_true", help="the record")
     add_store(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the record as JSON."""
-    with opened(settings(args)) as index:
+    """Print what is known of a result."""
+    chosen = settings(args)
+    with opened(chosen) as index:
         record = find(index, args.id)
-    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+    if args.json:
+        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+        return 0
+    lines = _lines(record, log_size(chosen.directory, record.key))
+    sys.stdout.buffer.write(os.fsencode("".join(f"{name:8} {text}\n" for name, text in lines)))
     return 0
+
+
+def _lines(record: Record, log: int | None) -> list[tuple[str, str]]:
+    first, *rest = record.heading.split("\n")
+    return [
+        ("key", record.key),
+        ("kind", record.kind + (", pinned" if record.pinned else "")),
+        ("step", first),
+        *(("", line) for line in rest),
+        ("stage", record.stage or "the last"),
+        ("made on", record.base or "nothing"),
+        ("made at", f"{_when(record.created)}, in {record.seconds:.2f} s"),
+        ("used at", _when(record.used)),
+        ("log", "none" if log is None else human(log)),
+    ]
+
+
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

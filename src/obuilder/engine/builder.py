@@ -17,7 +17,7 @@ from obuilder.backends.protocols import Command, HostDir, Root, Sandbox, Store, 
 from obuilder.backends.registry import check_pair, opened
 from obuilder.engine import prune as pruning
 from obuilder.engine.actions import Workshop, check_secrets
-from obuilder.engine.cached import identity, make_plan
+from obuilder.engine.cached import make_plan, remember
 from obuilder.engine.index import Index, Record, index_path
 from obuilder.engine.inflight import InFlight
 from obuilder.engine.inputs import Context, IndexStats, resolve_base
@@ -28,9 +28,8 @@ from obuilder.engine.run import Runner
 from obuilder.engine.settings import Settings
 from obuilder.engine.volumes import Volumes
 from obuilder.errors import ObuilderError, StoreDamaged, UsageError
-from obuilder.plan.explain import record as recorded
 from obuilder.plan.lower import DEFAULT_PATH, lower
-from obuilder.plan.model import Base, Inputs, Plan
+from obuilder.plan.model import Base, Inputs, LayerAction, Plan
 from obuilder.spec.model import Spec
 from obuilder.values import ROOT, Key
 
@@ -111,11 +110,17 @@ class Builder:
         *,
         secrets: Mapping[str, bytes] | None = None,
         sink: events.Sink = _ignore,
+        fresh: bool = False,
+        name: str = "",
     ) -> Result:
-        """Build `spec` with files from `context`. Every ObuilderError; cancelling is cancelling."""
+        """Build `spec` with files from `context`. Every ObuilderError; cancelling is cancelling.
+
+        `fresh`: run every step again, but for base images and what another process holds. `name`
+        tells builds of one context apart for `explain`: the spec's file, say.
+        """
         began = time.monotonic()
         try:
-            result = await self._build(spec, context, secrets or {}, sink)
+            result = await self._build(spec, context, secrets or {}, sink, fresh=fresh, name=name)
         except ObuilderError as error:
             seconds = time.monotonic() - began
             sink(events.BuildEnded(code=error.code, message=error.message, seconds=seconds))
@@ -162,7 +167,14 @@ class Builder:
             raise failed[0]
 
     async def _build(
-        self, spec: Spec, directory: str, secrets: Mapping[str, bytes], sink: events.Sink
+        self,
+        spec: Spec,
+        directory: str,
+        secrets: Mapping[str, bytes],
+        sink: events.Sink,
+        *,
+        fresh: bool,
+        name: str,
     ) -> Result:
         stats = IndexStats(self._index, os.path.abspath(directory))
         context = Context(directory, stats)
@@ -174,15 +186,23 @@ class Builder:
         check_secrets(actions, secrets)
         for action in actions:
             self._workshop.refuse(action)
+        if fresh:
+            await self._forget(plan)
         runner = Runner(
             self._workshop, self._index, self._inflight, self._width, self._session,
             plan, context, secrets, sink, keep_failed=self.settings.keep_failed,
         )  # fmt: skip
-        self._index.put_build(identity(directory), recorded(plan))
+        remember(self._index, plan, directory, name)
         result = await runner.run()
         if result.ran:
             await self.sync()
         return result
+
+    async def _forget(self, plan: Plan) -> None:
+        """Delete what the steps of a plan have made before; base images stay."""
+        made = {key for key, step in plan.steps.items() if not isinstance(step.action, LayerAction)}
+        found = [key for step, key in self._index.find(plan.steps).items() if step in made]
+        await pruning.forget(self.store, self._index, found, self._session)
 
     async def sync(self) -> None:
         """Make every result so far survive a power cut."""
@@ -219,12 +239,20 @@ class Builder:
         return await self.store.usage()
 
     async def prune(
-        self, *, before: float | None = None, limit: int | None = None, dry_run: bool = False
+        self,
+        *,
+        before: float | None = None,
+        limit: int | None = None,
+        keep: int | None = None,
+        dry_run: bool = False,
     ) -> list[Record]:
-        """Delete the least recently used results. What went, or with `dry_run` would go."""
-        if dry_run:
-            return pruning.prunable(self._index, before=before)[:limit]
-        return await pruning.prune(self.store, self._index, before=before, limit=limit)
+        """Delete the least recently used results: those not used since `before` (seconds since
+        1970), at most `limit`, until all take no more than `keep` bytes. What went, or with
+        `dry_run` would go.
+        """
+        return await pruning.prune(
+            self.store, self._index, before=before, limit=limit, keep=keep, dry_run=dry_run
+        )
 
     async def delete(self, prefix: str) -> int:
         """Delete a result and all that were made from it. How many."""

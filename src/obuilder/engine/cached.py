@@ -16,7 +16,7 @@ from obuilder.engine.settings import Settings
 from obuilder.plan.lower import lower, wanted
 from obuilder.plan.model import Inputs, Plan
 from obuilder.spec.model import Spec
-from obuilder.values import Key
+from obuilder.values import Key, shown
 
 
 def make_plan(spec: Spec, context: Context, index: Index) -> tuple[Plan, Inputs]:
@@ -55,25 +55,39 @@ def look(spec: Spec, context: str, settings: Settings) -> tuple[Plan, dict[Key, 
         index.close()
 
 
-def identity(context: str) -> str:
-    """What "the same spec" means from one build to the next: the same context directory."""
-    return os.path.abspath(context)
+def _identity(context: str, name: str) -> str:
+    """What "the same spec" means from one build to the next: its directory and its file."""
+    return shown(f"{os.path.abspath(context)}\n{name}")
 
 
-def last_build(settings: Settings, identity: str) -> bytes | None:
-    """The record of the last build under `identity`."""
+def remember(index: Index, plan: Plan, context: str, name: str) -> None:
+    """Note what went into a build, for `explain`; nothing is written when it is as last time."""
+    identity = _identity(context, name)
+    if index.last_result(identity) != plan.result:
+        from obuilder.plan.explain import record
+
+        index.put_build(identity, plan.result, record(plan))
+
+
+def last_build(settings: Settings, context: str, name: str) -> bytes | None:
+    """The record of the last build of the spec `name` in `context`."""
     try:
         index = Index(settings.directory, create=False)
     except FileNotFoundError:
         return None
     try:
-        return index.last_build(identity)
+        return index.last_build(_identity(context, name))
     finally:
         index.close()
 
 
-def replay(spec: Spec, context: str, settings: Settings, sink: events.Sink) -> Result | None:
-    """Show a build all of whose steps are in the index. None if something has to run."""
+def replay(
+    spec: Spec, context: str, settings: Settings, sink: events.Sink, *, name: str = ""
+) -> Result | None:
+    """Show a build all of whose steps are in the index. None if something has to run.
+
+    `name` is what `Builder.build` takes it for.
+    """
     began = time.monotonic()
     try:
         index = Index(settings.directory, create=False)
@@ -107,6 +121,7 @@ def replay(spec: Spec, context: str, settings: Settings, sink: events.Sink) -> R
         for heading in plan.tail:
             sink(events.Note(text=heading))
         index.touch(found.values())
+        remember(index, plan, context, name)
     finally:
         index.close()
     result = Result(

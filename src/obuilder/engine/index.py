@@ -19,7 +19,7 @@ from obuilder.errors import StoreDamaged, StoreError, StoreFull
 from obuilder.plan.model import Base, Layer
 from obuilder.values import Key
 
-SCHEMA = 1
+SCHEMA = 2
 _TABLES = """
 CREATE TABLE IF NOT EXISTS results (
     key TEXT PRIMARY KEY, kind TEXT NOT NULL, heading TEXT NOT NULL, stage TEXT NOT NULL,
@@ -37,7 +37,8 @@ CREATE TABLE IF NOT EXISTS manifests (
 CREATE TABLE IF NOT EXISTS images (name BLOB PRIMARY KEY, base BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS volumes (
     place TEXT PRIMARY KEY, id BLOB NOT NULL, generation TEXT, used REAL NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS specs (identity TEXT PRIMARY KEY, record BLOB NOT NULL, at REAL NOT NULL)
+CREATE TABLE IF NOT EXISTS builds (
+    identity TEXT PRIMARY KEY, result TEXT NOT NULL, record BLOB NOT NULL, at REAL NOT NULL)
     WITHOUT ROWID;
 """
 
@@ -121,10 +122,12 @@ class Index:
                     f"the index {path} was made by a newer obuilder (schema {version})",
                     hint="use that version, or another store",
                 )
-            if self.fresh:
+            if version < SCHEMA:
                 self._db.execute("PRAGMA journal_mode=WAL")
+                # Schema 1 had `specs` where `builds` is now; all other tables are the same.
                 self._db.executescript(
-                    f"BEGIN IMMEDIATE;{_TABLES}PRAGMA user_version={SCHEMA};COMMIT"
+                    f"BEGIN IMMEDIATE;{_TABLES}DROP TABLE IF EXISTS specs;"
+                    f"PRAGMA user_version={SCHEMA};COMMIT"
                 )
             self._db.execute("PRAGMA synchronous=NORMAL")
         except sqlite3.DatabaseError as error:
@@ -388,16 +391,21 @@ class Index:
     # --- explain -----------------------------------------------------------------------------------
 
     def last_build(self, identity: str) -> bytes | None:
-        """The record of the last build of the same spec file."""
-        rows = self._rows("SELECT record FROM specs WHERE identity = ?", os.fsencode(identity))
+        """The record of the last build of the same spec."""
+        rows = self._rows("SELECT record FROM builds WHERE identity = ?", identity)
         return _bytes(rows[0][0]) if rows else None
 
-    def put_build(self, identity: str, record: bytes) -> None:
+    def last_result(self, identity: str) -> Key | None:
+        """The key of what the last build of the same spec was to make."""
+        rows = self._rows("SELECT result FROM builds WHERE identity = ?", identity)
+        return Key(str(rows[0][0])) if rows else None
+
+    def put_build(self, identity: str, result: Key, record: bytes) -> None:
         """Remember a build, for `explain`."""
         with self._write() as db:
             db.execute(
-                "INSERT OR REPLACE INTO specs VALUES (?, ?, ?)",
-                (os.fsencode(identity), record, time.time()),
+                "INSERT OR REPLACE INTO builds VALUES (?, ?, ?, ?)",
+                (identity, result, record, time.time()),
             )
 
 

@@ -107,7 +107,7 @@ class Context:
                 into=copy.into,
                 dst=copy.dst,
                 exclude=copy.exclude,
-                ignored=None if self._ignore is None else self._ignore.matches,
+                ignored=self._ignore,
                 stats=self._stats,
             )
         return known

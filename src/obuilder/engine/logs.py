@@ -29,6 +29,16 @@ def read_log(directory: str, key: Key) -> bytes | None:
     return None
 
 
+def log_size(directory: str, key: Key) -> int | None:
+    """Bytes of what `read_log` would give; None if there is no log."""
+    for name in (key, failed_key(key)):
+        try:
+            return os.stat(_path(directory, name, "log")).st_size
+        except FileNotFoundError:
+            continue
+    return None
+
+
 def replay_log(directory: str, key: Key, output: Callable[[bytes], None]) -> None:
     """Send the log of a result piece by piece; nothing if there is none."""
     try:

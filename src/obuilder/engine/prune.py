@@ -5,6 +5,8 @@ leases it, and only then deleted: nobody can look up what is being deleted. All 
 lock: nobody makes it anew in between, to lose what was just made.
 """
 
+from collections.abc import Iterable
+
 from obuilder.backends.protocols import Store
 from obuilder.engine.index import Index, Record
 from obuilder.engine.locks import KeyLock, held
@@ -24,14 +26,31 @@ def prunable(index: Index, *, before: float | None) -> list[Record]:
 
 
 async def prune(
-    store: Store, index: Index, *, before: float | None, limit: int | None
+    store: Store,
+    index: Index,
+    *,
+    before: float | None = None,
+    limit: int | None = None,
+    keep: int | None = None,
+    dry_run: bool = False,
 ) -> list[Record]:
-    """Delete up to `limit` results not used since `before`. What was deleted."""
+    """Delete up to `limit` results not used since `before`, until all take `keep` bytes or less.
+
+    What was deleted; with `dry_run`, what would be if nobody held it.
+    """
+    sizes: dict[Key, int] = {}
+    if keep is not None:
+        sizes = {record.key: await store.size(record.key) for record in index.records()}
+    total = sum(sizes.values())
     living = {name for name in index.sessions() if alive(store.directory, name)}
     gone: list[Record] = []
     for record in prunable(index, before=before):
-        if limit is not None and len(gone) >= limit:
+        if (limit is not None and len(gone) >= limit) or (keep is not None and total <= keep):
             break
+        if dry_run:
+            gone.append(record)
+            total -= sizes.get(record.key, 0)
+            continue
         lock = KeyLock(store.directory, record.key)
         if not lock.try_acquire():
             continue
@@ -40,9 +59,21 @@ async def prune(
                 await store.delete(record.key)
                 remove_log(store.directory, record.key)
                 gone.append(record)
+                total -= sizes.get(record.key, 0)
         finally:
             lock.release()
     return gone
+
+
+async def forget(store: Store, index: Index, keys: Iterable[Key], session: str) -> None:
+    """Delete results that only this session holds, and no others: they are to be made anew."""
+    others = {name for name in index.sessions() if name != session}
+    living = {name for name in others if alive(store.directory, name)}
+    for key in keys:
+        async with held(store.directory, key):
+            if index.condemn(key, living):
+                await store.delete(key)
+                remove_log(store.directory, key)
 
 
 async def delete(store: Store, index: Index, first: Key) -> int:

@@ -59,6 +59,21 @@ def whole(spec: Spec) -> Stage:
     return Stage(spec, (), "", None)
 
 
+def alone(spec: Spec, *names: str) -> Spec:
+    """A nested build as a spec of its own, with the builds it sees; `names` lead to it.
+
+    LookupError if there is none. Of two of one name the later is meant.
+    """
+    seen: list[tuple[str, Spec]] = []
+    for name in names:
+        places = [index for index, (child, _) in enumerate(spec.children) if child == name]
+        if not places:
+            raise LookupError(name)
+        seen.extend(spec.children[: places[-1]])
+        spec = spec.children[places[-1]][1]
+    return Spec(base=spec.base, ops=spec.ops, children=(*seen, *spec.children))
+
+
 def needed(spec: Spec) -> list[Stage]:
     """The stages that the spec's result needs, each after those it copies from; itself the last."""
     order: list[Stage] = []

@@ -4,7 +4,6 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Callable
 from typing import Literal, Protocol
 
 from msgspec import Struct
@@ -55,6 +54,16 @@ class StatCache(Protocol):
         """Remember a digest."""
 
 
+class Ignored(Protocol):
+    """What is left out of a copy, by paths relative to the root that is copied from."""
+
+    takes_back: bool
+    """Whether something below a path that matches may not match."""
+
+    def matches(self, path: str) -> bool:
+        """Whether the path is left out."""
+
+
 _RACY_NS = 2_000_000_000
 """A file changed this shortly before it was hashed may change again within one tick of its
 file system's clock: its digest is not remembered."""
@@ -86,7 +95,7 @@ def scan(
     into: bool,
     dst: str,
     exclude: tuple[str, ...],
-    ignored: Callable[[str], bool] | None,
+    ignored: "Ignored | None",
     stats: StatCache | None,
 ) -> Manifest:
     """What copying `src` (relative to `root`) would copy. CopyError.
@@ -94,8 +103,8 @@ def scan(
     `into`: sources go under the destination by their base names, the children of a source of `.`
     directly; else the single source becomes the destination. No symlink is ever followed; one
     named as a source is copied as a symlink. `exclude` has exact base names of children at any
-    depth, never of a named source; `ignored` is asked for each child's path below `root`, and
-    what is under an ignored directory is not looked at.
+    depth, never of a named source; `ignored` is asked for each child's path below `root`. What
+    is under an ignored directory is looked at only where `ignored` may take some of it back.
     """
     if not src:
         raise CopyError("no source items for copy")
@@ -117,14 +126,13 @@ def scan(
 
 
 class _Walk:
-    def __init__(
-        self, root: str, exclude: frozenset[str], ignored: Callable[[str], bool] | None
-    ) -> None:
+    def __init__(self, root: str, exclude: frozenset[str], ignored: "Ignored | None") -> None:
         self.root = root
         self.fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._exclude = exclude
         self._ignored = ignored
         self._found: _Found = {}
+        self._passed: _Found = {}  # ignored directories with something below that is not
 
     def source(self, text: str, *, into: bool) -> None:
         """Find what one source names, with all below it."""
@@ -170,6 +178,7 @@ class _Walk:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         pending = [(to, path, status)]
         found, exclude, ignored = self._found, self._exclude, self._ignored
+        passed = self._passed
         while pending:
             to, path, status = pending.pop()
             fd = os.open(path or ".", flags, dir_fd=self.fd)
@@ -185,10 +194,16 @@ class _Walk:
                         if name in exclude:
                             continue
                         child = prefix + name
-                        if ignored is not None and ignored(child):
-                            continue
-                        child_status = item.stat(follow_symlinks=False)
                         child_to = to_prefix + name
+                        if ignored is not None and ignored.matches(child):
+                            if ignored.takes_back and item.is_dir(follow_symlinks=False):
+                                child_status = item.stat(follow_symlinks=False)
+                                passed[child_to] = (child, child_status)
+                                pending.append((child_to, child, child_status))
+                            continue
+                        if to in passed:
+                            self._lead_to(to)
+                        child_status = item.stat(follow_symlinks=False)
                         mode = child_status.st_mode
                         if stat.S_ISREG(mode) and child_to not in found:
                             found[child_to] = (child, child_status)
@@ -198,6 +213,12 @@ class _Walk:
                             pending.append((child_to, child, child_status))
             finally:
                 os.close(fd)
+
+    def _lead_to(self, to: str) -> None:
+        """Take in an ignored directory, and those above it, for what is below."""
+        while to in self._passed:
+            self._found[to] = self._passed.pop(to)
+            to = to.rpartition("/")[0]
 
     def manifest(self, stats: StatCache | None) -> Manifest:
         """Hash what was found."""

@@ -54,6 +54,7 @@ class OciSandbox:
         self._directory, self._idmap, self._session = directory, idmap, session
         self._runtime, self._init, self._policy = runtime, init, policy
         self._groups = Hierarchies()
+        self._passed_over: list[str] = []
         self._runs = os.path.join(directory, "run")
         # The runtime meets these as the step's root, who is nobody here: it may pass, not look.
         os.makedirs(self._runs, mode=0o711, exist_ok=True)
@@ -104,6 +105,7 @@ class OciSandbox:
             sandbox = cls(directory, idmap, session=session, runtime=path, init=init, policy=policy)
             problem = await sandbox._probe()
             if problem is None:
+                sandbox._passed_over = said
                 return sandbox
             said.append(f"{name}: {problem}")
         raise BackendUnavailable(
@@ -149,7 +151,7 @@ class OciSandbox:
             raise BackendUnavailable(f"{self._runtime} does not work: {problem}")
 
     async def describe(self) -> str:
-        """The runtime, its version and the limits that bite."""
+        """The runtime, its version, why no other, and the limits that bite."""
         status, said = await anyio.to_thread.run_sync(
             lambda: process.capture([self._runtime, "--version"])
         )
@@ -159,7 +161,8 @@ class OciSandbox:
         lacking = ", ".join(sorted({"memory", "cpus"} - self.features.limits))
         if lacking:
             limits += f" (there is no cgroup to limit {lacking} with)"
-        return f"{self._runtime} ({version}), in a user namespace of {ids}; limits: {limits}"
+        picked = "; ".join([f"{self._runtime} ({version})", *self._passed_over])
+        return f"{picked}; in a user namespace of {ids}; limits: {limits}"
 
     async def run(self, root: Root, command: Command, *, output: Callable[[bytes], None]) -> Exit:
         """Run to the end. SandboxError if the command could not be started."""

@@ -1,0 +1,52 @@
+"""`obuilder config`: which settings are in force, and where each comes from."""
+
+import argparse
+import os
+import sys
+
+import msgspec
+
+from obuilder.cli.options import add_sandbox, add_store, settings
+from obuilder.config import FileConfig, merged
+from obuilder.engine.settings import Settings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
+    parser.add_argument("--json", action="store_true", help="value and source of each setting")
+    add_store(parser)
+    add_sandbox(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a line for each setting."""
+    settings(args)  # says what is wrong
+    names = FileConfig.__struct_fields__
+    given = FileConfig(**{name: getattr(args, name) for name in names if hasattr(args, name)})
+    found = merged(given)
+    for name in names:
+        found.setdefault(name, (_default(name), "default"))
+    if args.json:
+        rows = {
+            name: {"value": value, "source": source}
+            for name, (value, source) in sorted(found.items())
+        }
+        sys.stdout.buffer.write(msgspec.json.encode(rows) + b"\n")
+        return 0
+    for name, (value, source) in sorted(found.items()):
+        line = f"{name.replace('_', '-'):18} {_text(value):32} {source}\n"
+        sys.stdout.buffer.write(os.fsencode(line))
+    return 0
+
+
+def _default(name: str) -> object:
+    settings = Settings()
+    if name == "timeout":
+        return settings.limits.seconds
+    return getattr(settings.limits, name, getattr(settings, name, None))
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "-"
+    return str(value).lower() if isinstance(value, bool) else str(value)
