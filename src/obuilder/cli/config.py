@@ -4,11 +4,10 @@ import argparse
 import os
 import sys
 
-import msgspec
-
 from obuilder.cli.options import add_sandbox, add_store, settings
 from obuilder.config import FileConfig, merged
 from obuilder.engine.settings import Settings
+from obuilder.ui.jsonl import as_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
             name: {"value": value, "source": source}
             for name, (value, source) in sorted(found.items())
         }
-        sys.stdout.buffer.write(msgspec.json.encode(rows) + b"\n")
+        sys.stdout.buffer.write(as_json(rows) + b"\n")
         return 0
     for name, (value, source) in sorted(found.items()):
         line = f"{name.replace('_', '-'):18} {_text(value):32} {source}\n"

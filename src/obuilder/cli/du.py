@@ -3,13 +3,12 @@
 import argparse
 import sys
 
-import msgspec
-
 from obuilder.backends.protocols import Usage
 from obuilder.cli.options import add_store, human, settings
 from obuilder.cli.session import in_session
 from obuilder.engine.builder import Builder
 from obuilder.engine.index import Record
+from obuilder.ui.jsonl import as_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     total = sum(size for size, _ in sizes)
     if args.json:
         found = {"results": {r.key: size for size, r in sizes}, "total": total, "disk": usage}
-        sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
+        sys.stdout.buffer.write(as_json(found) + b"\n")
         return 0
     for size, record in sizes:
         line = f"{human(size):>10}  {record.key[:12]}  {record.heading.partition(chr(10))[0]}\n"

@@ -14,6 +14,7 @@ from obuilder.cli.session import in_session
 from obuilder.engine.builder import Builder
 from obuilder.errors import ObuilderError
 from obuilder.spec.model import Run, Shell, Spec
+from obuilder.ui.jsonl import as_json
 
 _SCARCE = 0.05
 """Less free space than this part of the disk is worth a warning."""
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     found = in_session(chosen, check)
     healthy = all(finding.status != "failed" for finding in found)
     if args.json:
-        sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
+        sys.stdout.buffer.write(as_json(found) + b"\n")
     else:
         for finding in found:
             mark = "" if finding.status == "ok" else f"{finding.status}: "

@@ -4,10 +4,9 @@ import argparse
 import sys
 import time
 
-import msgspec
-
 from obuilder.cli.options import add_store, settings
 from obuilder.cli.results import opened
+from obuilder.ui.jsonl import as_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     with opened(settings(args)) as index:
         records = [r for r in index.records() if args.all or r.kind != "volume"]
     if args.json:
-        sys.stdout.buffer.write(msgspec.json.encode(records) + b"\n")
+        sys.stdout.buffer.write(as_json(records) + b"\n")
         return 0
     for record in records:
         made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))

@@ -8,6 +8,7 @@ import msgspec
 from obuilder.cli.options import add_spec, add_store, document, settings
 from obuilder.engine.cached import look
 from obuilder.plan.render import mermaid, text
+from obuilder.ui.jsonl import as_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,8 +30,8 @@ def run(args: argparse.Namespace) -> int:
             {"cached": step.key in found, **msgspec.to_builtins(step)}
             for step in plan.steps.values()
         ]
-        data = msgspec.json.encode({"version": 1, "result": plan.result, "steps": steps})
-        sys.stdout.buffer.write(msgspec.json.format(data, indent=2) + b"\n")
+        found_all = {"version": 1, "result": plan.result, "steps": steps}
+        sys.stdout.buffer.write(as_json(found_all, indent=2) + b"\n")
         return 0
     lines = mermaid(plan, found) if args.mermaid else text(plan, found)
     sys.stdout.buffer.write("".join(f"{x}\n" for x in lines).encode("utf-8", "surrogateescape"))

@@ -5,12 +5,11 @@ import os
 import sys
 import time
 
-import msgspec
-
 from obuilder.cli.options import add_store, human, settings
 from obuilder.cli.results import find, opened
 from obuilder.engine.index import Record
 from obuilder.engine.logs import log_size
+from obuilder.ui.jsonl import as_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     with opened(chosen) as index:
         record = find(index, args.id)
     if args.json:
-        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+        sys.stdout.buffer.write(as_json(record, indent=2) + b"\n")
         return 0
     lines = _lines(record, log_size(chosen.directory, record.key))
     sys.stdout.buffer.write(os.fsencode("".join(f"{name:8} {text}\n" for name, text in lines)))

@@ -1,10 +1,30 @@
-"""Events for machines: one JSON object a line; `schema` in the first one, see events.py."""
+"""JSON for machines: any value, and events one object a line; `schema` in the first, see events.py."""
 
 from typing import BinaryIO
 
 import msgspec
 
 from obuilder import events
+from obuilder.values import shown
+
+
+def as_json(value: object, *, indent: int = 0) -> bytes:
+    r"""A value as JSON, without a final newline. Bytes that are no text are shown as \xNN."""
+    try:
+        data = msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        data = msgspec.json.encode(_readable(msgspec.to_builtins(value)))
+    return msgspec.json.format(data, indent=indent) if indent else data
+
+
+def _readable(value: object) -> object:
+    if isinstance(value, str):
+        return shown(value)
+    if isinstance(value, dict):
+        return {_readable(key): _readable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_readable(item) for item in value]
+    return value
 
 
 class JsonSink:
@@ -12,29 +32,9 @@ class JsonSink:
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self._encoder = msgspec.json.Encoder()
         self._stream.write(b'{"event":"schema","version":%d}\n' % events.SCHEMA_VERSION)
 
     def __call__(self, event: events.Event) -> None:
         """Write one event."""
-        try:
-            line = self._encoder.encode(event)
-        except UnicodeEncodeError:
-            line = self._encoder.encode(_cleaned(event))
-        self._stream.write(line + b"\n")
+        self._stream.write(as_json(event) + b"\n")
         self._stream.flush()
-
-
-def _cleaned(event: events.Event) -> object:
-    """Lone surrogates (bytes that are no text) can't stand in JSON: they become question marks."""
-
-    def walk(value: object) -> object:
-        if isinstance(value, str):
-            return value.encode("utf-8", "replace").decode()
-        if isinstance(value, dict):
-            return {key: walk(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [walk(item) for item in value]
-        return value
-
-    return walk(msgspec.to_builtins(event))
