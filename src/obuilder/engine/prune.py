@@ -27,7 +27,9 @@ async def prune(
     store: Store, index: Index, *, before: float | None, limit: int | None
 ) -> list[Record]:
     """Delete up to `limit` results not used since `before`. What was deleted."""
-    living = {name for name in index.sessions() if alive(store.directory, name)}
+    living = {
+        holder for holder, session in index.holders().items() if alive(store.directory, session)
+    }
     gone: list[Record] = []
     for record in prunable(index, before=before):
         if limit is not None and len(gone) >= limit:
