@@ -11,9 +11,12 @@ from typing import Any, Literal, TypeVar
 
 from msgspec import Struct
 
-from obuilder.backends.protocols import Sandbox, SandboxClass, Store, StoreClass
 from obuilder.errors import BackendMismatch, StoreError, UnknownBackend, UsageError
-from obuilder.values import IdMap, Policy
+from obuilder.values import Policy
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from obuilder.backends.protocols import Sandbox, SandboxClass, Store, StoreClass
 
 
 class BackEnd(Struct, frozen=True):
@@ -75,13 +78,13 @@ def check_sandbox(kind: str | None) -> None:
         _row(SANDBOXES, "sandbox", kind)
 
 
-def store_class(kind: str) -> StoreClass:
+def store_class(kind: str) -> "StoreClass":
     """The class of a kind of store. UnknownBackend."""
     found: StoreClass = load(_row(STORES, "store", kind).target)
     return found
 
 
-def sandbox_class(kind: str) -> SandboxClass:
+def sandbox_class(kind: str) -> "SandboxClass":
     """The class of a kind of sandbox. UnknownBackend."""
     found: SandboxClass = load(_row(SANDBOXES, "sandbox", kind).target)
     return found
@@ -97,40 +100,28 @@ def pairs() -> list[tuple[str, str]]:
     ]
 
 
-def check_pair(store: Store, sandbox: Sandbox) -> None:
+def check_pair(store: "Store", sandbox: "Sandbox") -> None:
     """BackendMismatch: the sandbox can't work on what the store makes."""
     if store.produces not in sandbox.accepts:
         raise _mismatch(store.produces, f"{type(sandbox).__name__} does not work")
 
 
-async def open_store(kind: str, directory: str, idmap: IdMap, *, session: str) -> Store:
-    """Open the store of that kind in `directory`. UnknownBackend, BackendUnavailable, StoreError."""
-    return await store_class(kind).open(directory, idmap, session=session)
-
-
-async def open_sandbox(kind: str | None, store: Store, policy: Policy) -> Sandbox:
-    """Open the sandbox of that kind for `store`; None: the first that fits.
-
-    UnknownBackend, BackendMismatch, BackendUnavailable.
-    """
-    return await _fitting(kind, store.produces).open(
-        store.directory, store.idmap, session=store.session, policy=policy
-    )
-
-
 @asynccontextmanager
 async def opened(
     store: str, sandbox: str | None, policy: Policy
-) -> AsyncIterator[tuple[Store, Sandbox]]:
-    """The store that KIND:PLACE names and a sandbox for it, for as long as the context lasts.
+) -> AsyncIterator[tuple["Store", "Sandbox"]]:
+    """The store that KIND:PLACE names, and a sandbox for it: of the kind asked for, or that fits.
 
-    The process enters namespaces of its own (`system.namespaces`), and has a session on the store.
+    The process enters namespaces of its own (`system.namespaces`), and has a session on the store
+    for as long as the context lasts. UnknownBackend, BackendMismatch, BackendUnavailable,
+    StoreError.
     """
     from obuilder.system.namespaces import enter, passable
     from obuilder.system.sessions import open_session
 
     kind, directory = parse_store(store)
-    _fitting(sandbox, store_class(kind).produces)  # said before anything is made
+    store_kind = store_class(kind)
+    sandbox_kind = _fitting(sandbox, store_kind.produces)
     idmap = enter()
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -145,16 +136,18 @@ async def opened(
     session = open_session(directory)
     try:
         async with AsyncExitStack() as stack:
-            found = await open_store(kind, directory, idmap, session=session.name)
-            stack.push_async_callback(_closed, found)
-            box = await open_sandbox(sandbox, found, policy)
-            stack.push_async_callback(_closed, box)
-            yield found, box
+            opened_store = await store_kind.open(directory, idmap, session=session.name)
+            stack.push_async_callback(_close, opened_store)
+            opened_sandbox = await sandbox_kind.open(
+                directory, idmap, session=session.name, policy=policy
+            )
+            stack.push_async_callback(_close, opened_sandbox)
+            yield opened_store, opened_sandbox
     finally:
         session.close()
 
 
-async def _closed(back_end: Store | Sandbox) -> None:
+async def _close(back_end: "Store | Sandbox") -> None:
     import anyio
 
     with anyio.CancelScope(shield=True):
@@ -173,14 +166,13 @@ def _row(table: Mapping[str, Row], what: str, kind: str) -> Row:
     try:
         return table[kind]
     except KeyError:
+        known = ", ".join(f"{row.form(name)} ({row.summary})" for name, row in table.items())
         raise UnknownBackend(
-            f"there is no {what} called {kind!r}",
-            hint="there is: "
-            + ", ".join(f"{row.form(name)} ({row.summary})" for name, row in table.items()),
+            f"there is no {what} called {kind!r}", hint=f"there is: {known}"
         ) from None
 
 
-def _fitting(kind: str | None, produces: type) -> SandboxClass:
+def _fitting(kind: str | None, produces: type) -> "SandboxClass":
     """The sandbox of that kind, or the first, that works on what a store makes."""
     for found in map(sandbox_class, SANDBOXES if kind is None else (kind,)):
         if produces in found.accepts:

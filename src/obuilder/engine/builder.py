@@ -4,11 +4,12 @@ async with Builder.open(Settings(store="overlayfs:/path")) as builder:
     result = await builder.build(spec, context)
 """
 
+import itertools
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 
 import anyio
 
@@ -48,7 +49,7 @@ class Builder:
         self.store: Store = workshop.store
         self.sandbox: Sandbox = workshop.sandbox
         self._workshop, self._index, self._inflight = workshop, index, inflight
-        self._session = workshop.store.session
+        self._builds = itertools.count()
         self._width = anyio.CapacityLimiter(settings.width)
 
     @classmethod
@@ -91,7 +92,6 @@ class Builder:
         except BaseExceptionGroup as group:
             raise _only(group) from None
         finally:
-            index.release([store.session])
             index.close()
 
     def plan(self, spec: Spec, context: str) -> tuple[Plan, Inputs, dict[Key, Key]]:
@@ -188,12 +188,13 @@ class Builder:
             self._workshop.refuse(action)
         if fresh:
             await self._forget(plan)
-        runner = Runner(
-            self._workshop, self._index, self._inflight, self._width, self._session,
-            plan, context, secrets, sink, keep_failed=self.settings.keep_failed,
-        )  # fmt: skip
         remember(self._index, plan, directory, name)
-        result = await runner.run()
+        with self._holding() as holder:
+            runner = Runner(
+                self._workshop, self._index, self._inflight, self._width, holder,
+                plan, context, secrets, sink, keep_failed=self.settings.keep_failed,
+            )  # fmt: skip
+            result = await runner.run()
         if result.ran:
             await self.sync()
         return result
@@ -202,7 +203,16 @@ class Builder:
         """Delete what the steps of a plan have made before; base images stay."""
         made = {key for key, step in plan.steps.items() if not isinstance(step.action, LayerAction)}
         found = [key for step, key in self._index.find(plan.steps).items() if step in made]
-        await pruning.forget(self.store, self._index, found, self._session)
+        await pruning.forget(self.store, self._index, found)
+
+    @contextmanager
+    def _holding(self) -> Iterator[str]:
+        """A name to lease results to: they can't be pruned until the context ends."""
+        holder = f"{self.store.session}.{next(self._builds)}"
+        try:
+            yield holder
+        finally:
+            self._index.release([holder])
 
     async def sync(self) -> None:
         """Make every result so far survive a power cut."""
@@ -262,14 +272,12 @@ class Builder:
     async def view(self, prefix: str) -> AsyncIterator[Root]:
         """The root of a result, read-only."""
         key = self.record(prefix).key
-        self._index.lease(key, self._session)
         async with self.store.view(key) as root:
             yield root
 
     async def shell(self, prefix: str, argv: tuple[str, ...] = ("/bin/sh",)) -> int:
         """Enter a result, or a kept failed step, with this terminal; changes are dropped."""
         key = self.record(prefix).key
-        self._index.lease(key, self._session)
         async with self.store.begin(Key(os.urandom(32).hex()), base=key) as draft:
             ended = await self.sandbox.enter(
                 draft.root,
@@ -295,12 +303,13 @@ class Builder:
         base = resolve_base(source, self._index)
         spec = Spec(base=source)
         plan = lower(spec, Inputs(bases={source: base}, copies={}))
-        runner = Runner(
-            self._workshop, self._index, self._inflight, self._width, self._session,
-            plan, Context("/", None), {}, sink, keep_failed=False,
-        )  # fmt: skip
-        await runner.run()
-        self._index.pin(plan.steps, pinned=True)
+        with self._holding() as holder:
+            runner = Runner(
+                self._workshop, self._index, self._inflight, self._width, holder,
+                plan, Context("/", None), {}, sink, keep_failed=False,
+            )  # fmt: skip
+            await runner.run()
+            self._index.pin(plan.steps, pinned=True)
         self._index.put_image(name, base)
         await self.sync()
         return base

@@ -3,6 +3,8 @@
 It is a cache of the store's own `meta` (see `recover`), so it may be lost; it is never the only
 place of a result. WAL mode, used from one thread; every method is one short transaction.
 
+What somebody uses is leased: to a holder, `SESSION.N`, one for each build of a session.
+
 A result is usable at once. Until the next group sync its row carries the boot id of the machine,
 so that a reboot drops what may not have reached the disk, and a mere crash drops nothing.
 """
@@ -10,7 +12,7 @@ so that a reboot drops what may not have reached the disk, and a mere crash drop
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 import msgspec
@@ -159,11 +161,11 @@ class Index:
 
     # --- results ---------------------------------------------------------------------------
 
-    def find(self, keys: Iterable[Key], *, session: str | None = None) -> dict[Key, Key]:
+    def find(self, keys: Iterable[Key], *, holders: Collection[str] = ()) -> dict[Key, Key]:
         """Which of `keys` have a result, each with the key the result stands under.
 
-        With a `session`, what is found is leased to it in the same transaction: nothing can be
-        pruned between the look and the use.
+        What is found is leased to the `holders` in the same transaction: nothing can be pruned
+        between the look and the use.
         """
         found: dict[Key, Key] = {}
         query = (
@@ -171,7 +173,7 @@ class Index:
             "(SELECT target FROM aliases WHERE key = ?1), ?1)"
             " AND kind != 'failed' AND (boot IS NULL OR boot = ?2)"
         )
-        if session is None:
+        if not holders:
             for key in keys:
                 row = self._db.execute(query, (key, self._boot)).fetchone()
                 if row is not None:
@@ -182,11 +184,11 @@ class Index:
                 row = db.execute(query, (key, self._boot)).fetchone()
                 if row is not None:
                     found[key] = Key(row[0])
-                    db.execute("INSERT OR IGNORE INTO leases VALUES (?, ?)", (row[0], session))
+                    _lease(db, found[key], holders)
         return found
 
-    def add(self, record: Record, *, session: str | None = None) -> None:
-        """Note a published result; it is leased to `session`."""
+    def add(self, record: Record, *, holders: Iterable[str] = ()) -> None:
+        """Note a published result; it is leased to `holders`."""
         with self._write() as db:
             db.execute(
                 f"INSERT OR REPLACE INTO results ({_COLUMNS}, boot)"  # noqa: S608 # our constant
@@ -196,8 +198,7 @@ class Index:
                     record.created, record.used, record.seconds, int(record.pinned), self._boot,
                 ),
             )  # fmt: skip
-            if session is not None:
-                db.execute("INSERT OR IGNORE INTO leases VALUES (?, ?)", (record.key, session))
+            _lease(db, record.key, holders)
 
     def alias(self, key: Key, target: Key) -> None:
         """Note that the step defined by `key` has the content-based key `target`."""
@@ -246,7 +247,7 @@ class Index:
             db.executemany("DELETE FROM manifests WHERE source = ?", gone)
 
     def condemn(self, key: Key, alive: "set[str]") -> bool:
-        """Take `key` out of the index unless a live session leases it or it is pinned.
+        """Take `key` out of the index unless one of the holders `alive` leases it or it is pinned.
 
         After True the caller owns the deletion: nobody can look the result up any more.
         """
@@ -255,7 +256,7 @@ class Index:
             if row is None or row[0]:
                 return False
             leases = db.execute("SELECT session FROM leases WHERE key = ?", (key,)).fetchall()
-            if any(session in alive for (session,) in leases):
+            if any(holder in alive for (holder,) in leases):
                 return False
             db.execute("DELETE FROM results WHERE key = ?", (key,))
             db.execute("DELETE FROM aliases WHERE target = ?", (key,))
@@ -263,19 +264,20 @@ class Index:
             db.execute("DELETE FROM leases WHERE key = ?", (key,))
         return True
 
-    def lease(self, key: Key, session: str) -> None:
-        """Hold `key` for `session`."""
+    def lease(self, key: Key, holders: Iterable[str]) -> None:
+        """Hold `key` for these."""
         with self._write() as db:
-            db.execute("INSERT OR IGNORE INTO leases VALUES (?, ?)", (key, session))
+            _lease(db, key, holders)
 
-    def sessions(self) -> set[str]:
-        """All sessions that hold leases, dead ones too."""
-        return {str(row[0]) for row in self._rows("SELECT DISTINCT session FROM leases")}
+    def holders(self) -> dict[str, str]:
+        """All that hold leases, dead ones too, each with its session."""
+        rows = self._rows("SELECT DISTINCT session FROM leases")
+        return {str(row[0]): str(row[0]).partition(".")[0] for row in rows}
 
-    def release(self, sessions: Iterable[str]) -> None:
-        """Drop the leases of these sessions."""
+    def release(self, holders: Iterable[str]) -> None:
+        """Drop the leases of these."""
         with self._write() as db:
-            db.executemany("DELETE FROM leases WHERE session = ?", [(s,) for s in sessions])
+            db.executemany("DELETE FROM leases WHERE session = ?", [(h,) for h in holders])
 
     # --- durability --------------------------------------------------------------------------
 
@@ -407,6 +409,11 @@ class Index:
                 "INSERT OR REPLACE INTO builds VALUES (?, ?, ?, ?)",
                 (identity, result, record, time.time()),
             )
+
+
+def _lease(db: sqlite3.Connection, key: Key, holders: Iterable[str]) -> None:
+    rows = [(key, holder) for holder in holders]
+    db.executemany("INSERT OR IGNORE INTO leases VALUES (?, ?)", rows)
 
 
 def _bytes(value: object) -> bytes:

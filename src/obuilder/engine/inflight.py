@@ -16,7 +16,7 @@ Listener = Callable[[bytes | None], None]
 
 
 class Making:
-    """A key being made. `made` is what it came to once `ended` is set without an error."""
+    """A key being made. `holders` are the builds that wait for it: what it comes to is theirs."""
 
     def __init__(self) -> None:
         self.ended = anyio.Event()
@@ -26,7 +26,7 @@ class Making:
         self.seconds = 0.0
         self._listeners: list[Listener] = []
         self._so_far: list[bytes] = []
-        self.users = 0
+        self.holders: list[str] = []
 
     def emit(self, data: bytes) -> None:
         """Tell everyone who listens, and who will."""
@@ -40,18 +40,18 @@ class Making:
         for listener in self._listeners:
             listener(None)
 
-    def join(self, listener: Listener) -> None:
+    def join(self, listener: Listener, holder: str) -> None:
         """Listen: first to all that has been, then to what comes."""
         for data in self._so_far:
             listener(data)
         self._listeners.append(listener)
-        self.users += 1
+        self.holders.append(holder)
 
-    def leave(self, listener: Listener) -> None:
+    def leave(self, listener: Listener, holder: str) -> None:
         """Stop listening. The last to leave cancels what has not ended."""
         self._listeners.remove(listener)
-        self.users -= 1
-        if self.users == 0 and not self.ended.is_set():
+        self.holders.remove(holder)
+        if not self.holders and not self.ended.is_set():
             self.scope.cancel()
 
 
@@ -63,7 +63,11 @@ class InFlight:
         self._makings: dict[Key, Making] = {}
 
     async def share(
-        self, key: Key, make: Callable[[Making], Awaitable[None]], listener: Listener
+        self,
+        key: Key,
+        make: Callable[[Making], Awaitable[None]],
+        listener: Listener,
+        holder: str,
     ) -> Making:
         """Join the making of `key`, or start it with `make`. Its error, if it has one, is raised."""
         while True:
@@ -75,11 +79,11 @@ class InFlight:
             if not making.scope.cancel_called:
                 break
             await making.ended.wait()
-        making.join(listener)
+        making.join(listener, holder)
         try:
             await making.ended.wait()
         finally:
-            making.leave(listener)
+            making.leave(listener, holder)
             if not making.ended.is_set() and making.scope.cancel_called:
                 with anyio.CancelScope(shield=True):
                     await making.ended.wait()

@@ -42,7 +42,7 @@ async def prune(
     if keep is not None:
         sizes = {record.key: await store.size(record.key) for record in index.records()}
     total = sum(sizes.values())
-    living = {name for name in index.sessions() if alive(store.directory, name)}
+    living = _living(store, index)
     gone: list[Record] = []
     for record in prunable(index, before=before):
         if (limit is not None and len(gone) >= limit) or (keep is not None and total <= keep):
@@ -65,15 +65,21 @@ async def prune(
     return gone
 
 
-async def forget(store: Store, index: Index, keys: Iterable[Key], session: str) -> None:
-    """Delete results that only this session holds, and no others: they are to be made anew."""
-    others = {name for name in index.sessions() if name != session}
-    living = {name for name in others if alive(store.directory, name)}
+async def forget(store: Store, index: Index, keys: Iterable[Key]) -> None:
+    """Delete these results, but for those that a living build holds: they are to be made anew."""
+    living = _living(store, index)
     for key in keys:
         async with held(store.directory, key):
             if index.condemn(key, living):
                 await store.delete(key)
                 remove_log(store.directory, key)
+
+
+def _living(store: Store, index: Index) -> set[str]:
+    """Who holds leases and is alive."""
+    return {
+        holder for holder, session in index.holders().items() if alive(store.directory, session)
+    }
 
 
 async def delete(store: Store, index: Index, first: Key) -> int:

@@ -22,7 +22,9 @@ async def recover(store: Store, sandbox: Sandbox, index: Index) -> None:
     dead = dead_sessions(store.directory)
     await sandbox.recover()
     await store.recover()
-    index.release(name for name in index.sessions() if not alive(store.directory, name))
+    index.release(
+        holder for holder, session in index.holders().items() if not alive(store.directory, session)
+    )
     for key in index.lost():
         index.forget([key])
         await store.delete(key)

@@ -40,7 +40,7 @@ class Runner:
         index: Index,
         inflight: InFlight,
         width: anyio.CapacityLimiter,
-        session: str,
+        holder: str,
         plan: Plan,
         context: Context,
         secrets: Mapping[str, bytes],
@@ -49,7 +49,7 @@ class Runner:
         keep_failed: bool,
     ) -> None:
         self._workshop, self._index, self._inflight = workshop, index, inflight
-        self._width, self._session, self._plan = width, session, plan
+        self._width, self._holder, self._plan = width, holder, plan
         self._context, self._secrets, self._sink = context, secrets, sink
         self._keep_failed = keep_failed
         self._directory = workshop.store.directory
@@ -61,7 +61,7 @@ class Runner:
     async def run(self) -> Result:
         """Make the plan's result. What failed first is raised; the rest is cancelled."""
         began = time.monotonic()
-        found = self._index.find(self._plan.steps, session=self._session)
+        found = self._index.find(self._plan.steps, holders=[self._holder])
         self._sink(started(self._plan, found))
         needed = self._needed(found)
         try:
@@ -117,7 +117,7 @@ class Runner:
         key = effective(step, base, await self._content(step))
         self._begin(step, key)
         began = time.monotonic()
-        if self._index.find([key], session=self._session):
+        if self._index.find([key], holders=[self._holder]):
             self._replay(key)
             cached = True
         else:
@@ -146,7 +146,7 @@ class Runner:
                 self._sink(events.Output(key, data))
 
         try:
-            making = await self._inflight.share(key, make, heard)
+            making = await self._inflight.share(key, make, heard, self._holder)
         except ObuilderError as error:
             ended(error.code, error.message)
             raise
@@ -198,7 +198,7 @@ class Runner:
             while not lock.try_acquire():
                 follower.poll()
                 await anyio.sleep(_POLL)
-            if await self._found(key):
+            if await self._found(key, making):
                 follower.result()
                 making.cached = True
                 return
@@ -209,13 +209,13 @@ class Runner:
             follower.close()
             lock.release()
 
-    async def _found(self, key: Key) -> bool:
+    async def _found(self, key: Key, making: Making) -> bool:
         """Whether the key has a result by now, the index's or one that only the store knows of."""
-        if self._index.find([key], session=self._session):
+        if self._index.find([key], holders=making.holders):
             return True
         store = self._workshop.store
         if await store.contains(key) and await adopt(store, self._index, key):
-            self._index.lease(key, self._session)
+            self._index.lease(key, making.holders)
             return True
         return False
 
@@ -257,7 +257,7 @@ class Runner:
                 record = self._record(step, key, base, began, kind=_kind(step))
                 log.done()
                 await draft.commit(written(record))
-            self._index.add(record, session=self._session)
+            self._index.add(record, holders=making.holders)
         except Exception:
             log.failed()
             raise

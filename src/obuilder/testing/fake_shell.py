@@ -1,7 +1,7 @@
 r"""The little of a shell's language that the fake sandbox understands, run inside this process.
 
 Words with '…', "…", \c, $NAME, ${NAME}, $$ and $?; NAME=VALUE; `;`, newline, `&`, `&&`, `||` and
-comments; `<`, `>`, `>>` and `>&N`, with the number of a descriptor before them or without. An
+comments; `<`, `>`, `>>`, `>&1` and `>&2`, with the number of a descriptor before them or without. An
 expansion is one word, whatever is in it. All else is a SandboxError, so that nothing passes by
 chance. Commands are those of `COMMANDS` and whatever the sandbox was given besides.
 """
@@ -24,7 +24,7 @@ from obuilder.values import UnixUser
 
 _TOKEN = re.compile(
     r"""(?P<blank> [ \t]+ | \#[^\n]* | \\\n )
-      | (?P<redirect> \d?(?: >> | >& | > | < ) )
+      | (?P<redirect> \d?(?: >&[12] | >> | > | < ) )
       | (?P<operator> && | \|\| | [;&\n] )
       | (?P<word> (?: '[^']*' | "(?:\\.|[^"\\])*" | \\. | [^\s;&|<>()*`'"\\] )+ )""",
     re.VERBOSE | re.DOTALL,
@@ -174,10 +174,10 @@ class FakeShell:
         stdin = self._stdin
         with ExitStack() as stack:
             for number, kind, word in simple.redirects:
-                target = self._expand(word)
                 if kind == ">&":
-                    streams[number] = streams[int(target)]
+                    streams[number] = streams[int(word)]
                     continue
+                target = self._expand(word)
                 try:
                     place = self.path(target, write=kind != "<")
                     file = stack.enter_context(open(place, _MODES[kind], buffering=0))
@@ -251,7 +251,9 @@ def _parse(script: str) -> list[_List]:
         if found is None:
             raise SandboxError(f"the fake shell does not understand {script[at : at + 20]!r}")
         at, kind, text = found.end(), found.lastgroup, found[0]
-        if kind == "redirect":
+        if kind == "redirect" and "&" in text:
+            simple.redirects.append((int(text[:-3] or 1), ">&", text[-1]))
+        elif kind == "redirect":
             redirect = text
         elif kind == "word" and redirect:
             operator = redirect.lstrip("0123456789")
@@ -331,12 +333,6 @@ async def _pwd(call: Call) -> int:
     return 0
 
 
-async def _cd(call: Call) -> int:
-    os.listdir(call.shell.path(call.argv[1]))
-    call.shell.cwd = posixpath.normpath(posixpath.join(call.shell.cwd, call.argv[1]))
-    return 0
-
-
 async def _id(call: Call) -> int:
     user = call.shell.command.user
     assert isinstance(user, UnixUser)
@@ -369,7 +365,7 @@ async def _rm(call: Call) -> int:
 
 
 COMMANDS: dict[str, Program] = {
-    ":": _true, "cat": _cat, "cd": _cd, "echo": _echo, "env": _env, "exit": _exit, "false": _false,
+    "cat": _cat, "echo": _echo, "env": _env, "exit": _exit, "false": _false,
     "id": _id, "kill": _kill, "ls": _ls, "mkdir": _mkdir, "printf": _printf, "pwd": _pwd,
     "rm": _rm, "sleep": _sleep, "trap": _true, "true": _true,
 }  # fmt: skip

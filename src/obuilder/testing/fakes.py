@@ -178,6 +178,7 @@ async def _copy_tree(source: str, target: str) -> None:
 
 
 @final
+@final
 class FakeSandbox:
     """See `Sandbox`. Commands are tasks of this process; files get its own owner.
 
