@@ -57,7 +57,7 @@ def test_scratch_is_empty(tmp_path):
     assert os.listdir(tmp_path / "r") == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="chroot needs root")
+@pytest.mark.needs("root")
 def test_micro_runs_the_default_shell(tmp_path):
     fetch("micro", tmp_path / "r")
     done = subprocess.run(
@@ -78,7 +78,7 @@ def make_rootfs(path):
     return path
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="owners need root")
+@pytest.mark.needs("root")
 def test_rootfs_keeps_modes_links_and_shifts_owners(tmp_path):
     source = make_rootfs(tmp_path / "src")
     fetch(f"rootfs:{source}", tmp_path / "r", SHIFTED)
@@ -90,6 +90,7 @@ def test_rootfs_keeps_modes_links_and_shifts_owners(tmp_path):
     assert os.lstat(made / "link").st_uid == 100000
 
 
+@pytest.mark.needs("root")
 def test_rootfs_digest_follows_content_and_mode(tmp_path):
     source = make_rootfs(tmp_path / "src")
     stats = Stats()
@@ -116,6 +117,7 @@ def test_rootfs_missing():
         )
 
 
+@pytest.mark.needs("root")
 def test_rootfs_that_changes_meanwhile(tmp_path):
     source = make_rootfs(tmp_path / "src")
     name = f"rootfs:{source}"
@@ -132,7 +134,7 @@ def test_rootfs_that_changes_meanwhile(tmp_path):
         anyio.run(run)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="owners need root")
+@pytest.mark.needs("root")
 def test_written_archives_are_the_same_bytes_with_owners_inside(tmp_path):
     source = make_rootfs(tmp_path / "src")
     (source / os.fsdecode(b"odd\xff")).write_text("odd")
