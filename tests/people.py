@@ -107,7 +107,9 @@ def without_subordinate_ids(place: Path) -> Iterator[Person]:
     """A user whom no file of this machine knows."""
     known = {entry.pw_uid for entry in pwd.getpwall()}
     known.update(int(path.name) for path in place.iterdir() if path.name.isdigit())
-    uid = next(uid for uid in range(61184, 65520) if uid not in known)
+    # Each process of tests has a range of its own: the end of one user is that of all their programs.
+    first = 61184 + os.getpid() % 400 * 10
+    uid = next(uid for uid in range(first, first + 10) if uid not in known)
     home = place / str(uid)
     home.mkdir(mode=0o700)
     os.chown(home, uid, uid)
