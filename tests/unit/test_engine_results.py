@@ -151,6 +151,31 @@ async def test_a_reboot_takes_what_was_not_yet_on_disk_and_nothing_else(bench):
     assert bench.ran == ["settled", "volatile", "volatile"]
 
 
+async def test_a_long_build_is_on_disk_before_it_ends(bench, monkeypatch):
+    monkeypatch.setattr("obuilder.engine.builder._SYNC_EVERY", 0.02)
+    synced = anyio.Event()
+    long = spec(run("mark first; echo 1"), run("hold here; echo 2"))
+    async with bench.builder() as builder:
+        sync = builder.store.sync
+
+        async def seen():
+            await sync()
+            synced.set()
+
+        monkeypatch.setattr(builder.store, "sync", seen)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(Client(builder, bench).try_, long)
+            await bench.came["here"].wait()
+            with anyio.fail_after(5):
+                await synced.wait()
+            with sqlite3.connect(index_path(bench.store)) as index:
+                rows = index.execute("SELECT count(*) FROM results WHERE boot IS NOT NULL")
+                assert rows.fetchone() == (0,)
+            index.close()
+            bench.free["here"].set()
+    assert bench.ran == ["first"]
+
+
 async def test_a_mere_crash_takes_nothing(bench):
     failing = spec(run("mark before; echo 2"), run("exit 1"))
     for _ in range(2):

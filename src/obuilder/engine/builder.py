@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import anyio
 
@@ -28,11 +28,14 @@ from obuilder.engine.result import Result
 from obuilder.engine.run import Runner
 from obuilder.engine.settings import Settings
 from obuilder.engine.volumes import Volumes
-from obuilder.errors import ObuilderError, StoreDamaged, UsageError
+from obuilder.errors import ObuilderError, StoreDamaged, StoreError, UsageError
 from obuilder.plan.lower import DEFAULT_PATH, lower
 from obuilder.plan.model import Base, Inputs, LayerAction, Plan
 from obuilder.spec.model import Spec
 from obuilder.values import ROOT, Key
+
+_SYNC_EVERY = 5.0
+"""Seconds after which what long builds have made so far survives a power cut."""
 
 
 def _ignore(_: events.Event) -> None:
@@ -85,7 +88,10 @@ class Builder:
             workshop = Workshop(store, sandbox, Volumes(store, index), settings.limits)
             try:
                 async with anyio.create_task_group() as tasks:
-                    yield cls(settings, workshop, index, InFlight(tasks))
+                    builder = cls(settings, workshop, index, InFlight(tasks))
+                    tasks.start_soon(builder._sync_often)
+                    yield builder
+                    tasks.cancel_scope.cancel()
             finally:
                 with anyio.CancelScope(shield=True):
                     await workshop.close()
@@ -220,6 +226,12 @@ class Builder:
         if keys:
             await self.store.sync()
             self._index.settled(keys)
+
+    async def _sync_often(self) -> None:
+        while True:
+            await anyio.sleep(_SYNC_EVERY)
+            with suppress(StoreError):  # told at the end of a build, when it still is so
+                await self.sync()
 
     # --- results -----------------------------------------------------------------------------
 
