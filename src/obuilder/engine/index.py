@@ -63,30 +63,12 @@ class Record(msgspec.Struct, frozen=True):
 
 
 _USED_STEP = 60.0
-_COLUMNS = "key, kind, heading, stage, base, created, used, seconds, pinned"
+_COLUMNS = ", ".join(Record.__struct_fields__)
 
 
 def _record(row: tuple[object, ...]) -> Record:
-    return msgspec.convert((*row[:-1], bool(row[-1])), _Row).record()
-
-
-class _Row(msgspec.Struct, frozen=True, array_like=True):
-    key: str
-    kind: str
-    heading: str
-    stage: str
-    base: str | None
-    created: float
-    used: float
-    seconds: float
-    pinned: bool
-
-    def record(self) -> Record:
-        base = None if self.base is None else Key(self.base)
-        return Record(
-            Key(self.key), self.kind, self.heading, self.stage, base,
-            self.created, self.used, self.seconds, self.pinned,
-        )  # fmt: skip
+    named = dict(zip(Record.__struct_fields__, row, strict=True))
+    return msgspec.convert(named, Record, strict=False)  # SQLite has no booleans
 
 
 def boot_id() -> str:
