@@ -154,7 +154,7 @@ def test_the_copied_files_decide_what_is_cached(program: Program) -> None:
 
 
 def test_a_fully_cached_build_imports_no_event_loop_and_no_screen(program: Program) -> None:
-    program.spec(*(f'(run (shell "echo {n} > /f{n}"))' for n in range(3)))
+    program.spec(*(f'(run (shell "echo {n} > /f{n}"))' for n in range(50)))
     program.ok("build")
     code = (
         "import sys; from obuilder.cli.main import run; status = run(['build', '--progress=quiet']);"
