@@ -15,6 +15,7 @@ CACHED_PATH = [
     "obuilder.plan.lower",
     "obuilder.plan.keys",
     "obuilder.engine.index",
+    "obuilder.engine.database",
     "obuilder.engine.settings",
     "obuilder.system.tree",
 ]

@@ -9,7 +9,7 @@ import pytest
 
 import places
 from obuilder import errors, events
-from obuilder.engine.index import index_path
+from obuilder.engine.database import index_path
 from workbench import Client, Workbench, run, spec, until
 
 pytestmark = pytest.mark.anyio

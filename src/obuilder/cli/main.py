@@ -33,6 +33,7 @@ VERBS = {
     "clean": "delete every result that nothing holds",
     "cache": "list and delete cache volumes",
     "image": "import, list and remove base images",
+    "store": "copy results from one store to another",
     "healthcheck": "say what was picked on this machine and that it works",
     "config": "show the settings in force, and where each comes from",
     "completion": "print a completion script for your shell",

@@ -8,8 +8,9 @@ import itertools
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import BinaryIO
 
 import anyio
 
@@ -19,7 +20,8 @@ from obuilder.backends.registry import check_pair, opened
 from obuilder.engine import prune as pruning
 from obuilder.engine.actions import Workshop, check_secrets
 from obuilder.engine.cached import make_plan, remember
-from obuilder.engine.index import Index, Record, index_path
+from obuilder.engine.database import index_path
+from obuilder.engine.index import Index, Record
 from obuilder.engine.inflight import InFlight
 from obuilder.engine.inputs import Context, IndexStats, resolve_base
 from obuilder.engine.logs import read_log
@@ -27,6 +29,7 @@ from obuilder.engine.recover import recover
 from obuilder.engine.result import Result
 from obuilder.engine.run import Runner
 from obuilder.engine.settings import Settings
+from obuilder.engine.transfer import Parcel, Receiver, pack, send, unpack_into
 from obuilder.engine.volumes import Volumes
 from obuilder.errors import ObuilderError, StoreDamaged, StoreError, UsageError
 from obuilder.plan.lower import DEFAULT_PATH, lower
@@ -303,6 +306,37 @@ class Builder:
                 ),
             )  # fmt: skip
         return ended.status
+
+    # --- from one store to another ---------------------------------------------------------------
+
+    async def copy_to(self, other: "Builder", *, tell: Callable[[Record], None]) -> int:
+        """Bring to the other builder's store what it does not have: results with their logs, cache
+        volumes, names of images. How many results. Interrupted, the next one goes on from there.
+        """
+        receiver = other.receiver()
+
+        async def take(parcel: Parcel, layer: BinaryIO) -> None:
+            await receiver.take(parcel, layer)
+            tell(parcel.record)
+
+        receiver.names(await send(self.store, self._index, take, known=receiver.known))
+        await other.sync()
+        return receiver.taken
+
+    def receiver(self) -> Receiver:
+        """What takes results into this builder's store."""
+        return Receiver(self.store, self._index)
+
+    async def pack(self, file: BinaryIO) -> int:
+        """Write all that `copy_to` would bring as one stream. How many results."""
+        return await pack(self.store, self._index, file)
+
+    async def unpack(self, file: BinaryIO) -> int:
+        """Take what `pack` wrote, but for what is here. How many results. UsageError, BadImage."""
+        receiver = self.receiver()
+        await unpack_into(receiver, file)
+        await self.sync()
+        return receiver.taken
 
     # --- images and volumes ----------------------------------------------------------------------
 

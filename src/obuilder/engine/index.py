@@ -1,7 +1,7 @@
 """The index: one SQLite file that says what the store has, and remembers what was looked up.
 
 It is a cache of the store's own `meta` (see `recover`), so it may be lost; it is never the only
-place of a result. WAL mode, used from one thread; every method is one short transaction.
+place of a result. Every method is one short transaction (see `database`).
 
 What somebody uses is leased: to a holder, `SESSION.N`, one for each build of a session.
 
@@ -12,37 +12,14 @@ so that a reboot drops what may not have reached the disk, and a mere crash drop
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable
 
 import msgspec
 
-from obuilder.errors import StoreDamaged, StoreError, StoreFull
+from obuilder.engine.database import Database
+from obuilder.errors import StoreDamaged
 from obuilder.plan.model import Base, Layer
 from obuilder.values import Key
-
-SCHEMA = 2
-_TABLES = """
-CREATE TABLE IF NOT EXISTS results (
-    key TEXT PRIMARY KEY, kind TEXT NOT NULL, heading TEXT NOT NULL, stage TEXT NOT NULL,
-    base TEXT, created REAL NOT NULL, used REAL NOT NULL, seconds REAL NOT NULL,
-    pinned INTEGER NOT NULL DEFAULT 0, boot TEXT) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS results_used ON results (used);
-CREATE TABLE IF NOT EXISTS aliases (key TEXT PRIMARY KEY, target TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS leases (
-    key TEXT NOT NULL, session TEXT NOT NULL, PRIMARY KEY (key, session)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS stats (
-    path BLOB PRIMARY KEY, signature BLOB NOT NULL, digest TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS manifests (
-    source TEXT NOT NULL, selection BLOB NOT NULL, digest TEXT NOT NULL,
-    PRIMARY KEY (source, selection)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS images (name BLOB PRIMARY KEY, base BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS volumes (
-    place TEXT PRIMARY KEY, id BLOB NOT NULL, generation TEXT, used REAL NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS builds (
-    identity TEXT PRIMARY KEY, result TEXT NOT NULL, record BLOB NOT NULL, at REAL NOT NULL)
-    WITHOUT ROWID;
-"""
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -71,75 +48,8 @@ def _record(row: tuple[object, ...]) -> Record:
     return msgspec.convert(named, Record, strict=False)  # SQLite has no booleans
 
 
-def boot_id() -> str:
-    """What tells this boot of the machine from any other."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
-
-
-def index_path(directory: str) -> str:
-    """Where the index of a store is."""
-    return os.path.join(directory, "index.sqlite")
-
-
-class Index:
-    """An open index. `fresh` says that the file was new, so that the store should be asked."""
-
-    def __init__(self, directory: str | None, *, create: bool = True) -> None:
-        """Open or create; None for one in memory that is forgotten when it is closed.
-
-        FileNotFoundError without `create`; StoreDamaged, StoreError.
-        """
-        path = ":memory:" if directory is None else index_path(directory)
-        if not create and not os.path.exists(path):
-            raise FileNotFoundError(path)
-        self._boot = boot_id()
-        try:
-            self._db = sqlite3.connect(path, timeout=20.0, isolation_level=None)
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            self.fresh = version == 0
-            if version > SCHEMA:
-                raise StoreError(
-                    f"the index {path} was made by a newer obuilder (schema {version})",
-                    hint="use that version, or another store",
-                )
-            if version < SCHEMA:
-                self._db.execute("PRAGMA journal_mode=WAL")
-                # Schema 1 had `specs` where `builds` is now; all other tables are the same.
-                self._db.executescript(
-                    f"BEGIN IMMEDIATE;{_TABLES}DROP TABLE IF EXISTS specs;"
-                    f"PRAGMA user_version={SCHEMA};COMMIT"
-                )
-            self._db.execute("PRAGMA synchronous=NORMAL")
-        except sqlite3.DatabaseError as error:
-            raise _translate(error, path) from error
-        self._path = path
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self._db.close()
-
-    @contextmanager
-    def _write(self) -> Iterator[sqlite3.Connection]:
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
-        except sqlite3.DatabaseError as error:
-            raise _translate(error, self._path) from error
-
-    def _rows(self, query: str, *values: object) -> list[tuple[object, ...]]:
-        try:
-            return self._db.execute(query, values).fetchall()
-        except sqlite3.DatabaseError as error:
-            raise _translate(error, self._path) from error
+class Index(Database):
+    """An open index. If it is `fresh`, the store should be asked what it has."""
 
     # --- results ---------------------------------------------------------------------------
 
@@ -187,6 +97,11 @@ class Index:
         if key != target:
             with self._write() as db:
                 db.execute("INSERT OR REPLACE INTO aliases VALUES (?, ?)", (key, target))
+
+    def aliases(self) -> list[tuple[Key, Key]]:
+        """Every key by definition, with the content-based key it stands for."""
+        rows = self._rows("SELECT key, target FROM aliases")
+        return [(Key(str(key)), Key(str(target))) for key, target in rows]
 
     def touch(self, keys: Iterable[Key]) -> None:
         """Note that these results were used now, to the minute: most looks then write nothing."""
@@ -335,6 +250,16 @@ class Index:
                     "INSERT OR REPLACE INTO images VALUES (?, ?)", (os.fsencode(name), value)
                 )
 
+    def image_rows(self) -> list[tuple[bytes, bytes]]:
+        """Imported images as they are kept, to be put into another index."""
+        rows = self._rows("SELECT name, base FROM images ORDER BY name")
+        return [(_bytes(name), _bytes(base)) for name, base in rows]
+
+    def put_image_row(self, name: bytes, base: bytes) -> None:
+        """Take over an image of another index."""
+        with self._write() as db:
+            db.execute("INSERT OR REPLACE INTO images VALUES (?, ?)", (name, base))
+
     # --- cache volumes ------------------------------------------------------------------------
 
     def generation(self, place: str) -> Key | None:
@@ -420,18 +345,3 @@ def _as_text(path: str) -> str:
 
 def _as_path(text: str) -> str:
     return os.fsdecode(text.encode("latin-1"))
-
-
-def _translate(error: sqlite3.DatabaseError, path: str) -> StoreError:
-    text = str(error)
-    if "full" in text:
-        return StoreFull(
-            f"no space left to write the index {path}",
-            hint="free some space, for example with: obuilder prune",
-        )
-    if "locked" in text or "readonly" in text or "unable to open" in text:
-        hint = None if "locked" in text else "a store is for the user who made it"
-        return StoreError(f"the index {path} can't be used: {text}", hint=hint)
-    return StoreDamaged(
-        f"the index {path} is damaged: {text}", hint="it is rebuilt from the store when it is gone"
-    )

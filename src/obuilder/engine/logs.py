@@ -29,6 +29,14 @@ def read_log(directory: str, key: Key) -> bytes | None:
     return None
 
 
+def put_log(directory: str, key: Key, data: bytes) -> None:
+    """Put the whole log of a result that was made elsewhere."""
+    path = _path(directory, key, "log")
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(data)
+
+
 def log_size(directory: str, key: Key) -> int | None:
     """Bytes of what `read_log` would give; None if there is no log."""
     for name in (key, failed_key(key)):

@@ -5,7 +5,8 @@ import time
 
 import msgspec
 
-from obuilder.engine.index import Record, boot_id
+from obuilder.engine.database import boot_id
+from obuilder.engine.index import Record
 from obuilder.values import Key
 
 

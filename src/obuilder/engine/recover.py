@@ -6,7 +6,8 @@ Crash-only: there is no clean shut-down to rely on, so this runs at every start 
 import os
 
 from obuilder.backends.protocols import Sandbox, Store
-from obuilder.engine.index import Index, boot_id
+from obuilder.engine.database import boot_id
+from obuilder.engine.index import Index
 from obuilder.engine.locks import KeyLock, sweep_locks
 from obuilder.engine.logs import logged, remove_log
 from obuilder.engine.meta import Meta, read, recorded
