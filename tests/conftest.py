@@ -9,12 +9,13 @@ from collections.abc import Iterator
 import pytest
 
 from engines import docker_engine
+from groups import pytest_xdist_make_scheduler
 from images import layout
 from obuilder.testing.needs import pytest_runtest_setup
 from places import Opened, opened
 from program import Program
 
-__all__ = ["docker_engine", "layout", "pytest_runtest_setup"]
+__all__ = ["docker_engine", "layout", "pytest_runtest_setup", "pytest_xdist_make_scheduler"]
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from obuilder.engine.builder import Builder, host_directory
 from obuilder.errors import UsageError
 from obuilder.oci.archive import write_tar
 from obuilder.system.files import copy_tree
+from obuilder.system.namespaces import by_root
+from obuilder.values import IdMap
 
 FORMS = "directory:DIR (missing or empty), tar:FILE, or - for a tar to the pipe"
 """Where a result can go, for messages."""
@@ -50,8 +52,9 @@ async def export_directory(builder: Builder, prefix: str, target: str) -> None:
     if os.path.exists(target) and (not os.path.isdir(target) or os.listdir(target)):
         raise UsageError(f"{target} is not an empty directory", hint="name a new directory")
     os.makedirs(target, exist_ok=True)
+    owners = None if by_root() else IdMap(first=0, count=1)
     async with builder.view(prefix) as root:
         path = host_directory(root)
         await anyio.to_thread.run_sync(
-            lambda: copy_tree(path, target, idmap=builder.store.idmap, existing="keep")
+            lambda: copy_tree(path, target, idmap=builder.store.idmap, onto=owners, existing="keep")
         )
