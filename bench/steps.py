@@ -1,14 +1,15 @@
 """What a step costs: `scripts/bench steps`, as root, on a machine at rest.
 
 Each round builds 10 trivial steps that were never built, with obuilder and with whatever else is
-installed: crun and runc by hand on the very bundle that obuilder gives them, buildah, and docker if
-its engine answers. Then builds of 50 steps are replayed from cache, beside a bare Python. Medians of
-rounds that take turns, side by side; a ratio is obuilder's figure over the other's.
+installed: crun and runc by hand on the very bundle that obuilder gives them, buildah, and docker.
+Then builds of 50 steps are replayed from cache, beside a bare Python. Medians of rounds that take
+turns, side by side; a ratio is obuilder's figure over the other's.
 """
 
 import os
 import resource
 import shutil
+import signal
 import statistics
 import subprocess  # noqa: TID251 # the programs compared with are started by hand
 import sys
@@ -23,6 +24,7 @@ from obuilder.oci.runtime_config import Box, runtime_config
 from obuilder.oci.seccomp import filter_for
 from obuilder.system.linux import machine
 from obuilder.system.namespaces import enter
+from obuilder.testing.engines import docker_command, forget_docker
 from obuilder.values import Policy, UnixUser
 
 STEPS, CACHED, ROUNDS = 10, 50, 9
@@ -101,13 +103,14 @@ class Runtime:
             for entry in (*folders, *files, "."):
                 os.lchown(os.path.join(folder, entry), idmap.to_disk(0), idmap.to_disk(0))
         seccomp = filter_for(machine(), nested_userns=True, fast_sync=True)
+        bpf = compiled(seccomp, folder=place, temporary=f"{place}/bpf") if name == "crun" else None
         box = Box(
             root=root, argv=("/bin/sh", "-c", ":"), cwd="/", user=UnixUser(0, 0),
             env=(("PATH", "/bin"),), hostname="builder", idmap=idmap, policy=Policy(),
             host_network=False, terminal=False, init=shutil.which("tini-static") or "/bin/tini",
             hosts=hosts, resolv_conf=None, ca_bundle=None, binds=(),
             open_files=resource.getrlimit(resource.RLIMIT_NOFILE), seccomp=seccomp,
-            seccomp_bpf=compiled(seccomp, folder=place) if name == "crun" else None,
+            seccomp_bpf=bpf,
         )  # fmt: skip
         with open(os.path.join(self._place, "config.json"), "wb") as file:
             file.write(runtime_config(box))
@@ -207,20 +210,50 @@ class Buildah(Dockerfiles):
 
 
 class Docker(Dockerfiles):
-    """docker, by the engine that answers."""
+    """docker, by an engine of its own and that engine's BuildKit."""
+
+    def __init__(self, name: str, place: str) -> None:
+        # A newer client may lack the plug-in that it builds with: the engine's own package has both.
+        self._client = shutil.which("docker", path=f"/usr/bin:{os.environ['PATH']}") or "docker"
+        self._directory = os.path.join(place, name)
+        os.mkdir(self._directory)
+        self._engine = subprocess.Popen(
+            docker_command(self._directory), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        self._host = f"unix://{self._directory}/docker.sock"
+        super().__init__(name, place)
+
+    def prepare(self) -> None:
+        """Wait for the engine, then as all."""
+        for _ in range(300):
+            if (
+                subprocess.run(
+                    [*self._words(), "info"], check=False, capture_output=True
+                ).returncode
+                == 0
+            ):
+                break
+            time.sleep(0.1)
+        super().prepare()
+
+    def _words(self) -> list[str]:
+        return ["env", f"DOCKER_HOST={self._host}", "DOCKER_BUILDKIT=1", self._client]
 
     def _command(self, tag: str) -> list[str]:
-        return ["docker", "build", "--network=none", "-q", "-t", tag]
+        return [*self._words(), "build", "--network=none", "-q", "-t", tag]
 
     def close(self) -> None:
-        tags = ["bench-base", "bench-replay", "bench-one", "bench-all"]
-        subprocess.run(["docker", "rmi", "-f", *tags], check=False, capture_output=True)
+        with open(f"/proc/{self._engine.pid}/task/{self._engine.pid}/children") as file:
+            for child in file.read().split():
+                os.kill(int(child), signal.SIGKILL)
+        self._engine.wait(30)
+        forget_docker(self._directory)
 
 
 Peer = Runtime | Dockerfiles
 PEERS: dict[str, Callable[[str, str], Peer]] = {
     "crun": Runtime, "runc": Runtime, "buildah+crun": Buildah, "buildah+runc": Buildah,
-    "docker": Docker,
+    "docker+dockerd": Docker,
 }  # fmt: skip
 
 
