@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from obuilder.cli.main import VERBS
 from obuilder.cli.reference import markdown
+from obuilder.cli.verbs import VERBS
 from program import REPO, Program, finish, heard, obuilder, shell, start
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from obuilder.cli.main import VERBS
 from obuilder.cli.options import parser_for
+from obuilder.cli.verbs import VERBS
 from obuilder.spec.decode import parse
 
 REPO = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def whole_parser() -> argparse.ArgumentParser:
     """All verbs in one parser: for completion, and for the reference in the docs."""
-    from obuilder.cli.main import VERBS
+    from obuilder.cli.verbs import VERBS
 
     parser = argparse.ArgumentParser(prog="obuilder")
     verbs = parser.add_subparsers(dest="verb")

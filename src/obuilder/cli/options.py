@@ -45,7 +45,7 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
 
 def parser_for(verb: str, module: ModuleType) -> Parser:
     """The parser of one verb."""
-    from obuilder.cli.main import VERBS
+    from obuilder.cli.verbs import VERBS
 
     parser = Parser(
         prog=f"obuilder {verb}",

@@ -4,8 +4,8 @@ import argparse
 import sys
 from importlib import import_module
 
-from obuilder.cli.main import VERBS
 from obuilder.cli.options import parser_for
+from obuilder.cli.verbs import VERBS
 
 _HEAD = """# The command line
 

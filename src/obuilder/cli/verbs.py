@@ -1,0 +1,25 @@
+"""The verbs, each with its summary; `cli/VERB.py` carries it out."""
+
+VERBS = {
+    "build": "build a spec",
+    "plan": "show what a build would do, and what of it is cached",
+    "explain": "say why a build's keys differ from the last one's",
+    "check": "look a spec over and report all its faults",
+    "fmt": "lay a spec out, keeping its comments",
+    "dockerfile": "turn a spec into a Dockerfile",
+    "log": "print the log of a result or a failed step",
+    "ls": "list results",
+    "show": "tell all that is known of a result",
+    "du": "tell what takes the space",
+    "shell": "enter a result, or a failed step",
+    "export": "take a result out, as a directory or a tar archive",
+    "delete": "delete a result and all that was made from it",
+    "prune": "delete what was not used for long",
+    "clean": "delete every result that nothing holds",
+    "cache": "list and delete cache volumes",
+    "image": "import, list and remove base images",
+    "store": "copy results from one store to another",
+    "healthcheck": "say what was picked on this machine and that it works",
+    "config": "show the settings in force, and where each comes from",
+    "completion": "print a completion script for your shell",
+}
