@@ -31,9 +31,9 @@ SPECS = {
     "run": ("commands", '(run (shell "echo 1 > /one; mkdir -p /d/e; ln -s ../one /d/link; ln /one /d/hard"))'),
     "replace": (
         "files and directories that go and come",
-        '(run (shell "mkdir /d; echo 1 > /d/x; echo 2 > /y")) '
+        ('(run (shell "mkdir /d; echo 1 > /d/x; echo 2 > /y")) '
          '(run (shell "rm -r /d; mkdir /d; echo 3 > /d/z; rm /y; mkdir /y")) '
-         '(run (shell "rmdir /y; ln -s d /y; mv /d /moved"))',
+         '(run (shell "rmdir /y; ln -s d /y; mv /d /moved"))'),
     ),
     "modes": ("modes and set-id bits", '(run (shell "mkdir /m; cd /m; for n in 1 2; do echo > $n; done; chmod 4711 1; chmod 1777 .; mkfifo f"))'),
     "environment": ("variables and directories", '(env A "x y") (workdir /w/deep) (run (shell "echo $A $PWD > said"))'),
