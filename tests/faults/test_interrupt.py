@@ -30,7 +30,10 @@ def test_a_step_that_resists_is_gone_within_a_second(program: Program) -> None:
         process.send_signal(signal.SIGINT if number % 2 else signal.SIGTERM)
         sent = time.monotonic()
         done = finish(process, timeout=20)
-        assert done.status == 130 or number < 2, (number, done)  # Python itself may not listen yet
+        if number >= 5:
+            assert done.status == 130, (number, done)
+        else:  # before the program listens a signal is what it is for any
+            assert done.status in (130, -signal.SIGTERM, -signal.SIGINT), (number, done)
         until(lambda: not running("sleep", mark), "the step's processes end", seconds=1)  # noqa: B023 # at once
         taken = time.monotonic() - sent
         assert taken < 1.5, (number, taken)
