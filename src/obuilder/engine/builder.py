@@ -26,6 +26,7 @@ from obuilder.engine.inflight import InFlight
 from obuilder.engine.inputs import Context, IndexStats, resolve_base
 from obuilder.engine.logs import read_log
 from obuilder.engine.recover import recover
+from obuilder.engine.reserve import give_up_reserve, keep_reserve
 from obuilder.engine.result import Result
 from obuilder.engine.run import Runner
 from obuilder.engine.settings import Settings
@@ -60,16 +61,21 @@ class Builder:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, settings: Settings) -> AsyncIterator["Builder"]:
+    async def open(cls, settings: Settings, *, to_delete: bool = False) -> AsyncIterator["Builder"]:
         """Open the store and the sandbox that `settings` name; put right what dead builders left.
 
         The process enters a mount namespace of its own (an ordinary user's a user namespace as
-        well), so call this before starting threads. BackendUnavailable, StoreError, UsageError.
+        well), so call this before starting threads. `to_delete` opens a store whose disk is full
+        as well, to make room. BackendUnavailable, StoreError, UsageError.
         """
+        if to_delete:
+            give_up_reserve(settings.directory)
         async with (
             opened(settings.named_store, settings.sandbox, settings) as (store, sandbox),
             cls.over(store, sandbox, settings) as builder,
         ):
+            if not to_delete:
+                keep_reserve(store.directory)
             yield builder
 
     @classmethod
@@ -221,7 +227,8 @@ class Builder:
         try:
             yield holder
         finally:
-            self._index.release([holder])
+            with suppress(StoreError):  # never in the place of the first error
+                self._index.release([holder])
 
     async def sync(self) -> None:
         """Make every result so far survive a power cut."""
@@ -275,12 +282,15 @@ class Builder:
         1970), at most `limit`, until all take no more than `keep` bytes. What went, or with
         `dry_run` would go.
         """
+        if not dry_run:
+            give_up_reserve(self.store.directory)
         return await pruning.prune(
             self.store, self._index, before=before, limit=limit, keep=keep, dry_run=dry_run
         )
 
     async def delete(self, prefix: str) -> int:
         """Delete a result and all that were made from it. How many."""
+        give_up_reserve(self.store.directory)
         return await pruning.delete(self.store, self._index, self.record(prefix).key)
 
     @asynccontextmanager
@@ -382,6 +392,7 @@ class Builder:
 
     async def delete_volume(self, name: str) -> bool:
         """Delete a cache volume. False if there is none of that name."""
+        give_up_reserve(self.store.directory)
         return await self._workshop.volumes.delete(name)
 
 

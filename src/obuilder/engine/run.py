@@ -11,19 +11,19 @@ import anyio
 import msgspec
 
 from obuilder import events
-from obuilder.backends.protocols import HostDir
+from obuilder.backends.protocols import Draft, HostDir
 from obuilder.engine.actions import Workshop
+from obuilder.engine.attempt import Attempt
 from obuilder.engine.cached import started
 from obuilder.engine.index import Index, Record
 from obuilder.engine.inflight import InFlight, Making
 from obuilder.engine.inputs import Context
 from obuilder.engine.locks import KeyLock
 from obuilder.engine.logs import LogFollower, LogWriter, Mask, replay_log
-from obuilder.engine.meta import written
 from obuilder.engine.recover import adopt
 from obuilder.engine.result import Result
-from obuilder.errors import CopyError, ObuilderError, StepFailed
-from obuilder.plan.keys import effective, failed_key
+from obuilder.errors import CopyError, ObuilderError, of_disk
+from obuilder.plan.keys import effective
 from obuilder.plan.model import CopyAction, LayerAction, Plan, RunAction, Step
 from obuilder.system.tree import Manifest, scan
 from obuilder.values import Key
@@ -133,7 +133,10 @@ class Runner:
 
     async def _make(self, step: Step, key: Key, base: Key | None, began: float) -> bool:
         async def make(making: Making) -> None:
-            await self._own(step, key, base, making)
+            try:
+                await self._own(step, key, base, making)
+            except OSError as error:
+                raise of_disk("the step can't be made", error) from error
 
         def ended(code: str, message: str) -> None:
             seconds = time.monotonic() - began
@@ -220,57 +223,37 @@ class Runner:
         return False
 
     async def _attempt(self, step: Step, key: Key, base: Key | None, making: Making) -> None:
-        began = time.monotonic()
-        action, store = step.action, self._workshop.store
-        mask = Mask(
-            [self._secrets[s.id] for s in action.secrets] if isinstance(action, RunAction) else []
-        )
-        limit = self._workshop.limits(action).log
-        log = LogWriter(self._directory, key, making.emit, mask=mask, limit=limit)
-        try:
-            async with store.begin(key, base=base) as draft:
-                try:
-                    if isinstance(action, LayerAction):
-                        await self._workshop.layer(action, draft, log.write)
-                    elif isinstance(action, CopyAction):
-                        manifest = await self._manifest(step, action)
-                        source = (
-                            self._context.directory
-                            if action.stage is None
-                            else self._actual[action.stage]
-                        )
-                        await self._workshop.copy(action, draft, manifest, source)
-                    else:
-                        await self._workshop.run(
-                            action, draft, self._secrets, log.write,
-                            key=key, heading=step.heading, tail=lambda: log.tail,
-                        )  # fmt: skip
-                except StepFailed as error:
-                    failed = self._record(step, failed_key(key), base, began, kind="failed")
-                    await store.delete(failed.key)
-                    if self._keep_failed:
-                        await draft.commit(written(failed), key=failed.key)
-                        hint = f"look inside with: obuilder shell {failed.key[:12]}"
-                        error.hint = error.hint or hint
-                    self._index.add(failed)
-                    raise
-                record = self._record(step, key, base, began, kind=_kind(step))
-                log.done()
-                await draft.commit(written(record))
-            self._index.add(record, holders=making.holders)
-        except Exception:
-            log.failed()
-            raise
-        except BaseException:
-            log.discard()
-            raise
-
-    def _record(self, step: Step, key: Key, base: Key | None, began: float, *, kind: str) -> Record:
-        now = time.time()
-        return Record(
-            key=key, kind=kind, heading=step.heading, stage=step.stage, base=base,
-            created=now, used=now, seconds=time.monotonic() - began,
+        began, now, action = time.monotonic(), time.time(), step.action
+        secrets = action.secrets if isinstance(action, RunAction) else ()
+        log = LogWriter(
+            self._directory, key, making.emit,
+            mask=Mask([self._secrets[secret.id] for secret in secrets]),
+            limit=self._workshop.limits(action).log,
         )  # fmt: skip
+
+        async def work(draft: Draft) -> None:
+            if isinstance(action, LayerAction):
+                await self._workshop.layer(action, draft, log.write)
+            elif isinstance(action, CopyAction):
+                manifest = await self._manifest(step, action)
+                here = self._context.directory
+                source = here if action.stage is None else self._actual[action.stage]
+                await self._workshop.copy(action, draft, manifest, source)
+            else:
+                await self._workshop.run(
+                    action, draft, self._secrets, log.write,
+                    key=key, heading=step.heading, tail=lambda: log.tail,
+                )  # fmt: skip
+
+        record = Record(
+            key=key, kind=_kind(step), heading=step.heading, stage=step.stage, base=base,
+            created=now, used=now, seconds=0.0,
+        )  # fmt: skip
+        attempt = Attempt(
+            self._workshop.store, self._index, log, record,
+            holders=making.holders, keep_failed=self._keep_failed,
+        )  # fmt: skip
+        await attempt.make(work, lambda: time.monotonic() - began)
 
 
 def _kind(step: Step) -> str:

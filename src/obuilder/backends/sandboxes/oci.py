@@ -13,7 +13,7 @@ from obuilder.backends.protocols import Command, Exit, Features, HostDir, Root
 from obuilder.backends.sandboxes.cells import Cell, Cells
 from obuilder.backends.sandboxes.homes import home_of
 from obuilder.backends.sandboxes.mountpoints import MountPoints
-from obuilder.errors import BackendUnavailable, SandboxError, Unsupported
+from obuilder.errors import BackendUnavailable, SandboxError, Unsupported, of_disk
 from obuilder.oci.bpf import compiled
 from obuilder.oci.runtime_config import Bind, Box, runtime_config
 from obuilder.oci.seccomp import filter_for
@@ -207,7 +207,7 @@ class OciSandbox:
             with self._cells.cell(terminal=output is None) as cell, ExitStack() as stack:
                 return await self._step(stack, cell, root, command, output)
         except OSError as error:
-            raise SandboxError(f"the step could not be started: {error}") from error
+            raise of_disk("the step could not be started", error, SandboxError) from error
 
     async def _step(
         self,

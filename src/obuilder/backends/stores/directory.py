@@ -22,7 +22,7 @@ import anyio.to_thread
 import msgspec
 
 from obuilder.backends.protocols import HostDir, Usage
-from obuilder.errors import BackendUnavailable, SnapshotMissing, StoreBusy, StoreError, StoreFull
+from obuilder.errors import BackendUnavailable, SnapshotMissing, StoreBusy, StoreError, of_disk
 from obuilder.system import linux
 from obuilder.system.sessions import alive
 from obuilder.values import IdMap, Key
@@ -235,12 +235,8 @@ def translated(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull(
-                f"{what}: {error.strerror}", hint="`obuilder prune` makes room"
-            ) from error
-        kind = BackendUnavailable if error.errno in (errno.ENODEV, errno.ENOSYS) else StoreError
-        raise kind(f"{what}: {error.strerror}") from error
+        unable = error.errno in (errno.ENODEV, errno.ENOSYS)
+        raise of_disk(what, error, BackendUnavailable if unable else StoreError) from error
 
 
 def write_file(path: str, data: bytes) -> None:
