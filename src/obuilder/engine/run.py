@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping
 
 import anyio
-import msgspec
 
 from obuilder import events
 from obuilder.backends.protocols import Draft, HostDir
@@ -169,7 +168,7 @@ class Runner:
         if action.stage is None:
             return self._context.at(step.op).digest
         source = self._actual[action.stage]
-        selection = msgspec.msgpack.encode((action.src, action.into, action.exclude))
+        selection = repr((action.src, action.into, action.exclude)).encode()  # names of any bytes
         known = self._index.manifest(source, selection)
         if known is None:
             manifest = self._manifests[step.key] = await self._manifest(step, action)
