@@ -11,7 +11,6 @@ from obuilder.backends.protocols import (
     Draft,
     Fetcher,
     HostDir,
-    Root,
     Sandbox,
     SecretFile,
     Store,
@@ -86,21 +85,24 @@ class Workshop:
         """Unpack a layer."""
         fetcher = fetcher_for(action.base.name)
         fetcher = self._fetchers.setdefault(type(fetcher), fetcher)
-        await fetcher.fetch(
-            action.base, action.index, into=draft.root, idmap=self.store.idmap, output=output
-        )
+        async with self.store.files(draft.root, write=True) as path:
+            await fetcher.fetch(
+                action.base, action.index, into=HostDir(path), idmap=self.store.idmap,
+                output=output,
+            )  # fmt: skip
 
     async def copy(
         self, action: CopyAction, draft: Draft, manifest: Manifest, source: str | Key | None
     ) -> None:
         """Copy `manifest` from a directory of the host, or from the result `source`."""
         async with AsyncExitStack() as stack:
-            root: Root
-            if action.stage is None:
-                root = HostDir(str(source))
-            else:
-                root = await stack.enter_async_context(self.store.view(Key(str(source))))
-            await self.sandbox.put(draft.root, manifest, root, to=action.dst, owner=action.user)
+            path = str(source)
+            if action.stage is not None:
+                root = await stack.enter_async_context(self.store.view(Key(path)))
+                path = await stack.enter_async_context(self.store.files(root, only=action.src))
+            await self.sandbox.put(
+                draft.root, manifest, HostDir(path), to=action.dst, owner=action.user
+            )
 
     async def run(
         self,

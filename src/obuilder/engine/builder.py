@@ -15,7 +15,7 @@ from typing import BinaryIO
 import anyio
 
 from obuilder import events
-from obuilder.backends.protocols import Command, HostDir, Root, Sandbox, Store, Usage
+from obuilder.backends.protocols import Command, Root, Sandbox, Store, Usage
 from obuilder.backends.registry import check_pair, opened
 from obuilder.engine import prune as pruning
 from obuilder.engine.actions import Workshop, check_secrets
@@ -300,6 +300,12 @@ class Builder:
         async with self.store.view(key) as root:
             yield root
 
+    @asynccontextmanager
+    async def files(self, prefix: str) -> AsyncIterator[str]:
+        """The root of a result as a directory of this machine, for looking at; see `Store.files`."""
+        async with self.view(prefix) as root, self.store.files(root) as path:
+            yield path
+
     async def shell(self, prefix: str, argv: tuple[str, ...] = ("/bin/sh",)) -> int:
         """Enter a result, or a kept failed step, with this terminal; changes are dropped."""
         key = self.record(prefix).key
@@ -415,10 +421,3 @@ def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
             return inner
         group = inner
     return group
-
-
-def host_directory(root: Root) -> str:
-    """The directory of a root that is one. UsageError."""
-    if not isinstance(root, HostDir):
-        raise UsageError("this store's results are not directories of this machine")
-    return root.path

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import anyio
 
 from obuilder import events
-from obuilder.backends.protocols import Draft, HostDir
+from obuilder.backends.protocols import Draft
 from obuilder.engine.actions import Workshop
 from obuilder.engine.attempt import Attempt
 from obuilder.engine.cached import started
@@ -21,7 +21,7 @@ from obuilder.engine.locks import KeyLock
 from obuilder.engine.logs import LogFollower, LogWriter, Mask, replay_log
 from obuilder.engine.recover import adopt
 from obuilder.engine.result import Result
-from obuilder.errors import CopyError, ObuilderError, of_disk
+from obuilder.errors import ObuilderError, of_disk
 from obuilder.plan.keys import effective
 from obuilder.plan.model import CopyAction, LayerAction, Plan, RunAction, Step
 from obuilder.system.tree import Manifest, scan
@@ -181,10 +181,11 @@ class Runner:
             return self._context.at(step.op)
         if step.key in self._manifests:
             return self._manifests.pop(step.key)
-        async with self._workshop.store.view(self._actual[action.stage]) as root:
-            if not isinstance(root, HostDir):
-                raise CopyError("this store's results can't be copied from")
-            path = root.path
+        store = self._workshop.store
+        async with (
+            store.view(self._actual[action.stage]) as root,
+            store.files(root, only=action.src) as path,
+        ):
             return await anyio.to_thread.run_sync(
                 lambda: scan(
                     path, action.src, into=action.into, dst=action.dst,

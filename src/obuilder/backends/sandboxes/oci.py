@@ -299,11 +299,12 @@ class OciSandbox:
                 os.chown(path, self._idmap.to_disk(user.uid), self._idmap.to_disk(user.gid))
                 binds.append(Bind(path, places.file(secret.target), readonly=True))
         for mount in command.mounts:
-            is_file = not os.path.isdir(mount.source)
+            source = _directory(mount.source)
+            is_file = not os.path.isdir(source)
             place = places.file(mount.target) if is_file else places.directory(mount.target)
             if place == "/" or place.split("/")[1] in {"proc", "sys", "dev"}:
                 raise SandboxError(f"nothing can be mounted on {mount.target}")
-            binds.append(Bind(mount.source, place, readonly=mount.readonly))
+            binds.append(Bind(source, place, readonly=mount.readonly))
         offered = host_network and self._policy.ca_bundle
         return Box(
             root=root,
