@@ -371,26 +371,15 @@ class Builder:
                 plan, Context("/", None), {}, sink, keep_failed=False,
             )  # fmt: skip
             await runner.run()
-            self._index.pin(plan.steps, pinned=True)
-        self._index.put_image(name, base)
+            self._index.put_image(name, base)
         await self.sync()
         return base
 
     def remove_image(self, name: str) -> None:
         """Take a name away; its layers may be pruned then. UsageError."""
-        base = self._index.image(name)
-        if base is None:
+        if self._index.image(name) is None:
             raise UsageError(f"there is no image called {name!r}", hint="`obuilder image ls`")
         self._index.put_image(name, None)
-        kept = [
-            key
-            for other in self._index.images().values()
-            for key in lower(
-                Spec(base=other.name), Inputs(bases={other.name: other}, copies={})
-            ).steps
-        ]
-        plan = lower(Spec(base=base.name), Inputs(bases={base.name: base}, copies={}))
-        self._index.pin([key for key in plan.steps if key not in kept], pinned=False)
 
     def volumes(self) -> list[tuple[str, str, Key | None, float]]:
         """Place, name, newest generation and last use of every cache volume."""

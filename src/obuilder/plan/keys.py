@@ -9,7 +9,7 @@ import hashlib
 
 import msgspec
 
-from obuilder.plan.model import CopyAction, LayerAction, RunAction, Step
+from obuilder.plan.model import Base, CopyAction, LayerAction, RunAction, Step
 from obuilder.values import Key, NamedUser, User
 
 KEY_VERSION = 1
@@ -45,6 +45,14 @@ def layer_key(action: LayerAction, base: Key | None) -> Key:
     """A layer by its content, whatever image it comes with: images share layers."""
     layer = action.base.layers[action.index]
     return _key(action="layer", base=base, digest=layer.digest, platform=str(action.base.platform))
+
+
+def layer_keys(base: Base) -> list[Key]:
+    """All layers of an image, the lowest first."""
+    keys = list[Key]()
+    for index in range(len(base.layers)):
+        keys.append(layer_key(LayerAction(base, index), keys[-1] if keys else None))
+    return keys
 
 
 def run_key(action: RunAction, base: Key | None) -> Key:
