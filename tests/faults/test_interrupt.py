@@ -34,8 +34,9 @@ def test_a_step_that_resists_is_gone_within_a_second(program: Program) -> None:
         program.spec(shell(RESIST.format(mark)))
         process = program.start("build", "--progress=plain")
         wanted = signal.SIGINT if number % 2 else signal.SIGTERM
-        if number < 5:  # from before the program listens to well within the step
-            time.sleep(0.05 + number * 0.09)
+        if number < 5:  # from when the builder opens the store to well within the step
+            until(lambda: os.listdir(os.path.join(program.store, "sessions")), "the builder opens")
+            time.sleep(number * 0.06)
         else:
             heard(process, b"begun")
         taken = _ended_by(process, wanted, mark)
