@@ -7,7 +7,7 @@ import pytest
 
 from obuilder.errors import SpecError, SpecErrors
 from obuilder.spec.decode import parse
-from obuilder.spec.encode import print_spec
+from obuilder.spec.encode import heading, one_line, print_spec
 from obuilder.spec.format import format_text
 from obuilder.spec.model import (
     Cache,
@@ -316,3 +316,16 @@ def test_builds_see_what_stands_before_them() -> None:
             (from w) (copy (from (build b)) (src f) (dst g)))"""
     )
     assert [name for name, _ in found.children] == ["a", "b"]
+
+
+def test_a_heading_shows_a_long_command_line_by_line_and_parses_again() -> None:
+    op = spec(r'((from a) (run (network host) (shell "set -e\n\n  \"make\" é\n")))').ops[0]
+    shown = heading(op)
+    assert shown.splitlines() == [
+        "(run (network host)",
+        r'     (shell "set -e\ '.rstrip(),
+        r"           \n\ ".rstrip(),
+        r'           \n  \"make\" \195\169\n"))',
+    ]
+    assert one_line(shown) == r'(run (network host) (shell "set -e\n\n  \"make\" \195\169\n"))'
+    assert spec(f"((from a) {shown})").ops == (op,)

@@ -8,6 +8,7 @@ from obuilder.cli.options import add_store, human, settings
 from obuilder.cli.session import in_session
 from obuilder.engine.builder import Builder
 from obuilder.engine.index import Record
+from obuilder.spec.encode import one_line
 from obuilder.ui.jsonl import as_json
 
 
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.buffer.write(as_json(found) + b"\n")
         return 0
     for size, record in sizes:
-        line = f"{human(size):>10}  {record.key[:12]}  {record.heading.partition(chr(10))[0]}\n"
+        line = f"{human(size):>10}  {record.key[:12]}  {one_line(record.heading)}\n"
         sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape"))
     free, whole = human(usage.free), human(usage.total)
     sys.stdout.write(f"{human(total):>10}  in {len(sizes)} results; {free} of {whole} free\n")

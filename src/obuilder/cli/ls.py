@@ -6,6 +6,7 @@ import time
 
 from obuilder.cli.options import add_store, settings
 from obuilder.cli.results import opened
+from obuilder.spec.encode import one_line
 from obuilder.ui.jsonl import as_json
 
 
@@ -25,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     for record in records:
         made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
-        heading = record.heading.partition("\n")[0]
+        heading = one_line(record.heading)
         line = f"{record.key[:12]}  {made}  {record.kind:6}  {heading}\n"
         sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape"))
     return 0

@@ -8,6 +8,7 @@ from obuilder.cli.options import add_store, count, seconds, settings, size
 from obuilder.cli.session import in_session
 from obuilder.engine.builder import Builder
 from obuilder.engine.index import Record
+from obuilder.spec.encode import one_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +51,7 @@ def pruned(
 
     gone = in_session(settings(args), prune, to_delete=True)
     for record in gone:
-        line = f"{record.key[:12]}  {record.heading.partition(chr(10))[0]}\n"
+        line = f"{record.key[:12]}  {one_line(record.heading)}\n"
         sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape"))
     sys.stdout.write(f"{'would delete' if dry_run else 'deleted'} {len(gone)}\n")
     return 0

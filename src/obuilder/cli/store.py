@@ -12,6 +12,7 @@ from obuilder.engine.builder import Builder
 from obuilder.engine.index import Record
 from obuilder.engine.settings import Settings
 from obuilder.errors import UsageError
+from obuilder.spec.encode import one_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
     def tell(record: Record) -> None:
         if not args.quiet:
-            line = f"{record.key[:12]}  {record.heading.partition(chr(10))[0]}\n"
+            line = f"{record.key[:12]}  {one_line(record.heading)}\n"
             sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape"))
             sys.stdout.buffer.flush()
 

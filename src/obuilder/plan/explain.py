@@ -3,6 +3,7 @@
 import msgspec
 
 from obuilder.plan.model import CopyAction, LayerAction, Plan, RunAction, Step
+from obuilder.spec.encode import one_line
 from obuilder.values import shown
 
 
@@ -72,12 +73,12 @@ def explain(old: bytes, new: Plan) -> list[str]:
     lines: list[str] = []
     for step in new.steps.values():
         was = before.pop((step.stage, step.op), None)
-        title = step.heading.partition("\n")[0]
+        title = one_line(step.heading)
         if was is None:
             lines.append(f"{title}: new")
         elif was.key != step.key:
             lines.extend(f"{title}: {change}" for change in _changes(was.inputs, _inputs(step)))
-    lines.extend(f"{step.heading.partition(chr(10))[0]}: gone" for step in before.values())
+    lines.extend(f"{one_line(step.heading)}: gone" for step in before.values())
     return lines
 
 

@@ -13,8 +13,11 @@ from obuilder.spec.model import (
     Spec,
     Workdir,
 )  # fmt: skip
-from obuilder.spec.sexp import quote
+from obuilder.spec.sexp import escape, quote
 from obuilder.values import Limits, UnixUser
+
+Block = list[str]
+"""Lines that stand under each other, without the indentation that they have in common."""
 
 
 def print_spec(spec: Spec) -> str:
@@ -23,111 +26,139 @@ def print_spec(spec: Spec) -> str:
 
 
 def heading(op: Op) -> str:
-    """One op as the log shows it: a line, or several where fields stand under each other."""
+    """One op as the log shows it: a line, or several where fields or a string's lines stand so."""
     return "\n".join(_op(op))
 
 
-def _spec(spec: Spec) -> list[str]:
-    parts = [
-        _indent(f"(build {quote(name)}", _spec(child), deep=7) for name, child in spec.children
-    ]
-    parts.append([f"(from {quote(spec.base)})"])
+def one_line(heading: str) -> str:
+    """A heading of several lines as one, for lists."""
+    first, *others = heading.split("\n")
+    for line in others:
+        # A string that goes on in the next line ends with a backslash.
+        first = first[:-1] + line.lstrip() if first.endswith("\\") else f"{first} {line.lstrip()}"
+    return first
+
+
+def _spec(spec: Spec) -> Block:
+    parts: list[Block] = []
+    for name, child in spec.children:
+        lines = [f"(build {quote(name)}", *(" " * 7 + line for line in _spec(child))]
+        parts.append([*lines[:-1], lines[-1] + ")"])
+    parts.append(_words("from", (spec.base,)))
     parts.extend(_op(op) for op in spec.ops)
-    lines: list[str] = []
-    for index, part in enumerate(parts):
-        for position, line in enumerate(part):
-            lines.append(("(" if index == 0 and position == 0 else " ") + line)
+    lines = [" " + line for part in parts for line in part]
+    lines[0] = "(" + lines[0][1:]
     lines[-1] += ")"
     return lines
 
 
-def _indent(first: str, rest: list[str], *, deep: int) -> list[str]:
-    lines = [first, *(" " * deep + line for line in rest)]
+def _atom(text: str) -> Block:
+    """A word; a text of several lines with each of them in a line of its own."""
+    lines = text.removesuffix("\n").split("\n")
+    if len(lines) == 1:
+        return [quote(text)]
+    if text.endswith("\n"):
+        lines[-1] += "\n"
+    # Each line ends with a backslash, which joins it to the next; that begins with the line end.
+    shown = [("\\n" if index else '"') + escape(line) for index, line in enumerate(lines)]
+    return [*(line + "\\" for line in shown[:-1]), shown[-1] + '"']
+
+
+def _form(name: str, *parts: Block) -> Block:
+    """(name part part …), side by side."""
+    lines = [f"({name}"]
+    for part in parts:
+        indent = len(lines[-1])
+        lines[-1] += " " + part[0]
+        # The lines of a string stand a column to the left, so that their text is in line.
+        lines.extend(
+            " " * (indent if line.startswith("\\n") else indent + 1) + line for line in part[1:]
+        )
     lines[-1] += ")"
     return lines
 
 
-def _op(op: Op) -> list[str]:
+def _under(name: str, fields: list[Block]) -> Block:
+    """(name field …), the fields under each other."""
+    return _form(name, [line for field in fields for line in field])
+
+
+def _words(name: str, words: tuple[str, ...]) -> Block:
+    return _form(name, *map(_atom, words))
+
+
+def _op(op: Op) -> Block:
     match op:
         case Comment(text):
-            return [f"(comment {quote(text)})"]
+            return _words("comment", (text,))
         case Workdir(path):
-            return [f"(workdir {quote(path)})"]
+            return _words("workdir", (path,))
         case Shell(argv):
-            return [_form("shell", argv)]
+            return _words("shell", argv)
         case SetUser(UnixUser(uid, gid)):
             return [f"(user (uid {uid}) (gid {gid}))"]
         case SetUser(user):
-            return [f"(user (name {quote(user.name)}))"]  # type: ignore[union-attr] # the other kind
+            return _form("user", _words("name", (user.name,)))  # type: ignore[union-attr] # the other kind
         case Env(name, value):
-            return [f"(env {quote(name)} {quote(value)})"]
+            return _words("env", (name, value))
         case Run():
-            return _fields("run", _run(op))
+            return _under("run", _run(op))
         case Copy():
-            return _fields("copy", _copy(op))
+            return _under("copy", _copy(op))
 
 
-def _form(name: str, atoms: tuple[str, ...]) -> str:
-    return "(" + " ".join([name, *map(quote, atoms)]) + ")"
-
-
-def _fields(name: str, fields: list[str]) -> list[str]:
-    lead = f"({name} "
-    lines = [lead + fields[0], *(" " * len(lead) + field for field in fields[1:])]
-    lines[-1] += ")"
-    return lines
-
-
-def _run(op: Run) -> list[str]:
+def _run(op: Run) -> list[Block]:
     fields = []
     if op.cache:
-        fields.append("(cache " + " ".join(map(_cache, op.cache)) + ")")
+        fields.append(_form("cache", *map(_cache, op.cache)))
     if op.network:
-        fields.append(_form("network", op.network))
+        fields.append(_words("network", op.network))
     if op.secrets:
-        fields.append("(secrets " + " ".join(map(_secret, op.secrets)) + ")")
+        fields.append(_form("secrets", *map(_secret, op.secrets)))
     if op.limits != Limits():
-        fields.append("(limits " + " ".join(_limits(op.limits)) + ")")
-    fields.append(f"(shell {quote(op.shell)})")
+        fields.append(_form("limits", *_limits(op.limits)))
+    fields.append(_words("shell", (op.shell,)))
     return fields
 
 
-def _limits(limits: Limits) -> list[str]:
+def _limits(limits: Limits) -> list[Block]:
     named = (
         ("memory", limits.memory), ("cpus", limits.cpus), ("pids", limits.pids),
         ("time", limits.seconds), ("log", limits.log),
     )  # fmt: skip
-    return [f"({name} {_number(value)})" for name, value in named if value is not None]
+    return [_words(name, (_number(value),)) for name, value in named if value is not None]
 
 
 def _number(value: float) -> str:
     return str(int(value)) if value == int(value) else repr(value)
 
 
-def _cache(cache: Cache) -> str:
-    mode = "" if cache.mode == "private" else f" (mode {cache.mode})"
-    options = _options(cache.buildkit_options)
-    return f"({quote(cache.id)} (target {quote(cache.target)}){mode}{options})"
+def _cache(cache: Cache) -> Block:
+    mode = [] if cache.mode == "private" else [_words("mode", (cache.mode,))]
+    return _named(cache.id, _words("target", (cache.target,)), *mode, *_options(cache))
 
 
-def _secret(secret: Secret) -> str:
-    options = _options(secret.buildkit_options)
-    return f"({quote(secret.id)} (target {quote(secret.target)}){options})"
+def _secret(secret: Secret) -> Block:
+    return _named(secret.id, _words("target", (secret.target,)), *_options(secret))
 
 
-def _options(options: tuple[tuple[str, str], ...]) -> str:
-    if not options:
-        return ""
-    pairs = " ".join(f"({quote(key)} {quote(value)})" for key, value in options)
-    return f" (buildkit_options ({pairs}))"
+def _named(name: str, *parts: Block) -> Block:
+    return _form(quote(name), *parts)
 
 
-def _copy(op: Copy) -> list[str]:
+def _options(mount: Cache | Secret) -> list[Block]:
+    if not mount.buildkit_options:
+        return []
+    pairs = [_named(key, [quote(value)])[0] for key, value in mount.buildkit_options]
+    return [[f"(buildkit_options ({' '.join(pairs)}))"]]
+
+
+def _copy(op: Copy) -> list[Block]:
     fields = []
     if op.build is not None:
-        fields.append(f"(from (build {quote(op.build)}))")
-    fields.append(_form("src", op.src))
-    fields.append(f"(dst {quote(op.dst)})")
+        fields.append(_form("from", _words("build", (op.build,))))
+    fields.append(_words("src", op.src))
+    fields.append(_words("dst", (op.dst,)))
     if op.exclude:
-        fields.append(_form("exclude", op.exclude))
+        fields.append(_words("exclude", op.exclude))
     return fields

@@ -1,40 +1,68 @@
 """Spec to Dockerfile: OBuilder's lines where they are right, the right ones where they are not.
 
-What a Dockerfile can't say is told in the second part of the answer, a line each.
+What a Dockerfile can't say is told in the second part of the answer, a line each. Nothing in a spec
+adds a line or an instruction: what Docker would take for one is written as a JSON array, or changed.
 """
+
+import re
+from collections.abc import Iterator
 
 import msgspec
 
 from obuilder.spec.model import (
+    Cache,
     Comment,
     Copy,
     Env,
     Op,
     Run,
+    Secret,
     SetUser,
     Shell,
     Spec,
     Workdir,
 )  # fmt: skip
 from obuilder.spec.stages import Stage, whole
-from obuilder.values import ROOT, OpPath, UnixUser, User
+from obuilder.values import ROOT, Limits, OpPath, UnixUser, User
+
+_SHELLS = {"unix": ("/bin/sh", "-c"), "windows": ("cmd", "/S", "/C")}
+"""Docker's own, for a RUN that no SHELL stands before."""
+_NO_LINE = re.compile(r"[\0-\x1f\x7f]|\A\s*(\Z|\[|--)|<<")
+"""A command that Docker would not take as it stands: as a flag, an array, a here-document."""
+_PLAIN = re.compile(r"[^\s\"'$\\`]+")
+_MODES = {"locked": "sharing=locked", "shared": "sharing=shared", "read-only": "readonly"}
 
 
 def to_dockerfile(spec: Spec, *, buildkit: bool, escape: str) -> tuple[str, list[str]]:
     """The Dockerfile and what it could not say. `escape` is unix or windows."""
-    writer = _Writer(buildkit, "`" if escape == "windows" else "\\")
+    writer = _Writer(spec, buildkit, escape)
     header = "#escape=`\n" if escape == "windows" else ""
     writer.stage(whole(spec), None)
-    return header + "\n\n".join(writer.stages) + "\n", writer.warnings
+    return header + "\n\n".join(writer.stages) + "\n", list(dict.fromkeys(writer.warnings))
+
+
+def _bases(spec: Spec) -> Iterator[str]:
+    for _, child in spec.children:
+        yield from _bases(child)
+    yield spec.base
 
 
 class _Writer:
-    def __init__(self, buildkit: bool, escape: str) -> None:
-        self.buildkit, self.escape = buildkit, escape
+    def __init__(self, spec: Spec, buildkit: bool, escape: str) -> None:
+        self.buildkit = buildkit
+        self.escape = "`" if escape == "windows" else "\\"
+        self.shell = _SHELLS[escape]
         self.stages: list[str] = []
         self.warnings: list[str] = []
-        self.names: dict[str, int] = {}
+        # A stage must not be called as an image that a FROM means.
+        self.taken = {base.lower() for base in _bases(spec)}
+        self.numbers: dict[str, int] = {}
         self.name_of: dict[OpPath, str] = {}
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    # --- stages -------------------------------------------------------------------------------
 
     def stage(self, stage: Stage, name: str | None) -> None:
         spec = stage.spec
@@ -44,98 +72,123 @@ class _Writer:
             self.stage(child, unique)
         lines = [f"FROM {self.word(spec.base)}" + (f" as {name}" if name else "")]
         user: User = ROOT
+        shell = self.shell
         for op in spec.ops:
             if isinstance(op, SetUser):
                 user = op.user
-            lines.append(self.op(op, user, stage))
+            elif isinstance(op, Shell):
+                shell = op.argv
+            lines.append(self.op(op, user, shell, stage))
         self.stages.append("\n".join(lines))
 
     def unique(self, name: str) -> str:
         """A stage name Docker takes; builds of one name in different scopes get different ones."""
         clean = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in name)
-        if not clean or not clean[0].isalpha():
+        if not clean[:1].isalpha():
             clean = "s" + clean
-        clean = clean.lower() if clean != name else clean
+        clean = clean if clean == name else clean.lower()
         found = clean
-        while found in self.names:
-            self.names[clean] += 1
-            found = f"{clean}-{self.names[clean]}"
-        self.names[found] = 1
+        while found.lower() in self.taken:
+            self.numbers[clean] = self.numbers.get(clean, 1) + 1
+            found = f"{clean}-{self.numbers[clean]}"
+        self.taken.add(found.lower())
         return found
 
-    def word(self, text: str) -> str:
-        if any(character in text for character in " \t\r\n"):
-            self.warnings.append(f"{text!r} has blanks, which Docker does not take there")
-        return "".join(text.split())
-
-    def op(self, op: Op, user: User, stage: Stage) -> str:
+    def op(self, op: Op, user: User, shell: tuple[str, ...], stage: Stage) -> str:
         match op:
             case Comment(text):
                 return "\n".join(f"# {line}" for line in text.splitlines() or [""])
             case Workdir(path):
-                return f"WORKDIR {self.path(path)}"
+                return f"WORKDIR {self.argument(path)}"
             case Shell(argv):
-                return f"SHELL {_array(argv)}"
+                return f"SHELL {self.array(argv)}"
             case SetUser(UnixUser(uid, gid)):
                 return f"USER {uid}:{gid}"
             case SetUser():
-                return f"USER {self.path(getattr(op.user, 'name', ''))}"
+                return f"USER {self.argument(getattr(op.user, 'name', ''))}"
             case Env(name, value):
                 return f"ENV {self.word(name)}={self.quoted(value)}"
             case Run():
-                return self.run(op, user)
+                return self.run(op, user, shell)
             case Copy():
                 return self.copy(op, user, stage)
+
+    # --- words --------------------------------------------------------------------------------
+
+    def word(self, text: str) -> str:
+        """A name that Docker takes as it is, or not at all."""
+        if any(sign.isspace() for sign in text):
+            self.warn(f"{text!r} has blanks, which Docker does not take there")
+        return "".join(text.split())
+
+    def argument(self, text: str) -> str:
+        """All that follows an instruction's name: Docker takes quotes off and puts variables in."""
+        return text if _PLAIN.fullmatch(text) else self.quoted(text)
+
+    def quoted(self, text: str) -> str:
+        return '"' + self.escaped(self.one_line(text), '"$' + self.escape) + '"'
+
+    def one_line(self, text: str) -> str:
+        if "\n" in text or "\r" in text:
+            self.warn(f"{text!r} has an end of line, which a Dockerfile can't hold there")
+        return text.replace("\r", " ").replace("\n", " ")
 
     def escaped(self, text: str, signs: str) -> str:
         return "".join(self.escape + sign if sign in signs else sign for sign in text)
 
-    def path(self, text: str) -> str:
-        """A path on a line of its own: no expansion, no end of line."""
-        if "\n" in text or "\r" in text:
-            self.warnings.append(f"{text!r} has an end of line, which a Dockerfile can't hold")
-            text = text.replace("\r", " ").replace("\n", " ")
-        return self.escaped(text, "$")
+    def array(self, words: tuple[str, ...]) -> str:
+        if not words:
+            return "[]"
+        return f"[ {', '.join(map(self.json, words))} ]"
 
-    def quoted(self, text: str) -> str:
-        if "\n" in text or "\r" in text:
-            self.warnings.append("an end of line in an ENV value is lost in a Dockerfile")
-            text = text.replace("\r", " ").replace("\n", " ")
-        return '"' + self.escaped(text, '"$' + self.escape) + '"'
+    def json(self, word: str) -> str:
+        try:
+            return msgspec.json.encode(word).decode()
+        except UnicodeEncodeError:
+            self.warn(f"{word!r} has bytes that are no text, which a JSON array can't hold")
+            return msgspec.json.encode(word.encode("utf-8", "replace").decode()).decode()
 
-    def run(self, op: Run, user: User) -> str:
+    # --- run ----------------------------------------------------------------------------------
+
+    def run(self, op: Run, user: User, shell: tuple[str, ...]) -> str:
+        if op.limits != Limits():
+            self.warn("the limits of steps can't be said in a Dockerfile")
         flags = ""
-        if op.network:
-            flags += "--network=host " if op.network == ("host",) and self.buildkit else ""
-            if not self.buildkit:
-                self.warnings.append("without BuildKit, a step's network can't be said")
-        if (op.cache or op.secrets) and not self.buildkit:
-            self.warnings.append("without BuildKit, caches and secrets are left out")
         if self.buildkit:
-            flags += "".join(
-                self.mount("secret", s.id, s.target, s.buildkit_options, user) for s in op.secrets
-            )
-            flags += "".join(
-                self.mount("cache", c.id, c.target, c.buildkit_options, user) for c in op.cache
-            )
-        if op.limits != type(op.limits)():
-            self.warnings.append("limits of a step can't be said in a Dockerfile")
-        lines = [line.strip() for line in op.shell.split("\n")]
-        body = f" {self.escape}\n    ".join(lines)
-        return f"RUN {flags}{body}"
+            flags += "".join(self.mount("secret", secret, user) for secret in op.secrets)
+            flags += "".join(self.mount("cache", cache, user) for cache in op.cache)
+        elif op.cache or op.secrets:
+            self.warn("caches and secrets need BuildKit; without it they are left out")
+        command = op.shell.strip(" \t\n")
+        one_line = command.replace("\\\n", "") if self.continued(command) else command
+        if _NO_LINE.search(one_line) or one_line.endswith(self.escape):
+            return f"RUN {flags}{self.array((*shell, op.shell))}"
+        return f"RUN {flags}{command}"
 
-    def mount(
-        self, kind: str, name: str, target: str, options: tuple[tuple[str, str], ...], user: User
-    ) -> str:
-        fields = [("type", kind), ("id", name), ("target", target)]
+    def continued(self, command: str) -> bool:
+        """Whether Docker joins the lines of a command just as a shell does."""
+        lines = command.split("\n")
+        return (
+            self.escape == "\\"
+            and "'" not in command
+            and all(line.endswith("\\") and not line.endswith("\\\\") for line in lines[:-1])
+            and all(line.strip(" \t\\") and not line.lstrip().startswith("#") for line in lines)
+        )
+
+    def mount(self, kind: str, mount: Cache | Secret, user: User) -> str:
+        fields = [f"type={kind}", f"id={mount.id}", f"target={mount.target}"]
         if isinstance(user, UnixUser):
-            fields.append(("uid", str(user.uid)))
-        fields.extend(options)
-        csv = ",".join(_csv(f"{key}={value}") for key, value in fields)
-        if any(sign in csv for sign in " \t\r\n"):
-            self.warnings.append(f"the mount of {name!r} has blanks, which Docker does not take")
+            fields.append(f"uid={user.uid}")
+        if isinstance(mount, Cache) and mount.mode in _MODES:
+            fields.append(_MODES[mount.mode])
+        fields.extend(f"{key}={value}" for key, value in mount.buildkit_options)
+        csv = ",".join(map(_csv, fields))
+        if any(sign.isspace() for sign in csv):
+            self.warn(f"the mount of {mount.id!r} has blanks, which Docker does not take")
             csv = "".join(csv.split())
         return f"--mount={csv} "
+
+    # --- copy ---------------------------------------------------------------------------------
 
     def copy(self, op: Copy, user: User, stage: Stage) -> str:
         flags = ""
@@ -144,22 +197,17 @@ class _Writer:
         if op.build is not None:
             flags += f"--from={self.name_of[stage.find(op.build).path]} "
         if op.exclude:
-            self.warnings.append(
-                "exclude needs a .dockerignore with: " + " ".join(f"**/{n}" for n in op.exclude)
-            )
+            names = " ".join(f"**/{name}" for name in op.exclude)
+            self.warn(f"exclude needs a .dockerignore with: {names}")
+        if op.dst.endswith("/") and any(set(path.split("/")) - {"", "."} for path in op.src):
+            self.warn("COPY puts what is in a directory under DST/, not the directory itself")
         paths = (*op.src, op.dst)
-        if any(sign in path for path in paths for sign in ' \t\r\n"$[]*?\\'):
-            return f"COPY {flags}{_array(tuple(self.escaped(p, '$') for p in paths))}"
-        return f"COPY {flags}{' '.join(paths)}"
-
-
-def _array(words: tuple[str, ...]) -> str:
-    if not words:
-        return "[]"
-    quoted = ", ".join(
-        msgspec.json.encode(word.encode("utf-8", "replace").decode()).decode() for word in words
-    )
-    return f"[ {quoted} ]"
+        if all(_PLAIN.fullmatch(path) and not set(path) & set("[]*?") for path in paths):
+            return f"COPY {flags}{' '.join(paths)}"
+        # Docker puts variables into the words of an array as well, and takes sources for patterns.
+        signs = "\"'$" + self.escape
+        src = [self.escaped(re.sub(r"[\[*?]", r"[\g<0>]", path), signs) for path in op.src]
+        return f"COPY {flags}{self.array((*src, self.escaped(op.dst, signs)))}"
 
 
 def _csv(field: str) -> str:

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from obuilder import events
+from obuilder.spec.encode import one_line
 from obuilder.ui.terminal import neutral
 from obuilder.values import Key
 
@@ -127,7 +128,7 @@ class LiveScreen:
             head.append(f"{now - running.began:6.1f}s ", style="cyan")
             if running.event.stage:
                 head.append(f"[{_line(running.event.stage)}] ", style="magenta")
-            head.append(_line(running.event.heading.partition("\n")[0]))
+            head.append(_line(one_line(running.event.heading)))
             lines.append(head)
             lines.extend(
                 Text(f"        {line}", style="dim", no_wrap=True, overflow="ellipsis")

@@ -4,7 +4,8 @@ import os
 import sys
 
 from obuilder.errors import ObuilderError, SpecError, SpecErrors, StepFailed
-from obuilder.ui.terminal import cells, one_line, visible
+from obuilder.spec.encode import one_line
+from obuilder.ui.terminal import cells, visible
 
 
 def colour_wanted(choice: str, stream: object) -> bool:
@@ -28,7 +29,7 @@ def _one(error: ObuilderError) -> str:
         place = f"{error.file}:{error.span.line}:{error.span.column}"
         lines = [f"{visible(place)}: {lines[0]}", *_marked(*error.excerpt)]
     if isinstance(error, StepFailed) and error.heading:
-        lines.append(f"  in {one_line(error.heading)}")
+        lines.append(f"  in {visible(one_line(error.heading))}")
     lines.extend(f"note: {visible(note)}" for note in getattr(error, "__notes__", ()))
     if error.hint:
         lines += ["", f"hint: {visible(error.hint)}"]

@@ -74,15 +74,3 @@ def cells(text: str) -> int:
     return sum(
         0 if combining(sign) else 2 if east_asian_width(sign) in "WF" else 1 for sign in text
     )
-
-
-def one_line(heading: str) -> str:
-    """A heading of several lines as one, for lists; visible."""
-    lines = visible(heading).split("\n")
-    joined = lines[0]
-    for line in lines[1:]:
-        # A string that goes on in the next line ends with a backslash.
-        joined = (
-            joined[:-1] + line.lstrip() if joined.endswith("\\") else f"{joined} {line.lstrip()}"
-        )
-    return joined
