@@ -179,8 +179,9 @@ class _Writer:
         fields = [f"type={kind}", f"id={mount.id}", f"target={mount.target}"]
         if isinstance(user, UnixUser):
             fields.append(f"uid={user.uid}")
-        if isinstance(mount, Cache) and mount.mode in _MODES:
-            fields.append(_MODES[mount.mode])
+        mode = _MODES.get(mount.mode, "") if isinstance(mount, Cache) else ""
+        if mode and mode.partition("=")[0] not in dict(mount.buildkit_options):
+            fields.append(mode)
         fields.extend(f"{key}={value}" for key, value in mount.buildkit_options)
         csv = ",".join(map(_csv, fields))
         if any(sign.isspace() for sign in csv):

@@ -10,9 +10,9 @@ WORKDIR /src
 USER 1000:1000
 ENV EMPTY=""
 COPY --chown=1000:1000 a b ./
-RUN printf 'tab	here \
-    ' | cat
+RUN [ "/bin/sh", "-c", "printf 'tab\there\n' | cat" ]
 COPY --chown=1000:1000 --from=outer [ "file", "/with blank/" ]
 USER builder
 RUN echo '"quoted"' \ $HOME
-# warning: without BuildKit, caches and secrets are left out
+# warning: COPY puts what is in a directory under DST/, not the directory itself
+# warning: caches and secrets need BuildKit; without it they are left out

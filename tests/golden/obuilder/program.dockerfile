@@ -13,8 +13,6 @@ FROM debian:12
 RUN apt-get update && apt-get install -y --no-install-recommends libsqlite3-0 tar
 COPY --from=dev /src/_build/default/main.exe /usr/local/bin/program
 RUN program --help
-# warning: without BuildKit, a step's network can't be said
-# warning: without BuildKit, caches and secrets are left out
+# warning: COPY puts what is in a directory under DST/, not the directory itself
+# warning: caches and secrets need BuildKit; without it they are left out
 # warning: exclude needs a .dockerignore with: **/.git **/_build **/_opam
-# warning: without BuildKit, a step's network can't be said
-# warning: without BuildKit, caches and secrets are left out
