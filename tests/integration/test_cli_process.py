@@ -28,10 +28,10 @@ def test_every_verb_has_help(verb: str, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["bild"], "did you mean 'build'?"),
-        (["build", "--stor=x"], "did you mean --store?"),
+        (["build", "--stroe=x"], "did you mean --store?"),
         (["build", "--store=overlayfs:relative"], "absolute path"),
         (["build", "--store=nope:/x"], "no store called 'nope'"),
-        (["build", "--secret", "nofile"], "is no secret"),
+        (["build", "--secret", "nofile"], "tells no value"),
         (["build", "--secret", "id:/missing/file"], "can't read /missing/file"),
         (["build", "-f", "missing.spec", "."], "can't read missing.spec"),
     ],

@@ -50,7 +50,7 @@ def test_a_build_can_write_its_result_out(program: Program, tmp_path) -> None:
     program.ok("build", "-o", f"tar:{tmp_path}/out.tar", "-q")
     with tarfile.open(tmp_path / "out.tar") as tar:
         assert tar.extractfile("made").read() == b"content\n"
-    done = program.run("build", "-o", "nonsense")
+    done = program.run("build", "-o", "nonsense:x")
     assert done.status == 2
     assert "directory:DIR" in done.err
     process = program.start("build", "-o", "-")

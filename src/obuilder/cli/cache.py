@@ -4,7 +4,7 @@ import argparse
 import sys
 import time
 
-from obuilder.cli.options import add_store, settings
+from obuilder.cli.options import add_store, add_verb, settings
 from obuilder.cli.results import opened
 from obuilder.cli.session import in_session
 from obuilder.engine.builder import Builder
@@ -14,8 +14,8 @@ from obuilder.errors import UsageError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     verbs = parser.add_subparsers(dest="action", required=True, metavar="ls|rm")
-    listing = verbs.add_parser("ls", help="list cache volumes, with their last use")
-    remove = verbs.add_parser("rm", help="delete cache volumes and all that is in them")
+    listing = add_verb(verbs, "ls", "list cache volumes, with their last use")
+    remove = add_verb(verbs, "rm", "delete cache volumes and all that is in them")
     remove.add_argument("names", nargs="+", metavar="NAME", help="as `obuilder cache ls` lists it")
     for sub in (listing, remove):
         add_store(sub)

@@ -11,7 +11,9 @@ from obuilder.ui.messages import complain
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("files", nargs="*", default=["obuilder.spec"], metavar="FILE")
+    parser.add_argument(
+        "files", nargs="*", default=["obuilder.spec"], metavar="FILE", help="- is standard input"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

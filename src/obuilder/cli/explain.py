@@ -12,7 +12,7 @@ from obuilder.plan.explain import explain
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("spec", nargs="?", help="the spec, in place of -f")
+    parser.add_argument("spec", nargs="?", metavar="SPEC", help="in place of -f")
     add_spec(parser, context=True)
     add_store(parser)
 

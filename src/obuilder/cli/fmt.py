@@ -10,7 +10,9 @@ from obuilder.spec.format import format_text
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("files", nargs="*", default=["obuilder.spec"], metavar="FILE")
+    parser.add_argument(
+        "files", nargs="*", default=["obuilder.spec"], metavar="FILE", help="- is standard input"
+    )
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if it would")
     parser.add_argument("--stdout", action="store_true", help="print in place of rewriting")
 

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from obuilder.cli.options import add_store, settings
+from obuilder.cli.options import add_id, add_store, settings
 from obuilder.cli.results import find, opened
 from obuilder.engine.logs import read_log
 from obuilder.errors import UsageError
@@ -12,7 +12,7 @@ from obuilder.ui.terminal import neutral
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("id", help="a key, or as much of it as tells it from the others")
+    add_id(parser)
     add_store(parser)
 
 

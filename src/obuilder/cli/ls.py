@@ -12,8 +12,10 @@ from obuilder.ui.jsonl import as_json
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("--json", action="store_true", help="an array of records")
-    parser.add_argument("-a", "--all", action="store_true", help="cache volumes as well")
+    parser.add_argument("--json", action="store_true", help="an array of records, for programs")
+    parser.add_argument(
+        "-a", "--all", action="store_true", help="the content of cache volumes as well"
+    )
     add_store(parser)
 
 

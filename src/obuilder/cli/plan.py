@@ -1,19 +1,25 @@
 """`obuilder plan`: what a build would do. Nothing is run and nothing is made."""
 
 import argparse
+import os
 import sys
+from typing import Literal
 
 import msgspec
 
 from obuilder.cli.options import add_spec, add_store, document, settings
 from obuilder.engine.cached import look
+from obuilder.engine.settings import Settings
 from obuilder.plan.render import mermaid, text
+from obuilder.spec.model import Spec
 from obuilder.ui.jsonl import as_json
+
+Form = Literal["text", "json", "mermaid"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("spec", nargs="?", help="the spec, in place of -f")
+    parser.add_argument("spec", nargs="?", metavar="SPEC", help="in place of -f")
     add_spec(parser, context=True)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="every step with all that is in its key")
@@ -24,8 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the plan."""
     place(args)
-    plan, found = look(document(args).spec, args.context, settings(args))
-    if args.json:
+    form: Form = "json" if args.json else "mermaid" if args.mermaid else "text"
+    return show(document(args).spec, args.context, settings(args), form=form)
+
+
+def show(spec: Spec, context: str, chosen: Settings, *, form: Form = "text") -> int:
+    """Print what a build would do."""
+    plan, found = look(spec, context, chosen)
+    if form == "json":
         steps = [
             {"cached": step.key in found, **msgspec.to_builtins(step)}
             for step in plan.steps.values()
@@ -33,15 +45,13 @@ def run(args: argparse.Namespace) -> int:
         found_all = {"version": 1, "result": plan.result, "steps": steps}
         sys.stdout.buffer.write(as_json(found_all, indent=2) + b"\n")
         return 0
-    lines = mermaid(plan, found) if args.mermaid else text(plan, found)
+    lines = mermaid(plan, found) if form == "mermaid" else text(plan, found)
     sys.stdout.buffer.write("".join(f"{x}\n" for x in lines).encode("utf-8", "surrogateescape"))
     return 0
 
 
 def place(args: argparse.Namespace) -> None:
     """Take `plan FILE DIR` as well as `plan -f FILE DIR` and `plan DIR`."""
-    import os
-
     if args.spec is None:
         return
     if args.file is None and os.path.isfile(args.spec):

@@ -14,13 +14,15 @@ from obuilder.spec.encode import one_line
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument(
-        "--older-than", type=seconds, metavar="TIME", help="only what was not used for so long"
-    )
-    parser.add_argument("--limit", type=count, metavar="N", help="at most so many")
+        "--older-than", type=seconds, metavar="TIME",
+        help="only what was not used for so long: seconds, or with m, h, d",
+    )  # fmt: skip
+    parser.add_argument("--limit", type=count, metavar="N", help="at most so many results")
     parser.add_argument(
-        "--keep-bytes", type=size, metavar="SIZE", help="only until all results take no more"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="say what would go")
+        "--keep-bytes", type=size, metavar="SIZE",
+        help="only until all results together take no more: bytes, or with k, m, g, t",
+    )  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="delete nothing, say what would go")
     add_store(parser)
 
 

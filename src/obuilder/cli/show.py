@@ -5,7 +5,7 @@ import os
 import sys
 import time
 
-from obuilder.cli.options import add_store, human, settings
+from obuilder.cli.options import add_id, add_store, human, settings
 from obuilder.cli.results import find, opened
 from obuilder.engine.index import Record
 from obuilder.engine.logs import log_size
@@ -14,8 +14,8 @@ from obuilder.ui.jsonl import as_json
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("id", help="a key, or as much of it as tells it from the others")
-    parser.add_argument("--json", action="store_true", help="the record")
+    add_id(parser)
+    parser.add_argument("--json", action="store_true", help="the record, for programs")
     add_store(parser)
 
 

@@ -1,0 +1,162 @@
+"""The live screen on a real terminal, and streams that are closed, full or left by their readers."""
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess  # the program under test is a process
+import sys
+import termios
+import time
+
+import pytest
+
+from obuilder import events
+from program import REPO, Program, shell
+
+pytestmark = pytest.mark.needs("overlay", "crun")
+
+HIDE, SHOW = b"\x1b[?25l", b"\x1b[?25h"
+
+
+class Terminal:
+    """The program on a terminal of its own, of that many columns."""
+
+    def __init__(self, program: Program, *arguments: str, columns: int = 60) -> None:
+        self.ours, theirs = pty.openpty()
+        termios.tcsetwinsize(theirs, (24, columns))
+        clean = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "obuilder", *arguments],
+            cwd=program.context, stdin=theirs, stdout=theirs, stderr=theirs,
+            env={**clean, "PYTHONPATH": str(REPO / "src"), "TERM": "xterm", **program.variables},
+        )  # fmt: skip
+        os.close(theirs)
+        self.seen = b""
+
+    def until(self, word: bytes) -> None:
+        """Read until `word` was shown."""
+        deadline = time.monotonic() + 30
+        while word not in self.seen:
+            assert time.monotonic() < deadline, self.seen
+            if select.select([self.ours], [], [], 1)[0]:
+                self.seen += os.read(self.ours, 1 << 16)
+
+    def end(self) -> int:
+        """Read to the end: the exit status."""
+        while True:
+            try:
+                data = os.read(self.ours, 1 << 16)
+            except OSError:  # how Linux says that a terminal has no more users
+                break
+            if not data:
+                break
+            self.seen += data
+        os.close(self.ours)
+        return self.process.wait(timeout=30)
+
+    def lines(self) -> list[str]:
+        """What was written, without what steers."""
+        text = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", self.seen).decode()
+        return re.split(r"[\r\n]+", text)
+
+
+STAGES = "".join(
+    f"(build {name} ((from micro) (shell /bin/sh -c) {shell(f'echo {name} 日本日本日本日本日本日本日本日本日本日本日本日本日本日本日本日本; sleep 1; echo > /{name}')}))"
+    for name in ("left", "right")
+)
+COPIES = [f"(copy (from (build {name})) (src /{name}) (dst /{name}))" for name in ("left", "right")]
+
+
+def test_stages_that_run_at_once_are_shown_together_in_whatever_width(program: Program) -> None:
+    program.spec(*COPIES, shell("echo before; exit 3"), before=STAGES)
+    terminal = Terminal(program, "build")
+    terminal.until(b"[right]")
+    assert terminal.end() == 1
+    assert terminal.seen.count(HIDE) == terminal.seen.count(SHOW) > 0
+    lines = terminal.lines()
+    assert any(re.match(r"done +1\.\ds  \[left\] /: \(run", line) for line in lines)
+    assert any(line.startswith("failed") for line in lines)
+    assert "          before" in lines
+    assert "error: the command exited with status 3" in lines
+    drawn = [line for line in lines if "日" in line or line.startswith(("done", "cached"))]
+    assert drawn
+    assert all(len(line) + sum(sign in "日本" for sign in line) <= 60 for line in drawn)
+
+
+def test_an_interrupt_gives_the_cursor_back(program: Program) -> None:
+    program.spec(shell("echo begun; sleep 60"))
+    terminal = Terminal(program, "build")
+    terminal.until(b"     begun")
+    terminal.process.send_signal(signal.SIGINT)
+    assert terminal.end() == 130
+    assert terminal.seen.rfind(SHOW) > terminal.seen.rfind(HIDE) >= 0
+    assert any(line.startswith("cancelled") for line in terminal.lines())
+
+
+def test_a_terminal_is_not_coloured_where_nobody_wants_it(program: Program) -> None:
+    program.spec(shell("echo x"))
+    program.ok("build")
+    for variables, coloured in (({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True)):
+        program.variables = {
+            **{name: value for name, value in program.variables.items() if name != "NO_COLOR"},
+            **variables,
+        }
+        terminal = Terminal(program, "build")
+        assert terminal.end() == 0
+        assert (b"\x1b[34m" in terminal.seen) == coloured
+    terminal = Terminal(program, "build", "--color=always")
+    assert terminal.end() == 0
+    assert b"\x1b[34m" in terminal.seen
+
+
+def test_every_line_for_programs_is_an_event_and_the_last_one_is_the_end(program: Program) -> None:
+    import msgspec
+
+    def told(*arguments: str) -> list[events.Event]:
+        done = program.run("build", "--progress=json", *arguments)
+        first, *lines = done.out.splitlines()
+        assert json.loads(first) == {"event": "schema", "version": events.SCHEMA_VERSION}
+        return [msgspec.json.decode(line, type=events.Event) for line in lines]
+
+    program.spec(*COPIES, shell("cat /left /right"), before=STAGES)
+    for cached in (0, 6):
+        found = told()
+        assert isinstance(found[0], events.BuildStarted)
+        assert isinstance(found[-1], events.BuildDone)
+        assert (found[-1].cached, found[-1].cached + found[-1].ran) == (cached, 6)
+        started = [event.key for event in found if isinstance(event, events.StepStarted)]
+        ended = [
+            event.key for event in found if isinstance(event, events.StepDone | events.StepCached)
+        ]
+        assert sorted(started) == sorted(ended)
+        assert found[-1].result == ended[-1]
+    program.spec(shell("exit 3"))
+    assert told()[-1].code == "step-failed"
+    program.spec("(nonsense)")
+    assert [event.code for event in told()] == ["spec"]
+    assert [event.code for event in told("-f", "missing")] == ["usage"]
+
+
+@pytest.mark.parametrize("fresh", [[], ["--no-cache"]])
+def test_streams_that_are_closed_full_or_left(program: Program, fresh: list[str]) -> None:
+    program.spec(*(shell(f"echo {number}") for number in range(6)))
+    program.ok("build")
+    line = f"{sys.executable} -m obuilder build {' '.join(fresh)}"
+    left = "| head -n 1 >/dev/null; exit ${PIPESTATUS[0]}"  # 0 if all was written before
+    for script, statuses, said in (
+        (f"{line} >&- 2>&- <&-", (0,), ""),
+        (f"{line} >/dev/full", (4,), "error: can't write the output: No space left on device\n"),
+        (f"{line} {left}", (0, 141), ""),
+        (f"{line} --progress=json {left}", (0, 141), ""),
+        (f"{line} --help >&-", (0,), ""),
+    ):
+        clean = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        done = subprocess.run(
+            ["bash", "-c", script], cwd=program.context, capture_output=True, text=True, check=False,
+            env={**clean, "PYTHONPATH": str(REPO / "src"), **program.variables}, timeout=60,
+        )  # fmt: skip
+        assert done.returncode in statuses, script
+        assert done.stderr == said, script
