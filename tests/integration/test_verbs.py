@@ -180,3 +180,34 @@ def test_a_spec_from_standard_input(program: Program) -> None:
         env={**os.environ, **program.variables, "SPEC": text, "PYTHON": shutil.which("python")},
     )  # fmt: skip
     assert "piped\n" in done.stdout
+
+
+def test_explain_names_files_the_build_before_and_what_is_lost(program: Program) -> None:
+    for name in ("kept", "edited", "removed"):
+        program.file(name, b"1")
+    program.spec("(copy (src .) (dst /c/) (exclude obuilder.spec))", shell("ls /c"))
+    program.ok("build")
+    program.file("edited", b"2")
+    os.unlink(f"{program.context}/removed")
+    for number in range(7):
+        program.file(f"added{number}", b"")
+    why = program.ok("explain").splitlines()
+    copy = "/: (copy (src .) (dst /c/) (exclude obuilder.spec)): "
+    assert why == [
+        copy + "edited: changed",
+        copy + "added0, added1, added2, added3, added4 and 2 more files: new",
+        copy + "removed: gone",
+    ]
+    program.ok("build")
+    after = program.ok("explain").splitlines()
+    assert after[0] == "nothing differs from the last build"
+    assert [line.strip() for line in after[2:]] == why
+    program.ok("delete", _key(program, "ls /c"))
+    assert program.ok("explain") == (
+        '/: (run (shell "ls /c")): as before, but it has no result: it failed, or was deleted\n'
+    )
+    program.spec("(user (uid 7) (gid 8))", shell("exit 3"))
+    assert program.run("build").status == 1
+    assert "exit 3" in program.ok("explain")
+    program.spec("(user (uid 7) (gid 9))", shell("exit 3"))
+    assert "the user changed from '7:8' to '7:9'" in program.ok("explain")

@@ -1,13 +1,13 @@
 """`obuilder explain`: which input made a key differ from the last build of the same spec."""
 
 import argparse
+import os
 import sys
 
 from obuilder.cli.options import add_spec, add_store, document, settings, spec_name
 from obuilder.cli.plan import place
-from obuilder.engine.cached import last_build, look
+from obuilder.engine.cached import explanation
 from obuilder.errors import UsageError
-from obuilder.plan.explain import explain
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,17 +18,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a line for each cause."""
+    """Print a line for each cause; where there is none, those of the last build."""
     place(args)
-    chosen = settings(args)
     spec = document(args).spec
-    plan, _ = look(spec, args.context, chosen)
-    old = last_build(chosen, args.context, spec_name(args))
-    if old is None:
+    why = explanation(spec, args.context, settings(args), name=spec_name(args))
+    if why.changes is None:
         raise UsageError(
             "this spec was not built from this directory before", hint="`obuilder build` first"
         )
-    lines = explain(old, plan)
-    for line in lines or ["nothing differs from the last build"]:
-        sys.stdout.buffer.write(f"{line}\n".encode("utf-8", "surrogateescape"))
+    lines = why.changes + [
+        f"{title}: as before, but it has no result: it failed, or was deleted" for title in why.lost
+    ]
+    if not lines:
+        lines = ["nothing differs from the last build"]
+        if why.last_changes:
+            lines.append("the last build differed from the one before:")
+            lines += [f"  {line}" for line in why.last_changes]
+    sys.stdout.buffer.write(os.fsencode("".join(f"{line}\n" for line in lines)))
     return 0

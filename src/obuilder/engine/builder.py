@@ -203,7 +203,7 @@ class Builder:
             self._workshop.refuse(action)
         if fresh:
             await self._forget(plan)
-        remember(self._index, plan, directory, name)
+        remember(self._index, plan, context, name)
         with self._holding() as holder:
             runner = Runner(
                 self._workshop, self._index, self._inflight, self._width, holder,

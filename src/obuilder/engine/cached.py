@@ -6,6 +6,10 @@ wait, makes the answer None, and the builder starts in earnest.
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from msgspec import Struct
 
 from obuilder import events
 from obuilder.engine.index import Index
@@ -37,8 +41,9 @@ def started(plan: Plan, found: dict[Key, Key]) -> events.BuildStarted:
     )
 
 
-def look(spec: Spec, context: str, settings: Settings) -> tuple[Plan, dict[Key, Key]]:
-    """The plan of a build, and which of its steps have results. Makes nothing but index rows.
+@contextmanager
+def _looking(context: str, settings: Settings) -> Iterator[tuple[Index, Context]]:
+    """An index and a context to look at.
 
     Without a store yet, the index is one in memory: nothing is cached and nothing is kept.
     """
@@ -48,11 +53,17 @@ def look(spec: Spec, context: str, settings: Settings) -> tuple[Plan, dict[Key, 
         index = Index(None)
     try:
         stats = IndexStats(index, os.path.abspath(context))
-        plan, _ = make_plan(spec, Context(context, stats), index)
+        yield index, Context(context, stats)
         stats.flush()
-        return plan, index.find(plan.steps)
     finally:
         index.close()
+
+
+def look(spec: Spec, context: str, settings: Settings) -> tuple[Plan, dict[Key, Key]]:
+    """The plan of a build, and which of its steps have results. Makes nothing but index rows."""
+    with _looking(context, settings) as (index, looked):
+        plan, _ = make_plan(spec, looked, index)
+        return plan, index.find(plan.steps)
 
 
 def _identity(context: str, name: str) -> str:
@@ -60,25 +71,49 @@ def _identity(context: str, name: str) -> str:
     return shown(f"{os.path.abspath(context)}\n{name}")
 
 
-def remember(index: Index, plan: Plan, context: str, name: str) -> None:
+def remember(index: Index, plan: Plan, context: Context, name: str) -> None:
     """Note what went into a build, for `explain`; nothing is written when it is as last time."""
-    identity = _identity(context, name)
+    identity = _identity(context.directory, name)
     if index.last_result(identity) != plan.result:
-        from obuilder.plan.explain import record
+        from obuilder.plan.explain import encode, records
 
-        index.put_build(identity, plan.result, record(plan))
+        index.put_build(identity, plan.result, encode(records(plan, context.files)))
 
 
-def last_build(settings: Settings, context: str, name: str) -> bytes | None:
-    """The record of the last build of the spec `name` in `context`."""
-    try:
-        index = Index(settings.directory, create=False)
-    except FileNotFoundError:
-        return None
-    try:
-        return index.last_build(_identity(context, name))
-    finally:
-        index.close()
+class Explanation(Struct, frozen=True):
+    """Why a build would run what it would, and why the last one did.
+
+    `changes` since the last build, and `last_changes` of that since the one before it, a line each;
+    None: there was none. `lost`: the titles of steps that are as in the last build, but have no
+    result (any more), without those that only stand on such a step.
+    """
+
+    changes: list[str] | None
+    last_changes: list[str] | None
+    lost: list[str]
+
+
+def explanation(spec: Spec, context: str, settings: Settings, *, name: str) -> Explanation:
+    """Compare what a build of the spec `name` in `context` would do with the last ones."""
+    from obuilder.plan.explain import decode, explain, records
+
+    with _looking(context, settings) as (index, looked):
+        plan, _ = make_plan(spec, looked, index)
+        found = index.find(plan.steps)
+        builds = [decode(data) for data in index.last_builds(_identity(context, name))]
+    steps = records(plan, looked.files)
+    if not builds:
+        return Explanation(None, None, [])
+    known = {step.key for step in builds[0]}
+    lost = [
+        step.title
+        for step in steps
+        if step.key in known
+        and step.key not in found
+        and all(need in found for need in plan.steps[Key(step.key)].needs)
+    ]
+    before = explain(builds[1], builds[0]) if len(builds) > 1 else None
+    return Explanation(explain(builds[0], steps), before, lost)
 
 
 def replay(
@@ -96,7 +131,8 @@ def replay(
     try:
         stats = IndexStats(index, os.path.abspath(context))
         try:
-            plan, _ = make_plan(spec, Context(context, stats), index)
+            looked = Context(context, stats)
+            plan, _ = make_plan(spec, looked, index)
         except MustWait:
             return None
         finally:
@@ -121,7 +157,7 @@ def replay(
         for heading in plan.tail:
             sink(events.Note(text=heading))
         index.touch(found.values())
-        remember(index, plan, context, name)
+        remember(index, plan, looked, name)
     finally:
         index.close()
     result = Result(

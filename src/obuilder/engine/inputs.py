@@ -22,6 +22,9 @@ if TYPE_CHECKING:  # most contexts have no such file
 
 T = TypeVar("T")
 
+_COMPARED = 20_000
+"""Copies of more files are not remembered name by name: that would take longer than the look."""
+
 
 class MustWait(Exception):  # no error: the answer needs an event loop
     """A coroutine driven by hand came to a point where it really has to wait."""
@@ -118,6 +121,17 @@ class Context:
             return self._manifests[op]
         except KeyError:
             raise CopyError(f"the copy at {op} was not looked at before the build") from None
+
+    def files(self, op: OpPath) -> dict[str, str] | None:
+        """What the copy at `op` copies, for people to compare; None if that would be too much."""
+        manifest = self._manifests.get(op)
+        if manifest is None or len(manifest.entries) > _COMPARED:
+            return None
+        return {
+            entry.source
+            or ".": f"{entry.kind}{entry.digest[:16]}{entry.target}{'x' * entry.executable}"
+            for entry in manifest.entries
+        }
 
 
 def resolve_base(name: str, index: Index) -> Base:
