@@ -275,3 +275,52 @@ def test_explain_names_files_the_build_before_and_what_is_lost(program: Program)
     assert "exit 3" in program.ok("explain")
     program.spec("(user (uid 7) (gid 9))", shell("exit 3"))
     assert "the user changed from '7:8' to '7:9'" in program.ok("explain")
+
+
+def test_lists_logs_and_sizes(program: Program) -> None:
+    left = f"(build left ((from micro) (shell /bin/sh -c) {shell('echo of the left > /l')}))"
+    program.spec(
+        "(copy (from (build left)) (src /l) (dst /l))", "(env A 1)",
+        '(run (cache (downloads (target /d))) (shell "printf one; touch /d/x"))', shell("echo two; exit 5"),
+        before=left,
+    )  # fmt: skip
+    assert program.run("build", "--no-keep-failed").status == 1
+    kinds = [line.split()[3] for line in program.ok("ls").splitlines()]
+    assert kinds == ["failed", "run", "copy", "run", "layer"]
+    assert "[left] /: (run" in program.ok("ls")
+    failed = program.ok("ls", "--kind=failed", "-q").strip()
+    assert len(failed) == 64
+    assert program.ok("log") == program.ok("log", failed) == "two\n"
+    whole = program.ok("log", "--all").splitlines()
+    assert whole[0] == "(from micro)"
+    assert whole[-3:] == ["one", '/: (run (shell "echo two; exit 5"))', "two"]
+    assert program.ok("log", program.ok("ls", "--kind=copy", "-q").strip()) == ""
+    assert "volume  downloads" in program.ok("du")
+    assert "0 B" in program.ok("du")  # of the failed step only the log was kept
+    volume = json.loads(program.ok("cache", "ls", "--json"))
+    assert [row["name"] for row in volume] == ["downloads"]
+    program.ok("image", "import", "mine", "micro")
+    assert set(json.loads(program.ok("image", "ls", "--json"))) == {"mine"}
+    program.ok("image", "rm", "mine")
+    assert program.ok("image", "ls") == ""
+    program.ok("prune", "--keep-bytes=1")
+    assert program.ok("ls") == ""
+    assert "no command has been run" in program.run("log").err
+
+
+def test_help_is_for_every_verb_and_tells_nothing_twice(program: Program) -> None:
+    assert program.ok("help") == program.ok("--help")
+    assert program.ok("help", "image", "import") == program.ok("image", "import", "--help")
+    text = program.ok("build", "--help")
+    assert "None" not in text
+    assert "[]" not in text
+    assert program.ok("config", "--js", "--mem=1g") == program.ok("config", "--json", "--memory=1g")
+    assert "could be check or clean" in program.run("c").err
+    assert "options after it" in program.run("--store=x", "build").err
+    done = program.run("build", "--no-c")
+    assert "--no-cache" in done.err
+    assert "--no-ca-bundle" in done.err
+    program.spec(shell("exit 1"))
+    assert "to run" in program.ok("build", "--dry-run")
+    done = program.run("build", "nowhere")
+    assert done.err.startswith("error: there is no directory nowhere\n")

@@ -6,10 +6,11 @@ import sys
 from obuilder import events
 from obuilder.backends.fetchers import FORMS
 from obuilder.cli.options import add_store, add_verb, settings
-from obuilder.cli.results import opened
+from obuilder.cli.results import opened, show
 from obuilder.cli.session import in_session
 from obuilder.engine.builder import Builder
 from obuilder.plan.model import Base
+from obuilder.ui.jsonl import as_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add.add_argument("name", metavar="NAME", help="what specs call it")
     add.add_argument("source", metavar="SOURCE", help=", ".join(FORMS))
     listing = add_verb(verbs, "ls", "list imported images")
+    listing.add_argument("--json", action="store_true", help="images by name, for programs")
     remove = add_verb(verbs, "rm", "take names away; layers that nobody needs are pruned then")
     remove.add_argument("names", nargs="+", metavar="NAME", help="as `obuilder image ls` lists it")
     for sub in (add, listing, remove):
@@ -30,9 +32,14 @@ def run(args: argparse.Namespace) -> int:
     chosen = settings(args)
     if args.action == "ls":
         with opened(chosen) as index:
-            for name, base in index.images().items():
-                line = f"{name}  {base.digest}  {base.platform}  from {base.name}\n"
-                sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape"))
+            images = index.images()
+        if args.json:
+            sys.stdout.buffer.write(as_json(images) + b"\n")
+        else:
+            show(
+                f"{name}  {base.digest}  {base.platform}  from {base.name}"
+                for name, base in images.items()
+            )
         return 0
     if args.action == "rm":
 

@@ -1,14 +1,13 @@
 """`obuilder prune`."""
 
 import argparse
-import sys
 import time
 
 from obuilder.cli.options import add_store, count, seconds, settings, size
+from obuilder.cli.results import row, show
 from obuilder.cli.session import in_session
 from obuilder.engine.builder import Builder
 from obuilder.engine.index import Record
-from obuilder.spec.encode import one_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,8 +51,5 @@ def pruned(
         return await builder.prune(before=before, limit=limit, keep=keep, dry_run=dry_run)
 
     gone = in_session(settings(args), prune, to_delete=True)
-    for record in gone:
-        line = f"{record.key[:12]}  {one_line(record.heading)}\n"
-        sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape"))
-    sys.stdout.write(f"{'would delete' if dry_run else 'deleted'} {len(gone)}\n")
+    show([*map(row, gone), f"{'would delete' if dry_run else 'deleted'} {len(gone)}"])
     return 0

@@ -3,10 +3,9 @@
 import argparse
 import os
 import sys
-import time
 
 from obuilder.cli.options import add_id, add_store, human, settings
-from obuilder.cli.results import find, opened
+from obuilder.cli.results import find, opened, when
 from obuilder.engine.index import Record
 from obuilder.engine.logs import log_size
 from obuilder.ui.jsonl import as_json
@@ -41,11 +40,7 @@ def _lines(record: Record, log: int | None) -> list[tuple[str, str]]:
         *(("", line) for line in rest),
         ("stage", record.stage or "the last"),
         ("made on", record.base or "nothing"),
-        ("made at", f"{_when(record.created)}, in {record.seconds:.2f} s"),
-        ("used at", _when(record.used)),
+        ("made at", f"{when(record.created)}, in {record.seconds:.2f} s"),
+        ("used at", when(record.used)),
         ("log", "none" if log is None else human(log)),
     ]
-
-
-def _when(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

@@ -263,8 +263,8 @@ class Builder:
         return read_log(self.store.directory, self.record(prefix).key)
 
     async def size(self, key: Key) -> int:
-        """Bytes that a result adds to what it was made from."""
-        return await self.store.size(key)
+        """Bytes that a result adds to what it was made from: none, if only its log was kept."""
+        return await pruning.size(self.store, key)
 
     async def usage(self) -> Usage:
         """Space."""

@@ -74,3 +74,15 @@ def cells(text: str) -> int:
     return sum(
         0 if combining(sign) else 2 if east_asian_width(sign) in "WF" else 1 for sign in text
     )
+
+
+def cut(text: str, width: int) -> str:
+    """A visible text that takes no more than `width` columns, with a sign where it was cut."""
+    if cells(text) <= width:
+        return text
+    taken = 0
+    for at, sign in enumerate(text):
+        taken += cells(sign)
+        if taken > width - 1:
+            return text[:at] + "…"
+    return text
