@@ -83,7 +83,10 @@ def read_ignore_file(context: str) -> "IgnoreFile | None":
         raise UsageError(f"can't read .obuilderignore: {error.strerror}") from error
     from obuilder.spec.ignore import IgnoreFile
 
-    return IgnoreFile.parse(text)
+    try:
+        return IgnoreFile.parse(text)
+    except ValueError as error:
+        raise UsageError(f".obuilderignore, {error}") from None
 
 
 class Context:

@@ -61,7 +61,7 @@ def decode(data: bytes) -> list[StepRecord]:
 
 
 def _files(files: Files | None) -> Files | None:
-    return None if files is None else {shown(path): mark for path, mark in files.items()}
+    return None if files is None else {shown(path): shown(mark) for path, mark in files.items()}
 
 
 def _inputs(action: Action) -> dict[str, str]:
