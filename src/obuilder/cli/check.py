@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from obuilder.cli.options import read_file
-from obuilder.errors import SpecErrors
+from obuilder.errors import UsageError
 from obuilder.spec.decode import parse
 from obuilder.ui.messages import complain
 
@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     for path in args.files:
         try:
             parse(read_file(path), file=path)
-        except SpecErrors as error:
+        except UsageError as error:
             complain(error)
             status = error.exit_status
         else:
