@@ -32,7 +32,7 @@ class TestFake(_Suite):
     subject = Subject("obuilder.testing.fakes:FakeSandbox", base="scratch", namespaces=False)
     excused = frozenset(
         {
-            "secret_owner", "alone", "loopback", "devices", "orphans", "hostile", "host_network",
-            "process_limit", "memory_limit", "nesting", "fast_sync", "privileges",
+            "secret_owner", "alone", "loopback", "devices", "streams", "orphans", "hostile",
+            "host_network", "process_limit", "memory_limit", "nesting", "fast_sync", "privileges",
         }
     )  # fmt: skip

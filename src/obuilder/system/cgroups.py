@@ -42,6 +42,13 @@ class Hierarchies:
         else:
             self.limits = frozenset(names[c] for c in self._places if c in names)
 
+    def close(self) -> None:
+        """Let go of the hierarchies."""
+        for fd in (*self._places.values(), *(() if self._v2 is None else (self._v2,))):
+            os.close(fd)
+        self._places.clear()
+        self._v2 = None
+
     def folder(self) -> int:
         """A descriptor of a directory that has all groups, of one hierarchy if there are several.
 

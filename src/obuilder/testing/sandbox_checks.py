@@ -272,7 +272,14 @@ _EVERYONE = (
     described, statuses, environment, directories, unstartable, mounts, copies, daemons, cancel,
     cancel_at_once, killed_builder, neighbours,
 )  # fmt: skip
-_ISOLATING = (apart.alone, apart.loopback, apart.devices, apart.orphans, apart.hostile)
+_ISOLATING = (
+    apart.alone,
+    apart.loopback,
+    apart.devices,
+    apart.streams,
+    apart.orphans,
+    apart.hostile,
+)
 _OTHERS: dict[Check, Concern] = {
     secrets: lambda features: features.secrets,
     time_limit: lambda features: "seconds" in features.limits,

@@ -31,7 +31,8 @@ _JOIN = (
     '[ "$PPID" = "$1" ] || exit 125; shift; '
     'for fd in $1; do echo 0 > "/proc/self/fd/$fd" || exit 125; done; shift; '
 )
-_WAIT = "read -r go || exit 0; exec </dev/null; "
+# Standard input, at its end by then, stays a pipe: a runtime gives it to the step's root.
+_WAIT = "read -r go || exit 0; "
 _BECOME = 'exec "$@"'
 
 

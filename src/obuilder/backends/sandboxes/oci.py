@@ -107,6 +107,7 @@ class OciSandbox:
             if problem is None:
                 sandbox._passed_over = said
                 return sandbox
+            await sandbox.close()
             said.append(f"{name}: {problem}")
         raise BackendUnavailable(
             "no OCI runtime works here: " + "; ".join(said), hint="install crun (or runc)"
@@ -169,7 +170,7 @@ class OciSandbox:
         return await self._run(root, command, output)
 
     async def enter(self, root: Root, command: Command) -> Exit:
-        """Run with this process's own terminal, or its own standard streams if that is none."""
+        """Run with this process's own terminal, or what its streams are connected to."""
         return await self._run(root, command, None)
 
     async def put(self, root: Root, tree: Manifest, source: Root, *, to: str, owner: User) -> None:
@@ -199,6 +200,7 @@ class OciSandbox:
     async def close(self) -> None:
         """See `Sandbox`."""
         self._cells.close()
+        self._groups.close()
 
     async def _run(
         self, root: Root, command: Command, output: Callable[[bytes], None] | None
@@ -217,7 +219,7 @@ class OciSandbox:
         command: Command,
         output: Callable[[bytes], None] | None,
     ) -> Exit:
-        bundle, terminal = cell.bundle, output is None and os.isatty(0)
+        bundle, terminal = cell.bundle, output is None and process.interactive()
         box = self._box(stack, bundle, _directory(root), command, terminal=terminal)
         try:
             config = runtime_config(box)
