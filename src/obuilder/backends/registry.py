@@ -44,6 +44,12 @@ class StoreKind(BackEnd, frozen=True):
         return f"{kind}:/path" if self.place == "path" else f"{kind}:NAME"
 
 
+class SandboxKind(BackEnd, frozen=True):
+    """A sandbox's row; `target` is a `SandboxClass`, `domain` that of its `Features`."""
+
+    domain: str = ""
+
+
 Row = TypeVar("Row", bound=BackEnd)
 
 STORES = {
@@ -54,9 +60,19 @@ STORES = {
 }
 
 SANDBOXES = {
-    "oci": BackEnd("obuilder.backends.sandboxes.oci:OciSandbox", "crun or runc, in namespaces"),
+    "oci": SandboxKind(
+        "obuilder.backends.sandboxes.oci:OciSandbox", "crun, runc or runsc, in namespaces"
+    ),
+    "users": SandboxKind(
+        "obuilder.backends.sandboxes.users:UsersSandbox",
+        "as users of the machine, with its programs",
+        domain="users",
+    ),
+    "host": SandboxKind(
+        "obuilder.backends.sandboxes.host:HostSandbox", "with no isolation at all", domain="host"
+    ),
 }
-"""`target` is a `SandboxClass`. Where none is asked for, the first that fits the store is taken."""
+"""Where none is asked for, the first that fits the store is taken: never one that has a domain."""
 
 
 def parse_store(text: str) -> tuple[str, str]:
@@ -76,6 +92,11 @@ def check_sandbox(kind: str | None) -> None:
     """UnknownBackend: nobody knows a sandbox of that name."""
     if kind is not None:
         _row(SANDBOXES, "sandbox", kind)
+
+
+def domain_of(kind: str | None) -> str:
+    """What a sandbox of that kind adds to the keys of runs. UnknownBackend."""
+    return "" if kind is None else _row(SANDBOXES, "sandbox", kind).domain
 
 
 def store_class(kind: str) -> "StoreClass":

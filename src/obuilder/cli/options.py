@@ -131,14 +131,21 @@ def add_store(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-q", "--quiet", action="store_true", help="print results and errors only")
 
 
-def add_sandbox(parser: argparse.ArgumentParser) -> None:
-    """The sandbox's options."""
-    group = parser.add_argument_group("sandbox")
+def add_sandbox_kind(group: "argparse._ActionsContainer") -> None:
+    """--sandbox alone: all of it that a plan depends on."""
     kinds = " or ".join(SANDBOXES)
     group.add_argument(
         "--sandbox", metavar="KIND", help=f"{kinds}; the first that fits the store if not given"
     )
-    group.add_argument("--runtime", help="crun or runc; the best that works if not given")
+
+
+def add_sandbox(parser: argparse.ArgumentParser) -> None:
+    """The sandbox's options."""
+    group = parser.add_argument_group("sandbox")
+    add_sandbox_kind(group)
+    group.add_argument(
+        "--runtime", help="crun, runc or runsc; the best of crun and runc if not given"
+    )
     flag = argparse.BooleanOptionalAction
     group.add_argument(
         "--fast-sync", action=flag, help="let sync calls of steps return at once (as they do)"

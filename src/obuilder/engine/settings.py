@@ -2,7 +2,7 @@
 
 import os
 
-from obuilder.backends.registry import parse_store
+from obuilder.backends.registry import domain_of, parse_store
 from obuilder.errors import UsageError
 from obuilder.values import Limits, Policy
 
@@ -25,6 +25,11 @@ class Settings(Policy, frozen=True, kw_only=True):
     def directory(self) -> str:
         """The directory of the store and of what the engine keeps beside it."""
         return parse_store(self.named_store)[1]
+
+    @property
+    def domain(self) -> str:
+        """What the sandbox adds to the keys of runs. UnknownBackend."""
+        return domain_of(self.sandbox)
 
     @property
     def named_store(self) -> str:

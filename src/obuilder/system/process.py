@@ -172,6 +172,16 @@ class Started:
     ) -> None:
         self._child, self._pipe, self._gate, self._relays = child, pipe, gate, relays
 
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._child.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._child.poll() is None
+
     def release(self) -> None:
         """Send a line to a held program, then the end of its input. BrokenPipeError if it ended."""
         if self._gate is not None:

@@ -11,6 +11,7 @@ import ctypes
 import functools
 import os
 import shutil
+import sys
 
 import pytest
 
@@ -43,10 +44,12 @@ def probe(capability: str) -> str | None:
         return probe("root") or _program("dockerd") or try_docker()
     if capability in ("skopeo", "umoci"):
         return _attempt_program(capability, "--version")
-    if capability in ("crun", "runc", "runsc", "newuidmap", "mmdebstrap", "gcc"):
+    if capability in ("crun", "runc", "runsc", "newuidmap", "mmdebstrap", "gcc", "useradd"):
         return _program(capability)
     if capability == "system-python":
         return _system_python()
+    if capability == "fuse":
+        return probe("root") or _attempt_fuse()
     if capability == "libseccomp":
         return _library("libseccomp.so.2")
     raise ValueError(f"nobody knows how to probe {capability!r}")
@@ -54,6 +57,13 @@ def probe(capability: str) -> str | None:
 
 def _program(name: str) -> str | None:
     return None if shutil.which(name) else f"{name} is not installed"
+
+
+def _attempt_fuse() -> str | None:
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return "there is no /dev/fuse"
+    status, said = process.capture([sys.executable, "-c", "import obuilder.redirect.mount"])
+    return said.decode(errors="replace").strip().splitlines()[-1] if status else None
 
 
 def _system_python() -> str | None:
