@@ -76,6 +76,23 @@ def loop(kind: str, size: int = 1 << 30) -> Iterator[str]:
             linux.unmount(mounted, linux.MNT_DETACH)
 
 
+@contextmanager
+def without_overlays() -> Iterator[str]:
+    """A directory that is itself an overlay's, where no other overlay can be written to."""
+    enter()
+    with scratch() as path:
+        names = ("lower", "upper", "work", "mounted")
+        lower, upper, work, mounted = (os.path.join(path, name) for name in names)
+        for folder in (lower, upper, work, mounted):
+            os.mkdir(folder)
+        options = f"lowerdir={lower},upperdir={upper},workdir={work}"
+        linux.mount("obuilder-test", mounted, "overlay", 0, options)
+        try:
+            yield mounted
+        finally:
+            linux.unmount(mounted, linux.MNT_DETACH)
+
+
 class Place(NamedTuple):
     """A kind of store, and how to make a directory that it can work in."""
 
@@ -88,6 +105,9 @@ PLACES = {
     "overlayfs": Place("overlayfs", scratch, ("overlay",)),
     "overlayfs-on-tmpfs": Place("overlayfs", tmpfs, ("overlay", "tmpfs")),
     "btrfs": Place("btrfs", lambda: loop("btrfs"), ("btrfs",)),
+    "xfs": Place("xfs", lambda: loop("xfs"), ("xfs", "overlay")),
+    "rsync+hardlink": Place("rsync+hardlink", without_overlays, ("overlay",)),
+    "copy": Place("copy", scratch, ("namespaces",)),
 }
 
 

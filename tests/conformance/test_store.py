@@ -161,6 +161,71 @@ class TestBtrfs(_Suite):
             yield path
 
 
+class _Trees(_Suite):
+    @pytest.fixture
+    def place(self):
+        with places.scratch() as path:
+            yield path
+
+
+@pytest.mark.needs("xfs", "overlay")
+class TestXfs(_Trees):
+    target = STORES["xfs"].target
+
+    @pytest.fixture
+    def place(self):
+        with places.loop("xfs") as path:
+            yield path
+
+
+@pytest.mark.needs("xfs", "btrfs")
+class TestXfsOnBtrfs(TestXfs):
+    @pytest.fixture
+    def place(self):
+        with places.loop("btrfs") as path:
+            yield path
+
+
+@pytest.mark.needs("overlay")
+class TestRsyncCopy(_Trees):
+    target = STORES["rsync+copy"].target
+
+
+@pytest.mark.needs("overlay")
+class TestRsyncHardlink(_Trees):
+    target = STORES["rsync+hardlink"].target
+
+
+@pytest.mark.needs("overlay")
+class TestRsyncHardlinkUnsafe(_Trees):
+    target = STORES["rsync+hardlink_unsafe"].target
+
+
+@pytest.mark.needs("namespaces")
+class TestCopy(_Trees):
+    target = STORES["copy"].target
+
+
+@pytest.mark.needs("overlay", "tmpfs")
+class TestRsyncHardlinkOnTmpfs(_Trees):
+    target = STORES["rsync+hardlink"].target
+
+    @pytest.fixture
+    def place(self):
+        with places.tmpfs("256m") as path:
+            yield path
+
+
+@pytest.mark.needs("overlay")
+class TestRsyncHardlinkWithoutOverlays(_Trees):
+    target = STORES["rsync+hardlink"].target
+
+    @pytest.fixture
+    def place(self):
+        with places.without_overlays() as path:
+            yield path
+
+
 class TestFake(_Suite):
     target = "obuilder.testing.fakes:FakeStore"
     idmap = staticmethod(fake_idmap)
