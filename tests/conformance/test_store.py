@@ -162,6 +162,8 @@ class TestBtrfs(_Suite):
 
 
 class _Trees(_Suite):
+    steps = 100  # five trees, and as many copies where there are no overlays
+
     @pytest.fixture
     def place(self):
         with places.scratch() as path:
@@ -206,14 +208,31 @@ class TestCopy(_Trees):
     target = STORES["copy"].target
 
 
-@pytest.mark.needs("overlay", "tmpfs")
-class TestRsyncHardlinkOnTmpfs(_Trees):
-    target = STORES["rsync+hardlink"].target
-
+class _InMemory:
     @pytest.fixture
     def place(self):
         with places.tmpfs("256m") as path:
             yield path
+
+
+@pytest.mark.needs("overlay", "tmpfs")
+class TestRsyncCopyOnTmpfs(_InMemory, TestRsyncCopy):
+    pass
+
+
+@pytest.mark.needs("overlay", "tmpfs")
+class TestRsyncHardlinkOnTmpfs(_InMemory, TestRsyncHardlink):
+    pass
+
+
+@pytest.mark.needs("overlay", "tmpfs")
+class TestRsyncHardlinkUnsafeOnTmpfs(_InMemory, TestRsyncHardlinkUnsafe):
+    pass
+
+
+@pytest.mark.needs("namespaces", "tmpfs")
+class TestCopyOnTmpfs(_InMemory, TestCopy):
+    pass
 
 
 @pytest.mark.needs("overlay")

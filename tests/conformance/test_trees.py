@@ -13,7 +13,7 @@ from obuilder.errors import BackendUnavailable, StoreError, StoreFull
 from obuilder.system.files import remove_tree
 from obuilder.system.namespaces import enter
 from obuilder.system.sessions import open_session
-from obuilder.testing.store_suite import add, directory, key, read, write
+from obuilder.testing.store_suite import add, key
 
 KINDS = ("xfs", "rsync+copy", "rsync+hardlink", "rsync+hardlink_unsafe", "copy")
 STEPS = 40
@@ -46,6 +46,20 @@ def place(kind, xfs):
     """A directory on XFS for the store that needs it, one in memory for the others."""
     with places.scratch(xfs) if kind == "xfs" else places.memory() as path:
         yield path
+
+
+def directory(root):
+    return root.path
+
+
+def write(root, name, text):
+    with open(os.path.join(root.path, name), "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def read(root, name):
+    with open(os.path.join(root.path, name), encoding="utf-8") as file:
+        return file.read()
 
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -297,7 +311,7 @@ async def test_a_tree_too_deep_to_be_copied(overlays):
                     at = inner
                 os.close(at)
                 if not overlays:
-                    with pytest.raises(StoreError, match="too deep"):
+                    with pytest.raises(StoreError, match="too deeply"):
                         await draft.commit(b"")
                     return
                 await draft.commit(b"")

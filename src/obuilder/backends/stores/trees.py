@@ -22,6 +22,7 @@ from obuilder.backends.stores.directory import disk_bytes, translated
 from obuilder.backends.stores.layers import Chain, LayerDraft, LayerStore, Made
 from obuilder.backends.stores.placing import Alike, Copies, Item, Place, link
 from obuilder.errors import BackendUnavailable, StoreError, StoreFull
+from obuilder.system.files import too_deep
 from obuilder.values import IdMap
 
 _BETWEEN = 15
@@ -120,10 +121,7 @@ class TreeStore(LayerStore):
 
     async def _tree(self, layers: list[str], target: str, place: Place) -> None:
         if not await self._tried(layers, target, place):
-            raise StoreError(
-                "a root is too deep to be copied",
-                hint="remove what nests directories by the hundred, or use overlayfs or btrfs",
-            )
+            raise too_deep(layers[0])
 
     async def _tried(self, layers: list[str], target: str, place: Place) -> bool:
         def stoppable(item: Item) -> None:
