@@ -146,16 +146,21 @@ async def test_every_pair_makes_the_same(context):
 
 
 def table(rows):
+    """The page; pairs of one sandbox that can do the same share a column."""
+    columns = {}
+    for (name, sandbox), row in rows.items():
+        columns.setdefault((sandbox, tuple(row.values())), []).append(name)
     lines = [
         "# Which pair supports what", "",
         "Made by `tests/conformance/test_pairs.py`, which builds each of these specs on every store with every",
         "sandbox that goes with it, and compares files, and keys among sandboxes that isolate. What a pair can't do",
         "is refused before the first step; only that nothing is kept from steps is not, where that was asked for.", "",
-        "| | " + " | ".join(f"{name}, {sandbox}" for name, sandbox in rows) + " |",
-        "|---" * (len(rows) + 1) + "|",
+        "| sandbox | " + " | ".join(f"`{sandbox}`" for sandbox, _ in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+        "| on the stores | " + " | ".join(", ".join(names) for names in columns.values()) + " |",
     ]  # fmt: skip
-    for each, (title, _) in SPECS.items():
-        lines.append(f"| {title} | " + " | ".join(row[each] for row in rows.values()) + " |")
+    for number, (title, _) in enumerate(SPECS.values()):
+        lines.append(f"| {title} | " + " | ".join(answers[number] for _, answers in columns) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -161,6 +161,90 @@ class TestBtrfs(_Suite):
             yield path
 
 
+class _Trees(_Suite):
+    steps = 100  # five trees, and as many copies where there are no overlays
+
+    @pytest.fixture
+    def place(self):
+        with places.scratch() as path:
+            yield path
+
+
+@pytest.mark.needs("xfs", "overlay")
+class TestXfs(_Trees):
+    target = STORES["xfs"].target
+
+    @pytest.fixture
+    def place(self):
+        with places.loop("xfs") as path:
+            yield path
+
+
+@pytest.mark.needs("xfs", "btrfs")
+class TestXfsOnBtrfs(TestXfs):
+    @pytest.fixture
+    def place(self):
+        with places.loop("btrfs") as path:
+            yield path
+
+
+@pytest.mark.needs("overlay")
+class TestRsyncCopy(_Trees):
+    target = STORES["rsync+copy"].target
+
+
+@pytest.mark.needs("overlay")
+class TestRsyncHardlink(_Trees):
+    target = STORES["rsync+hardlink"].target
+
+
+@pytest.mark.needs("overlay")
+class TestRsyncHardlinkUnsafe(_Trees):
+    target = STORES["rsync+hardlink_unsafe"].target
+
+
+@pytest.mark.needs("namespaces")
+class TestCopy(_Trees):
+    target = STORES["copy"].target
+
+
+class _InMemory:
+    @pytest.fixture
+    def place(self):
+        with places.tmpfs("256m") as path:
+            yield path
+
+
+@pytest.mark.needs("overlay", "tmpfs")
+class TestRsyncCopyOnTmpfs(_InMemory, TestRsyncCopy):
+    pass
+
+
+@pytest.mark.needs("overlay", "tmpfs")
+class TestRsyncHardlinkOnTmpfs(_InMemory, TestRsyncHardlink):
+    pass
+
+
+@pytest.mark.needs("overlay", "tmpfs")
+class TestRsyncHardlinkUnsafeOnTmpfs(_InMemory, TestRsyncHardlinkUnsafe):
+    pass
+
+
+@pytest.mark.needs("namespaces", "tmpfs")
+class TestCopyOnTmpfs(_InMemory, TestCopy):
+    pass
+
+
+@pytest.mark.needs("overlay")
+class TestRsyncHardlinkWithoutOverlays(_Trees):
+    target = STORES["rsync+hardlink"].target
+
+    @pytest.fixture
+    def place(self):
+        with places.without_overlays() as path:
+            yield path
+
+
 class TestFake(_Suite):
     target = "obuilder.testing.fakes:FakeStore"
     idmap = staticmethod(fake_idmap)

@@ -57,6 +57,19 @@ STORES = {
         "obuilder.backends.stores.overlay:OverlayStore", "overlay layers, on any Linux file system"
     ),
     "btrfs": StoreKind("obuilder.backends.stores.btrfs:BtrfsStore", "snapshots of btrfs"),
+    "xfs": StoreKind(
+        "obuilder.backends.stores.trees:XfsStore", "trees of files that share blocks: XFS, bcachefs"
+    ),
+    "rsync+copy": StoreKind(
+        "obuilder.backends.stores.trees:RsyncCopyStore", "trees that share no file"
+    ),
+    "rsync+hardlink": StoreKind(
+        "obuilder.backends.stores.trees:RsyncLinkStore", "trees that share the files that are alike"
+    ),
+    "rsync+hardlink_unsafe": StoreKind(
+        "obuilder.backends.stores.trees:RsyncUnsafeLinkStore", "the same, alike by size and time"
+    ),
+    "copy": StoreKind("obuilder.backends.stores.trees:CopyStore", "copies, on any file system"),
 }
 
 SANDBOXES = {

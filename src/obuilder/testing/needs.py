@@ -33,11 +33,11 @@ def probe(capability: str) -> str | None:
         return _attempt_namespaces() or _attempt_filesystem("tmpfs")
     if capability == "overlay":
         return _attempt_namespaces() or _attempt_filesystem("overlay")
-    if capability == "btrfs":
+    if capability in ("btrfs", "xfs"):
         return (
             probe("root")
-            or _attempt_filesystem("btrfs")
-            or _program("mkfs.btrfs")
+            or _attempt_filesystem(capability)
+            or _program(f"mkfs.{capability}")
             or (None if os.path.exists("/dev/loop-control") else "no loop devices")
         )
     if capability == "docker":

@@ -221,6 +221,20 @@ class DirectoryStore(ABC):
             with suppress(OSError):  # in use by another store of this process: dies with it
                 linux.unmount(self.path("mnt"))
 
+    # --- mounting --------------------------------------------------------------------------------
+
+    def _bind(self, source: str, name: str, *, readonly: bool) -> None:
+        """Show a directory at `name` in `mnt`, without devices."""
+        tree = linux.open_tree(source, linux.OPEN_TREE_CLONE)
+        try:
+            readonly_flag = linux.MOUNT_ATTR_RDONLY if readonly else 0
+            linux.mount_setattr(tree, add=linux.MOUNT_ATTR_NODEV | readonly_flag)
+            target = self.path("mnt", name)
+            os.mkdir(target)
+            linux.move_mount(tree, target)
+        finally:
+            os.close(tree)
+
     # --- publishing ------------------------------------------------------------------------------
 
     async def _freeze(self, mounted: str, *, whole: bool) -> None:
