@@ -39,8 +39,8 @@ class TestHost(_Suite):
     subject = Subject(SANDBOXES["host"].target)
     excused = frozenset(
         {
-            "secret_owner", "alone", "loopback", "devices", "orphans", "hostile", "nesting",
-            "fast_sync",
+            "secret_owner", "alone", "loopback", "devices", "streams", "orphans", "hostile",
+            "nesting", "fast_sync",
         }
     )  # fmt: skip
 
@@ -53,8 +53,8 @@ class TestUsers(_Suite):
     )  # fmt: skip
     excused = frozenset(
         {
-            "identity", "secret_owner", "alone", "loopback", "devices", "orphans", "hostile",
-            "privileges",
+            "identity", "secret_owner", "alone", "loopback", "devices", "streams", "orphans",
+            "hostile", "privileges",
         }
     )  # fmt: skip
 
