@@ -15,7 +15,7 @@ from obuilder.backends import registry
 from obuilder.engine.export import export_tar
 from obuilder.errors import Unsupported, UsageError
 from obuilder.testing.needs import unmet
-from places import PLACES, opened
+from places import PLACES, Opened, memory
 
 PAGE = Path(__file__).parents[2] / "docs/reference/pairs.md"
 
@@ -106,9 +106,12 @@ async def outcomes(place, sandbox, context):
     return found, features
 
 
+# A file system without overlays, which the tests of stores give this one, has no id-mapped mounts.
+WHERE = {**PLACES, "rsync+hardlink": PLACES["rsync+hardlink"]._replace(directory=memory)}
+
 PAIRS = [
     (name, sandbox)
-    for name, place in PLACES.items()
+    for name, place in WHERE.items()
     for sandbox in registry.SANDBOXES
     if (place.kind, sandbox) in registry.pairs()
 ]
@@ -118,9 +121,10 @@ PAIRS = [
 async def test_every_pair_makes_the_same(context):
     rows, reference, keys = {}, {}, {}
     for name, sandbox in PAIRS:
-        if unmet(PLACES[name].needs) is not None:
+        if unmet(WHERE[name].needs) is not None:
             continue
-        with opened(name) as place:
+        with WHERE[name].directory() as directory:
+            place = Opened(name, WHERE[name].kind, directory)
             found, features = await outcomes(place, sandbox, context)
         assert features.domain == registry.domain_of(sandbox)
         for each, outcome in found.items():
