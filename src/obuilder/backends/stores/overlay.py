@@ -209,6 +209,7 @@ class OverlayStore(DirectoryStore):
             raise StoreError("the draft is published already")
         with translated("can't publish a result"):
             await self._freeze(self.path("mnt", draft.name), whole=True)
+            detach(self.path("mnt", draft.name))
             with anyio.CancelScope(shield=True), self._locked(alone=False):
                 # Far from a squash, nothing here waits: no thread is worth its cost.
                 if _due([*draft.chain, ("", 0)]):
