@@ -16,6 +16,7 @@ import pytest
 from obuilder.system import linux
 from obuilder.system.files import remove_tree
 from obuilder.system.namespaces import enter
+from obuilder.testing.zfs_pool import zfs_pool
 
 _PREFIX = "obuilder-test."
 
@@ -76,6 +77,13 @@ def loop(kind: str, size: int = 1 << 30) -> Iterator[str]:
             linux.unmount(mounted, linux.MNT_DETACH)
 
 
+@contextmanager
+def zfs(size: int = 1 << 30) -> Iterator[str]:
+    """A new pool in a sparse file, of this process's own zfs-fuse."""
+    with scratch() as path, zfs_pool(path, size) as mounted:
+        yield mounted
+
+
 class Place(NamedTuple):
     """A kind of store, and how to make a directory that it can work in."""
 
@@ -88,6 +96,7 @@ PLACES = {
     "overlayfs": Place("overlayfs", scratch, ("overlay",)),
     "overlayfs-on-tmpfs": Place("overlayfs", tmpfs, ("overlay", "tmpfs")),
     "btrfs": Place("btrfs", lambda: loop("btrfs"), ("btrfs",)),
+    "zfs": Place("zfs", zfs, ("zfs",)),
 }
 
 

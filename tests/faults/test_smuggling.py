@@ -22,6 +22,10 @@ EXPECTED = {
         "dir": "refused: Read-only file system", "path": "refused: Read-only file system",
     },
     "btrfs": dict.fromkeys(("write", "map", "dir", "path"), "written"),
+    "zfs": {
+        "write": "busy", "map": "busy",
+        "dir": "refused: Read-only file system", "path": "refused: Read-only file system",
+    },
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import ctypes
 import functools
 import os
 import shutil
+import tempfile
 
 import pytest
 
@@ -39,6 +40,8 @@ def probe(capability: str) -> str | None:
             or _program("mkfs.btrfs")
             or (None if os.path.exists("/dev/loop-control") else "no loop devices")
         )
+    if capability == "zfs":
+        return probe("root") or _program("zpool") or _attempt_zfs()
     if capability == "docker":
         return probe("root") or _program("dockerd") or try_docker()
     if capability in ("skopeo", "umoci"):
@@ -90,6 +93,16 @@ def _attempt_filesystem(kind: str) -> str | None:
     except OSError as error:
         return f"the kernel has no {kind}: {error.strerror}"
     return None
+
+
+def _attempt_zfs() -> str | None:
+    from obuilder.testing.zfs_pool import zfs_pool
+
+    try:
+        with tempfile.TemporaryDirectory() as folder, zfs_pool(folder, 64 << 20):
+            return None
+    except ObuilderError as error:
+        return error.message
 
 
 def unmet(capabilities: tuple[str, ...]) -> str | None:
