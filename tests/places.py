@@ -16,6 +16,7 @@ import pytest
 from obuilder.system import linux
 from obuilder.system.files import remove_tree
 from obuilder.system.namespaces import enter
+from obuilder.testing.zfs_pool import zfs_pool
 
 _PREFIX = "obuilder-test."
 
@@ -93,6 +94,13 @@ def without_overlays() -> Iterator[str]:
             linux.unmount(mounted, linux.MNT_DETACH)
 
 
+@contextmanager
+def zfs(size: int = 1 << 30) -> Iterator[str]:
+    """A new pool in a sparse file, of this process's own zfs-fuse."""
+    with scratch() as path, zfs_pool(path, size) as mounted:
+        yield mounted
+
+
 class Place(NamedTuple):
     """A kind of store, and how to make a directory that it can work in."""
 
@@ -108,6 +116,7 @@ PLACES = {
     "xfs": Place("xfs", lambda: loop("xfs"), ("xfs", "overlay")),
     "rsync+hardlink": Place("rsync+hardlink", without_overlays, ("overlay",)),
     "copy": Place("copy", memory, ("namespaces",)),
+    "zfs": Place("zfs", zfs, ("zfs",)),
 }
 
 

@@ -84,8 +84,8 @@ class Program:
 
     def use(self, name: str) -> None:
         """Use the store of that name."""
-        self.store = os.path.join(self._place, name)
-        self.settings = Settings(store=f"{self._kind}:{self.store}")
+        self.settings = Settings(store=f"{self._kind}:{self._place}/{name}")
+        self.store = self.settings.directory
         self.variables = {"OBUILDER_STORE": self.settings.store, "TMPDIR": self.temporary}
 
     def spec(

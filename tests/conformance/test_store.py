@@ -1,4 +1,4 @@
-"""The stores on real file systems: the machine's own, a tmpfs, and btrfs on a loop image."""
+"""The stores on real file systems: the machine's own, a tmpfs, btrfs on a loop image, zfs-fuse."""
 
 # ruff: noqa: ASYNC221, ASYNC222, PT012 - a victim to kill, which is waited for at once
 
@@ -32,10 +32,10 @@ class _Suite(StoreSuite):
         stores, sessions = [], []
 
         async def again():
-            path = os.path.join(place, "store")
-            os.makedirs(path, exist_ok=True)
-            sessions.append(open_session(path))
             kind, idmap = load(self.target), self.idmap()
+            path = os.path.join(place, "store")
+            kind.prepare(path)
+            sessions.append(open_session(path))
             stores.append(await kind.open(path, idmap, session=sessions[-1].name))
             return stores[-1]
 
@@ -242,6 +242,16 @@ class TestRsyncHardlinkWithoutOverlays(_Trees):
     @pytest.fixture
     def place(self):
         with places.without_overlays() as path:
+            yield path
+
+
+@pytest.mark.needs("zfs")
+class TestZfs(_Suite):
+    target = STORES["zfs"].target
+
+    @pytest.fixture
+    def place(self):
+        with places.zfs() as path:
             yield path
 
 

@@ -23,7 +23,7 @@ OVERLAY = {
 ANOTHER = dict.fromkeys(OVERLAY, "written")
 REMOVED = {**ANOTHER, "dir": "refused: No such file or directory"}
 EXPECTED = {
-    "overlayfs": OVERLAY, "xfs": OVERLAY, "btrfs": ANOTHER, "copy": REMOVED,
+    "overlayfs": OVERLAY, "xfs": OVERLAY, "zfs": OVERLAY, "btrfs": ANOTHER, "copy": REMOVED,
     "rsync+hardlink": REMOVED,  # in a place without overlays
 }  # fmt: skip
 

@@ -173,6 +173,12 @@ class StoreClass(Protocol):
 
     produces: type
 
+    def prepare(self, directory: str) -> None:
+        """Make the store's directory, if there is none, where it outlives this process.
+
+        Called before the process enters namespaces of its own. BackendUnavailable, StoreError.
+        """
+
     async def open(self, directory: str, idmap: IdMap, *, session: str) -> Store:
         """Open, or make, the store in `directory`. BackendUnavailable, StoreError."""
 

@@ -34,10 +34,11 @@ class StoreKind(BackEnd, frozen=True):
     """A store's row; `target` is a `StoreClass`. `place` is what stands after KIND and a colon.
 
     It is an absolute path, or a name of the back end's own (a pool, say): what the engine keeps
-    beside a store called NAME is in the directory /NAME.
+    beside a store called NAME is in the directory /NAME, or the one called `below` in there.
     """
 
     place: Literal["path", "name"] = "path"
+    below: str = ""
 
     def form(self, kind: str) -> str:
         """KIND:PLACE."""
@@ -70,6 +71,12 @@ STORES = {
         "obuilder.backends.stores.trees:RsyncUnsafeLinkStore", "the same, alike by size and time"
     ),
     "copy": StoreKind("obuilder.backends.stores.trees:CopyStore", "copies, on any file system"),
+    "zfs": StoreKind(
+        "obuilder.backends.stores.zfs:ZfsStore",
+        "snapshots of ZFS, in a pool or a dataset of it",
+        place="name",
+        below="state",
+    ),
 }
 
 SANDBOXES = {
@@ -93,7 +100,7 @@ def parse_store(text: str) -> tuple[str, str]:
     kind, _, place = text.partition(":")
     row = _row(STORES, "store", kind)
     if place.startswith("/") or (place and row.place == "name"):
-        return kind, os.path.normpath("/" + place.lstrip("/"))
+        return kind, os.path.normpath(f"/{place.strip('/')}/{row.below}")
     if row.place == "name":
         raise UsageError(f"the store {text!r} needs a name", hint=f"for example {kind}:tank")
     raise UsageError(
@@ -156,11 +163,8 @@ async def opened(
     kind, directory = parse_store(store)
     store_kind = store_class(kind)
     sandbox_kind = _fitting(sandbox, store_kind.produces)
+    store_kind.prepare(directory)
     idmap = enter()
-    try:
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"can't make the store {directory}: {error.strerror}") from error
     if not os.access(directory, os.W_OK):
         raise StoreError(
             f"the store {directory} can't be written to",

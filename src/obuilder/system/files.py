@@ -180,6 +180,17 @@ def kept_xattr(name: str) -> bool:
     return name.startswith("user.") or name == "security.capability"
 
 
+def kept_xattrs(fd: int) -> dict[str, bytes]:
+    """The extended attributes of a file that may go to another root, by name."""
+    try:
+        names = os.listxattr(fd)
+    except OSError as error:
+        if error.errno == errno.ENOTSUP:  # zfs-fuse has none
+            return {}
+        raise
+    return {name: os.getxattr(fd, name) for name in sorted(names) if kept_xattr(name)}
+
+
 def too_deep(path: str) -> OSError:
     """What is said of a tree that is nested deeper than it can be walked."""
     return OSError(errno.ENAMETOOLONG, "directories are nested too deeply", path)
@@ -352,12 +363,11 @@ class _Copier:
     def _dress(self, source: int, target: int, status: os.stat_result) -> None:
         if self._owners:
             os.fchown(target, *self._owner(status))
-        for name in os.listxattr(source):
-            if kept_xattr(name):
-                try:
-                    os.setxattr(target, name, os.getxattr(source, name))
-                except OSError as error:
-                    if error.errno not in (errno.EPERM, errno.ENOTSUP):
-                        raise
+        for name, value in kept_xattrs(source).items():
+            try:
+                os.setxattr(target, name, value)
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOTSUP):
+                    raise
         os.fchmod(target, stat.S_IMODE(status.st_mode))
         os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))

@@ -6,7 +6,9 @@ by machine stands. Every descriptor made here is close-on-exec.
 
 import ctypes
 import os
+import re
 import struct
+from typing import NamedTuple
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -35,6 +37,7 @@ MS_REMOUNT, MS_BIND, MS_REC = 0x20, 0x1000, 0x4000
 MS_SLAVE = 1 << 19
 MNT_DETACH = 2
 
+CLONE_FS = 0x00000200
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWIPC = 0x08000000
@@ -73,6 +76,11 @@ def unshare(flags: int) -> None:
     _check(_libc.unshare(ctypes.c_int(flags)))
 
 
+def setns(fd: int, kind: int) -> None:
+    """setns(2): this thread enters the namespace that `fd` stands for."""
+    _check(_libc.setns(ctypes.c_int(fd), ctypes.c_int(kind)))
+
+
 def mount(source: str | None, target: str, kind: str | None, flags: int, data: str = "") -> None:
     """mount(2), the old one; `data` is cut off by the kernel at 4096 bytes."""
 
@@ -90,6 +98,29 @@ def mount(source: str | None, target: str, kind: str | None, flags: int, data: s
 def unmount(target: str, flags: int = 0) -> None:
     """umount2(2)."""
     _check(_libc.umount2(os.fsencode(target), ctypes.c_int(flags)), target)
+
+
+class Mounted(NamedTuple):
+    """A line of the table of mounts."""
+
+    point: str
+    kind: str
+    source: str
+
+
+def mounts() -> list[Mounted]:
+    """What is mounted in this process's mount namespace, in the order of mounting."""
+    found = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+        for line in table:
+            front, _, back = line.partition(" - ")
+            words = (front.split(" ")[4], *back.split(" ")[:2])
+            found.append(Mounted(*map(_unescaped, words)))
+    return found
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
 def open_tree(path: str, flags: int, *, at: int = AT_FDCWD) -> int:

@@ -24,8 +24,10 @@ class Ended(Struct, frozen=True):
     timed_out: bool = False
 
 
-def capture(argv: Sequence[str], *, timeout: float = 10.0) -> tuple[int, bytes]:
-    """Run a short probe to its end, blocking: its status and what it said on both outputs.
+def capture(
+    argv: Sequence[str], *, timeout: float = 10.0, env: Mapping[str, str] | None = None
+) -> tuple[int, bytes]:
+    """Run a short program to its end, blocking: its status and what it said on both outputs.
 
     127 if there is no such program; 124 and what was said so far when time is up.
     """
@@ -36,6 +38,7 @@ def capture(argv: Sequence[str], *, timeout: float = 10.0) -> tuple[int, bytes]:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             timeout=timeout,
+            env=env,
             check=False,
         )
     except OSError as error:

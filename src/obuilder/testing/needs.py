@@ -12,6 +12,7 @@ import functools
 import os
 import shutil
 import sys
+import tempfile
 
 import pytest
 
@@ -40,6 +41,8 @@ def probe(capability: str) -> str | None:
             or _program(f"mkfs.{capability}")
             or (None if os.path.exists("/dev/loop-control") else "no loop devices")
         )
+    if capability == "zfs":
+        return probe("root") or _program("zpool") or _attempt_zfs()
     if capability == "docker":
         return probe("root") or _program("dockerd") or try_docker()
     if capability in ("skopeo", "umoci"):
@@ -100,6 +103,16 @@ def _attempt_filesystem(kind: str) -> str | None:
     except OSError as error:
         return f"the kernel has no {kind}: {error.strerror}"
     return None
+
+
+def _attempt_zfs() -> str | None:
+    from obuilder.testing.zfs_pool import zfs_pool
+
+    try:
+        with tempfile.TemporaryDirectory() as folder, zfs_pool(folder, 64 << 20):
+            return None
+    except ObuilderError as error:
+        return error.message
 
 
 def unmet(capabilities: tuple[str, ...]) -> str | None:

@@ -197,6 +197,7 @@ class BtrfsStore(DirectoryStore):
         place = self.path("drafts", draft.name)
         with translated("can't publish a result"):
             await self._freeze(self.path("mnt", draft.name), whole=False)
+            detach(self.path("mnt", draft.name))
             finished = os.path.join(place, "result")
             os.mkdir(finished)
             write_file(os.path.join(finished, "meta"), meta)

@@ -218,6 +218,7 @@ class LayerStore(DirectoryStore):
     async def _finish(self, draft: LayerDraft) -> Made:
         """Keep all others off a draft, and unmount it."""
         await self._freeze(self.path("mnt", draft.name), whole=True)
+        detach(self.path("mnt", draft.name))
         return Made(draft.upper, draft.chain)
 
     def _long(self, chain: Chain) -> bool:

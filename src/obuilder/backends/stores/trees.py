@@ -18,7 +18,7 @@ from typing import ClassVar, Literal, Self, final
 import anyio.from_thread
 import anyio.to_thread
 
-from obuilder.backends.stores.directory import disk_bytes, translated
+from obuilder.backends.stores.directory import detach, disk_bytes, translated
 from obuilder.backends.stores.layers import Chain, LayerDraft, LayerStore, Made
 from obuilder.backends.stores.placing import Alike, Copies, Item, Place, link
 from obuilder.errors import BackendUnavailable, StoreError, StoreFull
@@ -106,6 +106,7 @@ class TreeStore(LayerStore):
                     return Made(tree, [], size)
             return made
         await self._freeze(self.path("mnt", draft.name), whole=False)
+        detach(self.path("mnt", draft.name))
         if self.alike is None or len(draft.chain) != 1:
             await self._tree([draft.upper], tree, Copies())
             return Made(tree, [])
