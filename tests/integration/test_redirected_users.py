@@ -21,7 +21,11 @@ from obuilder.values import ROOT, IdMap, Limits
 from places import scratch
 from program import running
 
-pytestmark = [pytest.mark.needs("root", "fuse", "useradd"), pytest.mark.anyio]
+pytestmark = [
+    pytest.mark.needs("root", "fuse", "useradd"),
+    pytest.mark.anyio,
+    pytest.mark.xdist_group("users"),
+]
 
 IDS = IdMap(first=1_700_000_000, count=65536)
 
