@@ -62,7 +62,7 @@ def ours(program: Program) -> list[str]:
 @pytest.fixture
 def stranger() -> Iterator[str]:
     """A user that has a name like a builder's, and is none."""
-    name = "obuilder-997"
+    name = f"obuilder-{os.getpid():016x}-1"
     argv = ["useradd", "--system", "--no-create-home", "--comment", "obuilder-none-of-yours", name]
     subprocess.run(argv, check=True)
     yield name
