@@ -17,6 +17,8 @@ from obuilder.errors import StepFailed, Unsupported, UsageError
 from obuilder.testing.needs import unmet
 from places import PLACES, Opened, memory
 
+pytestmark = pytest.mark.xdist_group("users")
+
 PAGE = Path(__file__).parents[2] / "docs/reference/pairs.md"
 
 RUN = '(run (shell "{}"))'
