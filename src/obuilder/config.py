@@ -5,8 +5,8 @@ import os
 import msgspec
 
 from obuilder.backends.registry import check_sandbox
-from obuilder.engine.settings import Settings
-from obuilder.errors import ConfigError
+from obuilder.engine.settings import RsyncMode, Settings
+from obuilder.errors import ConfigError, UsageError
 from obuilder.values import Limits
 
 
@@ -14,6 +14,7 @@ class FileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     """What a config file may say. Sizes are bytes, times seconds."""
 
     store: str | None = None
+    rsync_mode: RsyncMode | None = None
     sandbox: str | None = None
     runtime: str | None = None
     fast_sync: bool | None = None
@@ -98,6 +99,8 @@ def load(given: FileConfig) -> Settings:
     )  # fmt: skip
     settings = msgspec.convert(values, Settings)
     settings = msgspec.structs.replace(settings, limits=limits.over(settings.limits))
+    if given.rsync_mode is not None and not settings.named_store.startswith("rsync+"):
+        raise UsageError("--rsync-mode is for a store of the kind rsync")
     settings.directory  # noqa: B018 # says at once what is wrong with the store's name
     check_sandbox(settings.sandbox)
     return settings

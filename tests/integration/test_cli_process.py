@@ -1,5 +1,6 @@
 """The program as people run it: a process, its streams and its exit status."""
 
+import os
 import signal
 import time
 from pathlib import Path

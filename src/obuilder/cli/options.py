@@ -4,11 +4,11 @@ import argparse
 import os
 import sys
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from obuilder.backends.registry import SANDBOXES, STORES
 from obuilder.config import FileConfig, load
-from obuilder.engine.settings import Settings
+from obuilder.engine.settings import RsyncMode, Settings
 from obuilder.errors import UsageError
 from obuilder.spec.decode import Document, parse
 
@@ -158,6 +158,7 @@ def add_store(parser: argparse.ArgumentParser) -> None:
         "--store", metavar="KIND:PLACE",
         help=f"where results are: {forms}; overlayfs in the user's data directory if not given",
     )  # fmt: skip
+    group.add_argument("--rsync-mode", choices=get_args(RsyncMode), help="of a store rsync:/path")
     add_messages(parser)
 
 
@@ -183,17 +184,22 @@ def add_messages(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_sandbox(parser: argparse.ArgumentParser) -> None:
-    """What steps run in, and what they may do."""
-    group = parser.add_argument_group("sandbox")
+def add_sandbox_kind(group: "argparse._ActionsContainer") -> None:
+    """--sandbox alone: all of it that a plan depends on."""
     kinds = ", ".join(SANDBOXES)
     group.add_argument(
         "--sandbox", metavar="KIND", help=f"{kinds}; the first that fits the store if not given"
     )
+
+
+def add_sandbox(parser: argparse.ArgumentParser) -> None:
+    """What steps run in, and what they may do."""
+    group = parser.add_argument_group("sandbox")
+    add_sandbox_kind(group)
     group.add_argument(
         "--runtime",
         metavar="NAME",
-        help="crun or runc, or a path; the first that works if not given",
+        help="crun, runc or runsc, or a path; the best of crun and runc if not given",
     )
     flag = argparse.BooleanOptionalAction
     group.add_argument("--fast-sync", action=flag, help="let sync calls return at once; on")

@@ -113,7 +113,9 @@ class Builder:
         """The plan of a build, what went into it, and which of its steps have results."""
         stats = IndexStats(self._index, os.path.abspath(context))
         try:
-            plan, inputs = make_plan(spec, Context(context, stats), self._index)
+            plan, inputs = make_plan(
+                spec, Context(context, stats), self._index, domain=self.sandbox.features.domain
+            )
         finally:
             stats.flush()
         return plan, inputs, self._index.find(plan.steps)
@@ -194,13 +196,15 @@ class Builder:
         stats = IndexStats(self._index, os.path.abspath(directory))
         context = Context(directory, stats)
         try:
-            plan, _ = make_plan(spec, context, self._index)
+            plan, _ = make_plan(spec, context, self._index, domain=self.sandbox.features.domain)
         finally:
             stats.flush()
         actions = [step.action for step in plan.steps.values()]
         check_secrets(actions, secrets)
         for action in actions:
             self._workshop.refuse(action)
+        if warning := self.sandbox.features.warning:
+            sink(events.Note(text=f"warning: {warning}"))
         if fresh:
             await self._forget(plan)
         remember(self._index, plan, context, name)
@@ -264,7 +268,7 @@ class Builder:
 
     async def size(self, key: Key) -> int:
         """Bytes that a result adds to what it was made from: none, if only its log was kept."""
-        return await pruning.size(self.store, key)
+        return await pruning.taken(self.store, key)
 
     async def usage(self) -> Usage:
         """Space."""

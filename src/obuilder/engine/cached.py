@@ -23,10 +23,10 @@ from obuilder.spec.model import Spec
 from obuilder.values import Key, shown
 
 
-def make_plan(spec: Spec, context: Context, index: Index) -> tuple[Plan, Inputs]:
+def make_plan(spec: Spec, context: Context, index: Index, *, domain: str) -> tuple[Plan, Inputs]:
     """Look at the outside world, and plan. SpecError, CopyError, FetchError, MustWait."""
     inputs = gather(wanted(spec), context, index)
-    return lower(spec, inputs), inputs
+    return lower(spec, inputs, domain=domain), inputs
 
 
 def started(plan: Plan, found: dict[Key, Key]) -> events.BuildStarted:
@@ -62,7 +62,7 @@ def _looking(context: str, settings: Settings) -> Iterator[tuple[Index, Context]
 def look(spec: Spec, context: str, settings: Settings) -> tuple[Plan, dict[Key, Key]]:
     """The plan of a build, and which of its steps have results. Makes nothing but index rows."""
     with _looking(context, settings) as (index, looked):
-        plan, _ = make_plan(spec, looked, index)
+        plan, _ = make_plan(spec, looked, index, domain=settings.domain)
         return plan, index.find(plan.steps)
 
 
@@ -98,7 +98,7 @@ def explanation(spec: Spec, context: str, settings: Settings, *, name: str) -> E
     from obuilder.plan.explain import decode, explain, records
 
     with _looking(context, settings) as (index, looked):
-        plan, _ = make_plan(spec, looked, index)
+        plan, _ = make_plan(spec, looked, index, domain=settings.domain)
         found = index.find(plan.steps)
         builds = [decode(data) for data in index.last_builds(_identity(context, name))]
     steps = records(plan, looked.files)
@@ -132,7 +132,7 @@ def replay(
         stats = IndexStats(index, os.path.abspath(context))
         try:
             looked = Context(context, stats)
-            plan, _ = make_plan(spec, looked, index)
+            plan, _ = make_plan(spec, looked, index, domain=settings.domain)
         except MustWait:
             return None
         finally:

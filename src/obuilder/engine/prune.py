@@ -16,14 +16,6 @@ from obuilder.system.sessions import alive
 from obuilder.values import Key
 
 
-async def size(store: Store, key: Key) -> int:
-    """Bytes that a result adds to what it was made from: none, if only its log was kept."""
-    try:
-        return await store.size(key)
-    except SnapshotMissing:
-        return 0
-
-
 def prunable(index: Index, *, before: float | None) -> list[Record]:
     """What may go, the least recently used first; failed roots before all else."""
     found = [
@@ -32,6 +24,14 @@ def prunable(index: Index, *, before: float | None) -> list[Record]:
         if not record.pinned and (before is None or record.used < before)
     ]
     return sorted(found, key=lambda record: (record.kind != "failed", record.used))
+
+
+async def taken(store: Store, key: Key) -> int:
+    """Bytes that a result adds to what it was made from: none, if only its log was kept."""
+    try:
+        return await store.size(key)
+    except SnapshotMissing:
+        return 0
 
 
 async def prune(
@@ -49,7 +49,7 @@ async def prune(
     """
     sizes: dict[Key, int] = {}
     if keep is not None:
-        sizes = {record.key: await size(store, record.key) for record in index.records()}
+        sizes = {record.key: await taken(store, record.key) for record in index.records()}
     total = sum(sizes.values())
     living = _living(store, index)
     gone: list[Record] = []

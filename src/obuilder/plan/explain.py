@@ -78,6 +78,7 @@ def _inputs(action: Action) -> dict[str, str]:
             "the user": _user(action.user),
             "the network": " ".join(action.network),
             "the secrets' ids": " ".join(secret.id for secret in action.secrets),
+            "the sandbox's domain": action.domain,
         }
         return found | {f"the variable {name}": value for name, value in action.env}
     return {

@@ -1,7 +1,8 @@
 """Keys: the SHA-256 of what decides a step's result, and of nothing else.
 
 In: argv, environment, user, working directory, network, ids and targets of secrets, the base, the
-manifest of copied files. Out: values of secrets, cache volumes, limits, comments, where it ran.
+manifest of copied files, the domain of a sandbox that does not isolate. Out: values of secrets,
+cache volumes, limits, comments, where it ran.
 A golden test holds the keys: when one changes, KEY_VERSION must.
 """
 
@@ -66,6 +67,7 @@ def run_key(action: RunAction, base: Key | None) -> Key:
         env=[[_text(name), _text(value)] for name, value in action.env],
         network=_texts(action.network),
         secrets=sorted([_text(secret.id), _text(secret.target)] for secret in action.secrets),
+        **({"domain": action.domain} if action.domain else {}),
     )
 
 
