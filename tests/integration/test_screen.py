@@ -2,65 +2,29 @@
 
 import json
 import os
-import pty
 import re
-import select
-import signal
 import subprocess  # the program under test is a process
 import sys
-import termios
-import time
 
 import pytest
 
 from obuilder import events
 from program import REPO, Program, shell
+from terminal import Terminal
 
 pytestmark = pytest.mark.needs("overlay", "crun")
 
 HIDE, SHOW = b"\x1b[?25l", b"\x1b[?25h"
 
 
-class Terminal:
-    """The program on a terminal of its own, of that many columns."""
-
-    def __init__(self, program: Program, *arguments: str, columns: int = 60) -> None:
-        self.ours, theirs = pty.openpty()
-        termios.tcsetwinsize(theirs, (24, columns))
-        clean = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "obuilder", *arguments],
-            cwd=program.context, stdin=theirs, stdout=theirs, stderr=theirs,
-            env={**clean, "PYTHONPATH": str(REPO / "src"), "TERM": "xterm", **program.variables},
-        )  # fmt: skip
-        os.close(theirs)
-        self.seen = b""
-
-    def until(self, word: bytes) -> None:
-        """Read until `word` was shown."""
-        deadline = time.monotonic() + 30
-        while word not in self.seen:
-            assert time.monotonic() < deadline, self.seen
-            if select.select([self.ours], [], [], 1)[0]:
-                self.seen += os.read(self.ours, 1 << 16)
-
-    def end(self) -> int:
-        """Read to the end: the exit status."""
-        while True:
-            try:
-                data = os.read(self.ours, 1 << 16)
-            except OSError:  # how Linux says that a terminal has no more users
-                break
-            if not data:
-                break
-            self.seen += data
-        os.close(self.ours)
-        return self.process.wait(timeout=30)
-
-    def lines(self) -> list[str]:
-        """What was written, without what steers."""
-        text = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", self.seen).decode()
-        return re.split(r"[\r\n]+", text)
+def on_terminal(program: Program, *arguments: str, columns: int = 60) -> Terminal:
+    """The program on a terminal."""
+    own = ("COLUMNS", "LINES", "NO_COLOR")
+    variables = {name: value for name, value in os.environ.items() if name not in own}
+    return Terminal(
+        [sys.executable, "-m", "obuilder", *arguments], cwd=program.context, kind="xterm",
+        env={**variables, "PYTHONPATH": str(REPO / "src"), **program.variables}, columns=columns,
+    )  # fmt: skip
 
 
 STAGES = "".join(
@@ -72,9 +36,9 @@ COPIES = [f"(copy (from (build {name})) (src /{name}) (dst /{name}))" for name i
 
 def test_stages_that_run_at_once_are_shown_together_in_whatever_width(program: Program) -> None:
     program.spec(*COPIES, shell("echo before; exit 3"), before=STAGES)
-    terminal = Terminal(program, "build")
-    terminal.until(b"[right]")
-    assert terminal.end() == 1
+    with on_terminal(program, "build") as terminal:
+        terminal.until(b"[right]")
+        assert terminal.end() == 1
     assert terminal.seen.count(HIDE) == terminal.seen.count(SHOW) > 0
     lines = terminal.lines()
     assert any(re.match(r"done +1\.\ds  \[left\] /: \(run", line) for line in lines)
@@ -88,10 +52,10 @@ def test_stages_that_run_at_once_are_shown_together_in_whatever_width(program: P
 
 def test_an_interrupt_gives_the_cursor_back(program: Program) -> None:
     program.spec(shell("echo begun; sleep 60"))
-    terminal = Terminal(program, "build")
-    terminal.until(b"     begun")
-    terminal.process.send_signal(signal.SIGINT)
-    assert terminal.end() == 130
+    with on_terminal(program, "build") as terminal:
+        terminal.until(b"     begun")
+        terminal.type("\x03")
+        assert terminal.end() == 130
     assert terminal.seen.rfind(SHOW) > terminal.seen.rfind(HIDE) >= 0
     assert any(line.startswith("cancelled") for line in terminal.lines())
 
@@ -104,12 +68,42 @@ def test_a_terminal_is_not_coloured_where_nobody_wants_it(program: Program) -> N
             **{name: value for name, value in program.variables.items() if name != "NO_COLOR"},
             **variables,
         }
-        terminal = Terminal(program, "build")
-        assert terminal.end() == 0
+        with on_terminal(program, "build") as terminal:
+            assert terminal.end() == 0
         assert (b"\x1b[34m" in terminal.seen) == coloured
-    terminal = Terminal(program, "build", "--color=always")
-    assert terminal.end() == 0
+    with on_terminal(program, "build", "--color=always") as terminal:
+        assert terminal.end() == 0
     assert b"\x1b[34m" in terminal.seen
+
+
+def test_lists_are_cut_where_the_terminal_ends_and_help_fits_it(program: Program) -> None:
+    program.spec(shell("echo a command that is longer than a narrow terminal is wide; true"))
+    program.ok("build")
+    for columns, variables, longest in ((40, {}, 40), (200, {"COLUMNS": "30"}, 30)):
+        program.variables |= variables
+        with on_terminal(program, "ls", columns=columns) as terminal:
+            assert terminal.end() == 0
+        assert max(map(len, terminal.lines())) == longest
+        with on_terminal(program, "build", "--help", columns=columns) as terminal:
+            assert terminal.end() == 0
+        assert all(word in terminal.lines()[0] for word in ("usage:", "build"))
+    for columns, told in ((0, ""), (0, "wide"), (80, "wide")):
+        program.variables["COLUMNS"] = told
+        with on_terminal(program, "ls", columns=columns) as terminal:
+            assert terminal.end() == 0
+        assert any("a command" in line for line in terminal.lines())
+
+
+@pytest.mark.needs("root")
+def test_a_warning_is_seen_on_every_screen(program: Program) -> None:
+    program.spec(shell("true"))
+    with on_terminal(program, "build", "--sandbox=host") as terminal:
+        assert terminal.end() == 0
+    assert terminal.lines()[0].startswith("warning: NO ISOLATION: ")
+    program.spec(shell("exit 1"))
+    told = program.run("build", "--sandbox=host", "--progress=json").out.splitlines()
+    notes = [json.loads(line) for line in told if '"event":"note"' in line]
+    assert [note["warning"] for note in notes] == [True]
 
 
 def test_every_line_for_programs_is_an_event_and_the_last_one_is_the_end(program: Program) -> None:

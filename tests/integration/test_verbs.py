@@ -3,13 +3,12 @@
 import json
 import os
 import shutil
-import subprocess  # a shell to complete in, and tools to look with
-import sys
+import subprocess  # tools to look with
 import tarfile
 
 import pytest
 
-from program import REPO, Program, shell
+from program import Program, shell
 
 pytestmark = pytest.mark.needs("overlay", "crun")
 
@@ -152,86 +151,6 @@ def test_limits_that_are_none_are_refused(program: Program, option: str) -> None
     done = program.run("build", option)
     assert done.status == 2
     assert done.err.startswith(f"error: argument {option.partition('=')[0]}")
-
-
-@pytest.fixture
-def completing(program: Program, tmp_path) -> dict[str, str]:
-    """Variables for shells in which `obuilder` is the program, with a store that has results."""
-    program.spec(shell("echo complete"))
-    program.ok("build")
-    program.ok("image", "import", "debian:12", "micro")
-    (tmp_path / "obuilder").write_text(f'#!/bin/sh\nexec {sys.executable} -m obuilder "$@"\n')
-    (tmp_path / "obuilder").chmod(0o755)
-    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, **program.variables, "PATH": path, "PYTHONPATH": str(REPO / "src")}
-
-
-CASES = {
-    "heal": ["healthcheck"],
-    "build --no-ca": ["--no-ca-bundle", "--no-cache"],
-    "image imp": ["import"],
-    "image import --col": ["--color"],
-    "image rm deb": ["debian:12"],
-    "build --progress js": ["json"],
-    "build --store x --progress=js": ["json"],
-    "completion f": ["fish"],
-    "build -f READ": [],
-}
-
-
-def asked(argv: list[str], completing: dict[str, str], folder: str) -> str:
-    done = subprocess.run(
-        argv, env=completing, cwd=folder, capture_output=True, text=True, check=True, timeout=60
-    )
-    assert done.stderr == ""
-    return done.stdout
-
-
-def test_bash_completes(program: Program, completing: dict[str, str]) -> None:
-    # As bash does it: = is a word of its own, and an empty answer leaves it to the names of files.
-    ask = """. <(obuilder completion bash)
-        complete -p obuilder | grep -q -- '-o default -F _obuilder' || exit 9
-        for line in "$@"; do
-            COMP_WORDS=(obuilder ${line//=/ = }); [[ $line == *" " ]] && COMP_WORDS+=("")
-            COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMPREPLY=(); _obuilder
-            echo "${COMPREPLY[@]}"
-        done"""
-    key = json.loads(program.ok("ls", "--json"))[0]["key"][:12]
-    cases = {**CASES, "log ": None, f"show {key[:6]}": [key]}
-    out = asked(["bash", "--norc", "-c", ask, "-", *cases], completing, program.context)
-    for line, found in zip(cases, out.splitlines(), strict=True):
-        if line == "log ":
-            assert key in found.split()
-        else:
-            assert sorted(found.split()) == sorted(cases[line]), line
-
-
-@pytest.mark.needs("fish")
-def test_fish_completes(program: Program, completing: dict[str, str]) -> None:
-    ask = "obuilder completion fish | source; for line in $argv; complete -C $line; echo ==; end"
-    lines = [f"obuilder {line}" for line in CASES if "=" not in line]
-    out = asked(["fish", "--no-config", "-c", ask, *lines], completing, program.context)
-    for line, found in zip(lines, out.split("==\n"), strict=False):
-        words = [row.partition("\t")[0] for row in found.splitlines()]
-        assert sorted(words) == sorted(CASES[line.removeprefix("obuilder ")]), line
-
-
-@pytest.mark.needs("zsh")
-def test_zsh_is_told_of_a_function_that_it_understands(
-    program: Program, completing: dict[str, str]
-) -> None:
-    # zsh completes in its editor alone: what stands in for its builtin prints what it is given.
-    ask = """autoload -U compinit; compinit -u -D
-        source <(obuilder completion zsh)
-        compadd() { print -r -- "${@[5,-1]}"; }
-        _files() { print files; }
-        print $_comps[obuilder]
-        for line in "$@"; do words=(obuilder ${=line}); CURRENT=$#words; _obuilder; done"""
-    lines = [line for line in CASES if "=" not in line]
-    out = asked(["zsh", "-f", "-c", ask, "-", *lines], completing, program.context).splitlines()
-    assert out[0] == "_obuilder"
-    for line, found in zip(lines, out[1:], strict=True):
-        assert sorted(found.split()) == sorted(CASES[line] or ["files"]), line
 
 
 def test_stores_that_are_none(program: Program, tmp_path) -> None:

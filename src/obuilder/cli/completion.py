@@ -15,9 +15,16 @@ from obuilder.errors import ObuilderError
 from obuilder.spec.encode import one_line
 
 _SCRIPTS = {
+    # To bash, = and : end a word: words are taken from the line itself, and what stands before the
+    # last of these signs is there already.
     "bash": r"""_obuilder() {
-    local IFS=$'\n'
-    COMPREPLY=($(obuilder completion words -- "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null | cut -f1))
+    local line=${COMP_LINE:0:COMP_POINT} last
+    local -a words
+    IFS=$' \t' read -ra words <<< "$line"
+    [[ $line == *[[:blank:]] ]] && words+=("")
+    last=${words[-1]}
+    mapfile -t COMPREPLY < <(obuilder completion words -- "${words[@]:1}" 2>/dev/null | cut -f1)
+    COMPREPLY=("${COMPREPLY[@]#"${last%"${last##*[=:]}"}"}")
 }
 complete -o default -F _obuilder obuilder
 """,
@@ -66,14 +73,23 @@ def run(args: argparse.Namespace) -> int:
     if args.shell != "words":
         sys.stdout.write(_SCRIPTS[args.shell])
         return 0
-    # Some shells take `--option=value` for three words.
-    *before, last = [word for word in args.words if word != "="] or [""]
-    if args.words[-1:] == ["="]:
-        before, last = [*before, last], ""
-    for word, meaning in _candidates(before, last):
+    *before, last = [*_split(args.words[:-1]), *args.words[-1:]] or [""]
+    option, sign, value = last.partition("=")
+    if option.startswith("--") and sign:
+        found = [(f"{option}={word}", text) for word, text in _candidates([*before, option], value)]
+    else:
+        found = list(_candidates(before, last))
+    for word, meaning in found:
         if word.startswith(last):
             sys.stdout.buffer.write(os.fsencode(f"{word}\t{meaning}\n"))
     return 0
+
+
+def _split(words: list[str]) -> Iterator[str]:
+    """The words, with `--option=value` as two."""
+    for word in words:
+        option, sign, value = word.partition("=")
+        yield from (option, value) if option.startswith("--") and sign else (word,)
 
 
 def _candidates(before: list[str], last: str) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ from obuilder.config import FileConfig, load
 from obuilder.engine.settings import RsyncMode, Settings
 from obuilder.errors import UsageError
 from obuilder.spec.decode import Document, parse
+from obuilder.ui.terminal import width
 
 _SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _TIMES = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -50,11 +51,7 @@ class Parser(argparse.ArgumentParser):
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
     # argparse makes one for each option; left to itself, it loads shutil to ask for the width.
-    try:
-        columns = int(os.environ.get("COLUMNS") or os.get_terminal_size().columns)
-    except (OSError, ValueError):
-        columns = 100
-    return _Help(prog, width=max(columns - 2, 40), max_help_position=30)
+    return _Help(prog, width=max((width() or 100) - 2, 40), max_help_position=30)
 
 
 class _Help(argparse.HelpFormatter):

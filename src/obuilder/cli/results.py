@@ -10,7 +10,7 @@ from obuilder.engine.index import Index, Record
 from obuilder.engine.settings import Settings
 from obuilder.errors import UsageError
 from obuilder.spec.encode import one_line
-from obuilder.ui.terminal import cut, visible
+from obuilder.ui.terminal import cut, visible, width
 
 
 @contextmanager
@@ -55,6 +55,6 @@ def show(lines: Iterable[str]) -> None:
     """Print lines; on a terminal each is cut to its width, and can't steer it."""
     text = list(lines)
     if sys.stdout.isatty():
-        width = int(os.environ.get("COLUMNS") or 0) or os.get_terminal_size().columns
-        text = [cut(visible(line), width) for line in text]
+        columns = width() or sys.maxsize
+        text = [cut(visible(line), columns) for line in text]
     sys.stdout.buffer.write(os.fsencode("".join(f"{line}\n" for line in text)))

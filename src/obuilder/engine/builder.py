@@ -204,7 +204,7 @@ class Builder:
         for action in actions:
             self._workshop.refuse(action)
         if warning := self.sandbox.features.warning:
-            sink(events.Note(text=f"warning: {warning}"))
+            sink(events.Note(text=warning, warning=True))
         if fresh:
             await self._forget(plan)
         remember(self._index, plan, context, name)

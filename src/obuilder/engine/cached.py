@@ -42,27 +42,33 @@ def started(plan: Plan, found: dict[Key, Key]) -> events.BuildStarted:
 
 
 @contextmanager
-def _looking(context: str, settings: Settings) -> Iterator[tuple[Index, Context]]:
-    """An index and a context to look at.
-
-    Without a store yet, the index is one in memory: nothing is cached and nothing is kept.
-    """
+def _looking(settings: Settings) -> Iterator[Index]:
+    """The index; without a store yet, one in memory: nothing is cached and nothing is kept."""
     try:
         index = Index(settings.directory, create=False)
     except FileNotFoundError:
         index = Index(None)
     try:
-        stats = IndexStats(index, os.path.abspath(context))
-        yield index, Context(context, stats)
-        stats.flush()
+        yield index
     finally:
         index.close()
 
 
+def _planned(spec: Spec, directory: str, index: Index, settings: Settings) -> tuple[Plan, Context]:
+    """The plan, and the context that was looked at for it. As `make_plan`."""
+    stats = IndexStats(index, os.path.abspath(directory))
+    context = Context(directory, stats)
+    try:
+        plan, _ = make_plan(spec, context, index, domain=settings.domain)
+    finally:
+        stats.flush()
+    return plan, context
+
+
 def look(spec: Spec, context: str, settings: Settings) -> tuple[Plan, dict[Key, Key]]:
     """The plan of a build, and which of its steps have results. Makes nothing but index rows."""
-    with _looking(context, settings) as (index, looked):
-        plan, _ = make_plan(spec, looked, index, domain=settings.domain)
+    with _looking(settings) as index:
+        plan, _ = _planned(spec, context, index, settings)
         return plan, index.find(plan.steps)
 
 
@@ -72,12 +78,16 @@ def _identity(context: str, name: str) -> str:
 
 
 def remember(index: Index, plan: Plan, context: Context, name: str) -> None:
-    """Note what went into a build, for `explain`; nothing is written when it is as last time."""
+    """Note what went into a build and the one before it, for `explain`.
+
+    Nothing is written when a build is as the last one.
+    """
     identity = _identity(context.directory, name)
     if index.last_result(identity) != plan.result:
-        from obuilder.plan.explain import encode, records
+        from obuilder.plan.explain import decode, encode, records
 
-        index.put_build(identity, plan.result, encode(records(plan, context.files)))
+        before = decode(index.last_build(identity))[:1]
+        index.put_build(identity, plan.result, encode([records(plan, context.files), *before]))
 
 
 class Explanation(Struct, frozen=True):
@@ -97,10 +107,10 @@ def explanation(spec: Spec, context: str, settings: Settings, *, name: str) -> E
     """Compare what a build of the spec `name` in `context` would do with the last ones."""
     from obuilder.plan.explain import decode, explain, records
 
-    with _looking(context, settings) as (index, looked):
-        plan, _ = make_plan(spec, looked, index, domain=settings.domain)
+    with _looking(settings) as index:
+        plan, looked = _planned(spec, context, index, settings)
         found = index.find(plan.steps)
-        builds = [decode(data) for data in index.last_builds(_identity(context, name))]
+        builds = decode(index.last_build(_identity(context, name)))
     steps = records(plan, looked.files)
     if not builds:
         return Explanation(None, None, [])
@@ -129,14 +139,10 @@ def replay(
     except FileNotFoundError:
         return None
     try:
-        stats = IndexStats(index, os.path.abspath(context))
         try:
-            looked = Context(context, stats)
-            plan, _ = make_plan(spec, looked, index, domain=settings.domain)
+            plan, looked = _planned(spec, context, index, settings)
         except MustWait:
             return None
-        finally:
-            stats.flush()
         found = index.find(plan.steps)
         if len(found) < len(plan.steps):
             return None

@@ -41,7 +41,6 @@ class Record(msgspec.Struct, frozen=True):
 
 
 _USED_STEP = 60.0
-_BEFORE = "\n\nbefore"
 _COLUMNS = ", ".join(Record.__struct_fields__)
 
 
@@ -300,11 +299,10 @@ class Index(Database):
 
     # --- explain -----------------------------------------------------------------------------------
 
-    def last_builds(self, identity: str) -> list[bytes]:
-        """The records of the last builds of the same spec that differ, the newest first: two."""
-        query = "SELECT record FROM builds WHERE identity = ?"
-        found = [self._rows(query, name) for name in (identity, identity + _BEFORE)]
-        return [_bytes(rows[0][0]) for rows in found if rows]
+    def last_build(self, identity: str) -> bytes | None:
+        """The record of the last build of the same spec."""
+        rows = self._rows("SELECT record FROM builds WHERE identity = ?", identity)
+        return _bytes(rows[0][0]) if rows else None
 
     def last_result(self, identity: str) -> Key | None:
         """The key of what the last build of the same spec was to make."""
@@ -312,13 +310,8 @@ class Index(Database):
         return Key(str(rows[0][0])) if rows else None
 
     def put_build(self, identity: str, result: Key, record: bytes) -> None:
-        """Remember a build, for `explain`, and the one before it."""
+        """Remember a build, for `explain`."""
         with self._write() as db:
-            db.execute(
-                "INSERT OR REPLACE INTO builds"
-                " SELECT identity || ?, result, record, at FROM builds WHERE identity = ?",
-                (_BEFORE, identity),
-            )
             db.execute(
                 "INSERT OR REPLACE INTO builds VALUES (?, ?, ?, ?)",
                 (identity, result, record, time.time()),

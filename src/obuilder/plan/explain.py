@@ -50,14 +50,17 @@ def records(plan: Plan, files: Callable[[OpPath], Files | None]) -> list[StepRec
     ]
 
 
-def encode(steps: list[StepRecord]) -> bytes:
-    """The records as they are kept."""
-    return msgspec.msgpack.encode(steps)
+def encode(builds: list[list[StepRecord]]) -> bytes:
+    """The records of builds as they are kept."""
+    return msgspec.msgpack.encode(builds)
 
 
-def decode(data: bytes) -> list[StepRecord]:
-    """The records that were kept. ValueError (msgspec's) if it is none."""
-    return msgspec.msgpack.decode(data, type=list[StepRecord])
+def decode(data: bytes | None) -> list[list[StepRecord]]:
+    """The builds that were kept; none if another version kept them, which can't be compared."""
+    try:
+        return msgspec.msgpack.decode(data or b"\x90", type=list[list[StepRecord]])
+    except msgspec.DecodeError:
+        return []
 
 
 def _files(files: Files | None) -> Files | None:

@@ -29,7 +29,8 @@ _SHELLS = {"unix": ("/bin/sh", "-c"), "windows": ("cmd", "/S", "/C")}
 """Docker's own, for a RUN that no SHELL stands before."""
 _NO_LINE = re.compile(r"[\0-\x1f\x7f]|\A\s*(\Z|\[|--)|<<")
 """A command that Docker would not take as it stands: as a flag, an array, a here-document."""
-_PLAIN = re.compile(r"[^\s\"'$\\`]+")
+_PLAIN = re.compile(r"(?!--|.*<<)[^\s\"'$\\`]+")
+"""A word that Docker takes as it stands: it is no flag, begins no here-document."""
 _MODES = {"locked": "sharing=locked", "shared": "sharing=shared", "read-only": "readonly"}
 
 

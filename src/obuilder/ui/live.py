@@ -99,8 +99,10 @@ class LiveScreen:
                 ended = "cancelled" if event.code == "cancelled" else "failed"
                 self._finish(event.key, ended, "red", event.seconds)
             case events.Note():
-                if event.key is not None:
-                    self._say(Text(_line(event.text), style="yellow"))
+                if event.warning:
+                    self._console.print(
+                        Text(f"warning: {_line(event.text)}", style="yellow"), soft_wrap=True
+                    )
             case events.BuildDone() | events.BuildEnded():
                 self._running.clear()
 

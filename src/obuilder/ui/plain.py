@@ -53,7 +53,8 @@ class PlainSink:
             case events.StepEnded():
                 self._end(event.key, f"---> {event.message}" if self._staged else "", _RED)
             case events.Note():
-                self._line(event.text, _YELLOW if event.key else _BLUE, _Step(""))
+                text = f"warning: {event.text}" if event.warning else event.text
+                self._line(text, _YELLOW if event.warning else _BLUE, _Step(""))
             case _:
                 return
         self._stream.flush()

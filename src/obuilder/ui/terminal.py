@@ -1,5 +1,6 @@
 """What may reach a terminal: text, line ends, tabs and colours; whatever else steers is shown."""
 
+import os
 import re
 
 _SAFE = re.compile(rb"\x1b\[[0-9;:]*m")
@@ -74,6 +75,17 @@ def cells(text: str) -> int:
     return sum(
         0 if combining(sign) else 2 if east_asian_width(sign) in "WF" else 1 for sign in text
     )
+
+
+def width() -> int | None:
+    """The columns that standard output has, by $COLUMNS or by the terminal; None if neither says."""
+    told = os.environ.get("COLUMNS", "")
+    if told.isdecimal() and int(told) > 0:
+        return int(told)
+    try:
+        return os.get_terminal_size().columns or None
+    except OSError:
+        return None
 
 
 def cut(text: str, width: int) -> str:
