@@ -44,7 +44,9 @@ SHELL [ "/bin/sh", "-c" ]
 COPY --from=dev /src/x /usr/bin/x
 """
     )
-    assert warnings == ["COPY puts what is in a directory under DST/, not the directory itself"]
+    assert warnings == [
+        "of a directory, COPY puts what is in it into './', not itself; look what is one of: 'a b.opam'"
+    ]
 
 
 def test_without_buildkit_what_is_lost_is_said() -> None:
@@ -76,6 +78,8 @@ def line_of(op: str) -> str:
         (r'(run (shell "echo $X \\"))', r'RUN [ "/bin/sh", "-c", "echo $X \\" ]'),
         (r'(run (shell "[ -f x ] || y"))', r'RUN [ "/bin/sh", "-c", "[ -f x ] || y" ]'),
         (r'(run (shell " --mount=x"))', r'RUN [ "/bin/sh", "-c", " --mount=x" ]'),
+        ('(copy (src "<<E") (dst --x))', 'COPY [ "<<E", "--x" ]'),
+        ("(workdir --x)", 'WORKDIR "--x"'),
         (r'(run (shell "cat <<E > f"))', r'RUN [ "/bin/sh", "-c", "cat <<E > f" ]'),
         (r'(run (shell "a \\\n b \\\n c"))', "RUN a \\\n b \\\n c"),
         (r'(run (shell "a \\\n# b"))', r'RUN [ "/bin/sh", "-c", "a \\\n# b" ]'),

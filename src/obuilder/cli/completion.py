@@ -63,9 +63,10 @@ _SHOWN = 50
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument(
-        "shell", choices=(*_SCRIPTS, "words"), help="words: what could stand for the last WORD"
-    )
-    parser.add_argument("words", nargs="*", metavar="WORD", help="of a line that begins so far")
+        "shell", choices=(*_SCRIPTS, "words"),
+        help="words: for the scripts, what could stand for the last WORD of a line",
+    )  # fmt: skip
+    parser.add_argument("words", nargs="*", default=[], metavar="WORD", help="of such a line")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,8 +11,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     add_id(parser)
     parser.add_argument(
-        "command", nargs="*", metavar="COMMAND", help="what to run there; /bin/sh if not given"
-    )
+        "command", nargs="*", default=[], metavar="COMMAND",
+        help="what to run there; /bin/sh if not given",
+    )  # fmt: skip
     add_store(parser)
     add_sandbox(parser)
     add_limits(parser)

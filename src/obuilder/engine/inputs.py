@@ -107,15 +107,20 @@ class Context:
         """What `copy` would copy now; the same answer at every later call. CopyError."""
         known = self._manifests.get(copy.op)
         if known is None:
-            known = self._manifests[copy.op] = scan(
-                self.directory,
-                copy.src,
-                into=copy.into,
-                dst=copy.dst,
-                exclude=copy.exclude,
-                ignored=self._ignore,
-                stats=self._stats,
-            )
+            try:
+                known = scan(
+                    self.directory,
+                    copy.src,
+                    into=copy.into,
+                    dst=copy.dst,
+                    exclude=copy.exclude,
+                    ignored=self._ignore,
+                    stats=self._stats,
+                )
+            except CopyError as error:
+                error.add_note(f"files are copied from {self.directory}")
+                raise
+            self._manifests[copy.op] = known
         return known
 
     def at(self, op: OpPath) -> Manifest:

@@ -201,8 +201,12 @@ class _Writer:
         if op.exclude:
             names = " ".join(f"**/{name}" for name in op.exclude)
             self.warn(f"exclude needs a .dockerignore with: {names}")
-        if op.dst.endswith("/") and any(set(path.split("/")) - {"", "."} for path in op.src):
-            self.warn("COPY puts what is in a directory under DST/, not the directory itself")
+        named = [path for path in op.src if set(path.split("/")) - {"", "."}]
+        if named and op.dst.endswith("/"):
+            self.warn(
+                f"of a directory, COPY puts what is in it into {op.dst!r}, not itself;"
+                f" look what is one of: {' '.join(map(repr, named))}"
+            )
         paths = (*op.src, op.dst)
         if all(_PLAIN.fullmatch(path) and not set(path) & set("[]*?") for path in paths):
             return f"COPY {flags}{' '.join(paths)}"

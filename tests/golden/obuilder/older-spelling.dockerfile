@@ -14,5 +14,6 @@ RUN [ "/bin/sh", "-c", "printf 'tab\there\n' | cat" ]
 COPY --chown=1000:1000 --from=outer [ "file", "/with blank/" ]
 USER builder
 RUN echo '"quoted"' \ $HOME
-# warning: COPY puts what is in a directory under DST/, not the directory itself
+# warning: of a directory, COPY puts what is in it into './', not itself; look what is one of: 'a' 'b'
 # warning: caches and secrets need BuildKit; without it they are left out
+# warning: of a directory, COPY puts what is in it into '/with blank/', not itself; look what is one of: 'file'

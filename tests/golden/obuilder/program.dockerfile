@@ -13,6 +13,6 @@ FROM debian:12
 RUN apt-get update && apt-get install -y --no-install-recommends libsqlite3-0 tar
 COPY --from=dev /src/_build/default/main.exe /usr/local/bin/program
 RUN program --help
-# warning: COPY puts what is in a directory under DST/, not the directory itself
+# warning: of a directory, COPY puts what is in it into './', not itself; look what is one of: 'dune-project' 'program.opam' 'program-spec.opam'
 # warning: caches and secrets need BuildKit; without it they are left out
 # warning: exclude needs a .dockerignore with: **/.git **/_build **/_opam
