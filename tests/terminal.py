@@ -14,14 +14,12 @@ from typing import Self
 class Terminal:
     """A program on a terminal of its own, of that many columns. Closing it ends the program."""
 
-    def __init__(
-        self, argv: list[str], *, cwd: str, env: Mapping[str, str], kind: str, columns: int
-    ) -> None:
+    def __init__(self, argv: list[str], *, cwd: str, env: Mapping[str, str], columns: int) -> None:
         self._ours, theirs = pty.openpty()
         termios.tcsetwinsize(theirs, (24, columns))
         self.process = subprocess.Popen(
             ["setsid", "--ctty", *argv], cwd=cwd, stdin=theirs, stdout=theirs, stderr=theirs,
-            env={**env, "TERM": kind},
+            env=env,
         )  # fmt: skip
         os.close(theirs)
         self.seen = b""

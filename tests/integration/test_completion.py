@@ -37,7 +37,13 @@ def completing(program: Program, tmp_path) -> dict[str, str]:
     (tmp_path / "obuilder").chmod(0o755)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     # Nothing of whoever runs the tests: no settings, no history.
-    own = {"HOME": str(tmp_path), "INPUTRC": os.devnull, "PATH": path, "LANG": "C.UTF-8"}
+    own = {
+        "HOME": str(tmp_path),
+        "INPUTRC": os.devnull,
+        "PATH": path,
+        "LANG": "C.UTF-8",
+        "TERM": "dumb",
+    }
     return {**own, **program.variables, "PYTHONPATH": str(REPO / "src")}
 
 
@@ -46,7 +52,7 @@ def typed(argv: list[str], setup: str, program: Program, completing: dict[str, s
     key = json.loads(program.ok("ls", "--json"))[0]["key"][:12]
     cases = {**CASES, f"show {key[:6]}": [key]}
     cases |= {f"show --store={program.settings.store} {key[:6]}": [key]}
-    with Terminal(argv, cwd=program.context, env=completing, kind="dumb", columns=200) as screen:
+    with Terminal(argv, cwd=program.context, env=completing, columns=200) as screen:
         screen.type(f"{setup}; PS1='$ '; echo rea''dy\r")
         screen.until(b"ready\r\n")
         for line, expected in cases.items():

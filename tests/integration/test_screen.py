@@ -22,8 +22,8 @@ def on_terminal(program: Program, *arguments: str, columns: int = 60) -> Termina
     own = ("COLUMNS", "LINES", "NO_COLOR")
     variables = {name: value for name, value in os.environ.items() if name not in own}
     return Terminal(
-        [sys.executable, "-m", "obuilder", *arguments], cwd=program.context, kind="xterm",
-        env={**variables, "PYTHONPATH": str(REPO / "src"), **program.variables}, columns=columns,
+        [sys.executable, "-m", "obuilder", *arguments], cwd=program.context, columns=columns,
+        env={**variables, "TERM": "xterm", "PYTHONPATH": str(REPO / "src"), **program.variables},
     )  # fmt: skip
 
 
@@ -63,7 +63,10 @@ def test_an_interrupt_gives_the_cursor_back(program: Program) -> None:
 def test_a_terminal_is_not_coloured_where_nobody_wants_it(program: Program) -> None:
     program.spec(shell("echo x"))
     program.ok("build")
-    for variables, coloured in (({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True)):
+    cases = (
+        ({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False),
+    )  # fmt: skip
+    for variables, coloured in cases:
         program.variables = {
             **{name: value for name, value in program.variables.items() if name != "NO_COLOR"},
             **variables,
@@ -71,6 +74,7 @@ def test_a_terminal_is_not_coloured_where_nobody_wants_it(program: Program) -> N
         with on_terminal(program, "build") as terminal:
             assert terminal.end() == 0
         assert (b"\x1b[34m" in terminal.seen) == coloured
+    program.variables["TERM"] = "xterm"
     with on_terminal(program, "build", "--color=always") as terminal:
         assert terminal.end() == 0
     assert b"\x1b[34m" in terminal.seen
@@ -134,8 +138,11 @@ def test_every_line_for_programs_is_an_event_and_the_last_one_is_the_end(program
     assert [event.code for event in told("-f", "missing")] == ["usage"]
 
 
-@pytest.mark.parametrize("fresh", [[], ["--no-cache"]])
-def test_streams_that_are_closed_full_or_left(program: Program, fresh: list[str]) -> None:
+@pytest.mark.parametrize(("fresh", "unbuffered"), [([], ""), ([], "1"), (["--no-cache"], "1")])
+def test_streams_that_are_closed_full_or_left(
+    program: Program, fresh: list[str], unbuffered: str
+) -> None:
+    program.variables["PYTHONUNBUFFERED"] = unbuffered
     program.spec(*(shell(f"echo {number}") for number in range(6)))
     program.ok("build")
     line = f"{sys.executable} -m obuilder build {' '.join(fresh)}"
@@ -146,11 +153,15 @@ def test_streams_that_are_closed_full_or_left(program: Program, fresh: list[str]
         (f"{line} {left}", (0, 141), ""),
         (f"{line} --progress=json {left}", (0, 141), ""),
         (f"{line} --help >&-", (0,), ""),
+        (
+            f"{line} --help >/dev/full",
+            (4,),
+            "error: can't write the output: No space left on device\n",
+        ),
     ):
-        clean = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
         done = subprocess.run(
             ["bash", "-c", script], cwd=program.context, capture_output=True, text=True, check=False,
-            env={**clean, "PYTHONPATH": str(REPO / "src"), **program.variables}, timeout=60,
+            env={**os.environ, "PYTHONPATH": str(REPO / "src"), **program.variables}, timeout=60,
         )  # fmt: skip
         assert done.returncode in statuses, script
         assert done.stderr == said, script

@@ -1,6 +1,7 @@
 """The command line: finds the verb, loads its module alone, and turns errors into exit statuses."""
 
 import gc
+import io
 import os
 import signal
 import sys
@@ -85,10 +86,11 @@ def main() -> NoReturn:
     _open_streams()
     status = 0
     try:
-        status = run(sys.argv[1:])
+        try:
+            status = run(sys.argv[1:])
+        except SystemExit:  # argparse has shown the help
+            status = 0
         sys.stdout.flush()
-    except SystemExit as end:  # argparse has shown the help
-        status = end.code if isinstance(end.code, int) else 0
     except ObuilderError as error:
         status = _complain(error)
     except KeyboardInterrupt:
@@ -122,12 +124,19 @@ def _complain(error: ObuilderError) -> int:
 
 
 def _open_streams() -> None:
-    """Give a stream that was closed to nobody, so that no file of ours is taken for it."""
+    """Give a stream that was closed to nobody, so that no file of ours is taken for it.
+
+    Standard output has a buffer, whatever $PYTHONUNBUFFERED says: without, what is written at once
+    may be written in part.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             while os.open(os.devnull, os.O_RDWR) < number:
                 pass
             setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+    out = sys.stdout
+    if isinstance(out.buffer, io.RawIOBase):
+        sys.stdout = open(1, "w", encoding=out.encoding, errors=out.errors, closefd=False)  # noqa: SIM115 # open to the end
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ def add_messages(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("messages")
     group.add_argument(
         "--color", choices=("auto", "always", "never"), default="auto",
-        help="colour what is printed; auto: on a terminal, and without NO_COLOR",
+        help="colour what is printed; auto: on a terminal that can, and without NO_COLOR",
     )  # fmt: skip
     group.add_argument("-v", "--verbose", action="count", default=0, help="say what was picked")
     group.add_argument("-q", "--quiet", action="store_true", help="print results and errors only")

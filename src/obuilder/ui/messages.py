@@ -9,11 +9,12 @@ from obuilder.ui.terminal import cells, visible
 
 
 def colour_wanted(choice: str, stream: object) -> bool:
-    """Whether to colour: `always`, `never`, or `auto` for a terminal without NO_COLOR."""
+    """Whether to colour: `always`, `never`, or `auto` for a terminal that can, without NO_COLOR."""
     if choice != "auto":
         return choice == "always"
     isatty = getattr(stream, "isatty", None)
-    return isatty is not None and bool(isatty()) and not os.environ.get("NO_COLOR")
+    wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return wanted and isatty is not None and bool(isatty())
 
 
 def render(error: ObuilderError) -> str:
