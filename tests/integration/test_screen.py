@@ -9,10 +9,11 @@ import sys
 import pytest
 
 from obuilder import events
-from program import REPO, Program, shell
+from program import REPO, Program, running, shell, until
 from terminal import Terminal
 
-pytestmark = pytest.mark.needs("overlay", "crun")
+needs = pytest.mark.needs
+pytestmark = needs("overlay", "crun")
 
 HIDE, SHOW = b"\x1b[?25l", b"\x1b[?25h"
 
@@ -58,6 +59,21 @@ def test_an_interrupt_gives_the_cursor_back(program: Program) -> None:
         assert terminal.end() == 130
     assert terminal.seen.rfind(SHOW) > terminal.seen.rfind(HIDE) >= 0
     assert any(line.startswith("cancelled") for line in terminal.lines())
+
+
+@pytest.mark.parametrize("runtime", ["crun", pytest.param("runc", marks=needs("runc"))])
+def test_a_shell_has_a_terminal_of_the_same_size(program: Program, runtime: str) -> None:
+    program.spec(shell("true"))
+    key = program.ok("build", "-q").strip()
+    with on_terminal(program, "shell", f"--runtime={runtime}", key, columns=77) as terminal:
+        terminal.until(b"# ")
+        terminal.type("stty size; sleep 61.5\r")
+        terminal.until(b"24 77\r\n")
+        until(lambda: running("sleep", "61.5"), "the command runs")
+        terminal.type("\x03")
+        until(lambda: not running("sleep", "61.5"), "the command is interrupted")
+        terminal.type("exit 7\r")
+        assert terminal.end() == 7
 
 
 def test_a_terminal_is_not_coloured_where_nobody_wants_it(program: Program) -> None:
