@@ -18,33 +18,6 @@ pytestmark = [
     pytest.mark.xdist_group("users"),  # of the machine, which all processes share
 ]
 
-HOSTILE = """
-me=$1; meet=/home/builder/meet; cd /home/builder
-id -u > $meet/$me.uid
-for place in /home/builder /usr/local /run /tmp /var/tmp /dev/shm; do echo $me > $place/mine; done
-sleep 300 & echo $! > $meet/$me.pid
-touch $meet/$me.here
-until [ $(ls $meet | grep -c here) = 4 ]; do sleep 0.05; done
-for place in /home/builder /usr/local /run /tmp /var/tmp /dev/shm; do
-  [ "$(cat $place/mine)" = $me ] || echo "$me: $place is shared"
-done
-seen=$(ls /proc | grep -c '^[0-9]'); [ $seen -lt 9 ] || echo "$me: sees $seen processes"
-for place in STORE/mnt/* STORE/drafts/*/upper /proc/[0-9]*/root /proc/1/cwd; do
-  for file in home/builder usr/local run; do
-    found=$(cat $place/$file/mine 2>/dev/null) && [ "$found" != $me ] && echo "$me: reads $place/$file of $found"
-    [ $place = /proc/$$/root ] || [ "$found" = $me ] || ! echo x 2>/dev/null > $place/$file/mine || echo "$me: changes $place/$file"
-  done
-done
-ls STORE /root 2>/dev/null && echo "$me: sees the store"
-for pid in $(cat $meet/*.pid) $(seq 2 40); do [ $pid = $$ ] || [ $pid = $! ] || kill -9 $pid 2>/dev/null; done
-touch /etc/mine /usr/mine /opt/mine 2>/dev/null && echo "$me: changes the machine"
-(exec 3<>/dev/tcp/127.0.0.1/22) 2>/dev/null && echo "$me: reaches the network"
-touch $meet/$me.done
-until [ $(ls $meet | grep -c done) = 4 ]; do sleep 0.05; done
-echo "$me: survives"
-"""
-
-
 @pytest.fixture
 def builder(program: Program) -> Program:
     """The program, whose steps are users of the machine."""
@@ -67,47 +40,6 @@ def stranger() -> Iterator[str]:
     subprocess.run(argv, check=True)
     yield name
     subprocess.run(["userdel", name], check=True)
-
-
-@pytest.fixture
-def crowd() -> Iterator[Program]:
-    """The same, with a store at a place that a step would see if it were not kept from it."""
-    with scratch("/var/lib") as path:
-        found = Program(path)
-        found.variables["OBUILDER_SANDBOX"] = "users"
-        os.makedirs(found.store)
-        os.chmod(found.store, 0o755)  # as other sandboxes need it
-        yield found
-
-
-def test_four_at_once_are_four_users_who_can_do_nothing_to_each_other(crowd: Program) -> None:
-    builder = crowd
-    builder.file("hostile.sh", HOSTILE.replace("STORE", builder.store).encode())
-    stages = "".join(
-        f"""(build s{number} ((from scratch)
-          (copy (src hostile.sh) (dst /home/builder/hostile.sh))
-          (run (cache (meet (target /home/builder/meet) (mode shared)))
-               (shell "bash /home/builder/hostile.sh {number}"))
-          (run (cache (meet (target /home/builder/meet) (mode shared)))
-               (shell "cat /home/builder/mine /usr/local/mine /run/mine; ls /tmp"))))
-        """
-        for number in range(4)
-    )
-    copies = [
-        f"(copy (from (build s{number})) (src /usr/local/mine) (dst /usr/local/of-{number}))"
-        for number in range(4)
-    ]
-    meeting = '(run (cache (meet (target /home/builder/meet) (mode shared))) (shell "sort -u /home/builder/meet/*.uid | wc -l"))'
-    builder.spec(*copies, meeting, shell("cat /usr/local/of-*"), before=stages, base="scratch")
-    said = builder.ok("build", "--parallel=4", "--timeout=90")
-    lines = said.splitlines()
-    for number in range(4):
-        about = [line for line in lines if line.startswith(f"{number}: ")]
-        assert about == [f"{number}: survives"], said
-        assert lines.count(str(number)) == 4, said  # kept: home, prefix, run; and what was copied
-    assert lines.count("4") == 1, said  # four users
-    assert ours(builder) == []
-    assert leftovers(builder.store, builder.temporary) == []
 
 
 @each_shifted
