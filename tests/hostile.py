@@ -308,7 +308,10 @@ def takes_messages(told: Told) -> bool:
 @attack
 def takes_posix_messages(told: Told) -> bool:
     name = f"/{told['mark']}-{told['name']}".encode()
-    queue, found = libc.mq_open(name, os.O_RDONLY | os.O_NONBLOCK), ctypes.create_string_buffer(8192)
+    queue, found = (
+        libc.mq_open(name, os.O_RDONLY | os.O_NONBLOCK),
+        ctypes.create_string_buffer(8192),
+    )
     return queue >= 0 and libc.mq_receive(queue, found, 8192, None) > 0
 
 
@@ -319,7 +322,9 @@ def removes_semaphores(told: Told) -> bool:
 
 
 def heard(told: Told, address: Any) -> bool:
-    with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as connection:
+    with socket.socket(
+        socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+    ) as connection:
         connection.settimeout(2)
         connection.connect(address)
         return connection.recv(1000) == told["token"].encode()
@@ -428,7 +433,11 @@ def alone(folder: str) -> None:
         with open(f"{folder}/0.json") as file:
             told = json.load(file)
         os.unlink(f"{folder}/0.json")
-        told |= {"user": "somebody", "root_suid": f"{folder}/root.id", "spools": ["/var/spool/cron"]}
+        told |= {
+            "user": "somebody",
+            "root_suid": f"{folder}/root.id",
+            "spools": ["/var/spool/cron"],
+        }
         if not results:
             results.append(attacked(told))
         else:

@@ -2,27 +2,31 @@
 
 import os
 import pwd
-import signal
 import subprocess  # useradd is no part of the program
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from leftovers import leftovers
-from obuilder.backends.sandboxes.accounts import listed
-from places import each_shifted, scratch
-from program import Program, heard, running, shell
+from leftovers import leftovers, leftovers_of
+from obuilder.backends.sandboxes.accounts import LinuxAccounts, listed
+from obuilder.system import linux
+from people import gone_with
+from places import each_shifted
+from program import Program, heard, running, shell, until
 
 pytestmark = [
     pytest.mark.needs("root", "useradd", "overlay"),
     pytest.mark.xdist_group("users"),  # of the machine, which all processes share
 ]
 
+
 @pytest.fixture
-def builder(program: Program) -> Program:
+def builder(program: Program) -> Iterator[Program]:
     """The program, whose steps are users of the machine."""
     program.variables["OBUILDER_SANDBOX"] = "users"
-    return program
+    with gone_with(os.path.dirname(program.store)):
+        yield program
 
 
 def ours(program: Program) -> list[str]:
@@ -42,22 +46,76 @@ def stranger() -> Iterator[str]:
     subprocess.run(["userdel", name], check=True)
 
 
+STUBBORN = (
+    "sleep MARK",
+    "trap '' TERM INT HUP; sleep MARK",
+    "(setsid sh -c 'trap \"\" TERM HUP; (sleep MARK &) ; sleep MARK' >/dev/null 2>&1 &); sleep MARK",
+    """ipcmk -M 4096 -Q -S 1 >/dev/null; touch /dev/shm/left /tmp/left /var/tmp/left
+    unshare -Urpf sleep MARK >/dev/null 2>&1 & sleep MARK""",
+)
+"""What steps may do to stay: ignore signals, leave their parents, sessions and namespaces."""
+
+
+def stages(*runs: list[str]) -> str:
+    """As many stages as each list is long, of one run out of each."""
+    return "".join(
+        f"(build s{number} ((from scratch) (shell /bin/sh -c) {' '.join(ops)}))\n"
+        for number, ops in enumerate(zip(*runs, strict=True))
+    )
+
+
 @each_shifted
-def test_nothing_is_left_of_a_killed_builder(builder: Program, stranger: str) -> None:
-    mark = str(9_870_000 + os.getpid() % 10_000)
-    builder.spec(shell(f"echo start''ed; sleep {mark}"), base="scratch")
-    process = builder.start("build")
-    heard(process, b"started")
-    (user,) = ours(builder)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert ours(builder) == [user]
-    builder.spec(shell("id -un"), base="scratch")
-    builder.ok("build")
+def test_nothing_is_left_of_four_jobs_of_a_killed_builder(builder: Program, stranger: str) -> None:
+    mark = f"{os.getpid()}.{time.monotonic_ns() % 10**9}"
+    homes = os.listdir("/home")
+    copies = [
+        f"(copy (from (build s{number})) (src /home/builder/first) (dst /usr/local/of-{number}))"
+        for number in range(4)
+    ]
+    starts = [shell(f"echo kept-{number} > ~/first") for number in range(4)]
+    stays = [shell(f"echo start''ed; {how.replace('MARK', mark)}") for how in STUBBORN]
+    builder.spec(*copies, before=stages(starts, stays), base="scratch")
+    process = builder.start("build", "--parallel=4")
+    try:
+        for _ in range(4):
+            heard(process, b"started")
+        until(lambda: len(running("sleep", mark)) == 8, "all their processes run")
+        users = [account for account in listed() if account.name in ours(builder)]
+        assert len({user.uid for user in users}) == 4
+    finally:
+        process.kill()
+        process.communicate()
+    assert len(ours(builder)) == 4
+
+    says = [shell("cat ~/first; ls /tmp /var/tmp /dev/shm | grep left; id -un") for _ in range(4)]
+    builder.spec(*copies, shell("cat /usr/local/of-*"), before=stages(starts, says), base="scratch")
+    lines = builder.ok("build", "--parallel=4").splitlines()
+    for number in range(4):
+        assert lines.count(f"kept-{number}") == 2, lines
+    assert sum("from cache" in line for line in lines) == 5, lines  # scratch, and what was done
+    assert "left" not in lines
+    assert not {user.name for user in users} & set(lines), "names are never another's"
     assert ours(builder) == []
     assert pwd.getpwnam(stranger)
     assert not running("sleep", mark)
+    assert leftovers_of(users) == []
+    assert os.listdir("/home") == homes
     assert leftovers(builder.store, builder.temporary) == []
+
+
+def test_a_user_goes_with_its_group_whatever_the_machine_says(program: Program) -> None:
+    name, note = f"obuilder-{os.getpid():016x}-2", "obuilder-a-test"
+    accounts = LinuxAccounts("/home/builder")
+    accounts.add(name, note)
+    (account,) = (account for account in listed() if account.name == name)
+    changed = program.file("login.defs", b"USERGROUPS_ENAB no\n")
+    linux.mount(changed, "/etc/login.defs", None, linux.MS_BIND)  # in this process's namespace
+    try:
+        accounts.remove(account)
+        accounts.remove(account)
+    finally:
+        linux.unmount("/etc/login.defs", linux.MNT_DETACH)
+    assert leftovers_of([account]) == []
 
 
 @each_shifted

@@ -14,6 +14,7 @@ import hostile
 from hostile import ATTACKS
 from leftovers import leftovers
 from obuilder.backends.sandboxes.accounts import listed, processes_of
+from people import gone_with
 from places import scratch
 from program import Process, Program, finish, running, until
 
@@ -26,7 +27,16 @@ NAMES = ("0", "1", "2", "3")
 PLACES = ("/home/builder", "/usr/local", "/run", "/tmp", "/var/tmp", "/dev/shm")
 KEPT = ("/home/builder", "/usr/local", "/run")
 MEET = "/home/builder/meet"
-SPOOLS = ("cron", "cron/crontabs", "cron/atjobs", "cron/atspool", "at", "at/spool", "atjobs", "mail")
+SPOOLS = (
+    "cron",
+    "cron/crontabs",
+    "cron/atjobs",
+    "cron/atspool",
+    "at",
+    "at/spool",
+    "atjobs",
+    "mail",
+)
 
 
 @pytest.fixture
@@ -127,7 +137,7 @@ def crowd(place: str) -> Iterator[tuple[Program, str, Process]]:
         f"""(build s{name} ((from scratch)
           (copy (src hostile.py) (dst /home/builder/hostile.py))
           (run {cache} (shell "{script.format(name)}"))
-          (run (shell "cat {' '.join(f"{place}/of-{name}" for place in KEPT)}; ls /tmp"))))
+          (run (shell "cat {" ".join(f"{place}/of-{name}" for place in KEPT)}; ls /tmp"))))
         """
         for name in NAMES
     )
@@ -138,12 +148,13 @@ def crowd(place: str) -> Iterator[tuple[Program, str, Process]]:
     builder.spec(*copies, '(run (shell "cat /usr/local/of-*"))', before=stages, base="scratch")
     os.makedirs(builder.store)
     os.chmod(builder.store, 0o755)  # as other sandboxes need it
-    process = builder.start("build", "--parallel=4", "--timeout=90")
-    try:
-        yield builder, mark, process
-    finally:
-        process.terminate()  # and it takes its users away
-        process.communicate()
+    with gone_with(place):
+        process = builder.start("build", "--parallel=4", "--timeout=90")
+        try:
+            yield builder, mark, process
+        finally:
+            process.terminate()
+            process.communicate()
 
 
 def met(mark: str) -> bool:
@@ -192,5 +203,9 @@ def test_four_at_once_can_do_nothing_to_each_other(
         assert f"{name}: survives" in lines, ended
         # What it keeps: in its home, prefix and /run; and in the stage that copies from it.
         assert ended.out.count(victim.told["token"]) == len(KEPT) + 1, ended
-    assert not any(os.path.exists(f"{spool}/{target['user']}") for target in targets for spool in target["spools"])
+    assert not any(
+        os.path.exists(f"{spool}/{target['user']}")
+        for target in targets
+        for spool in target["spools"]
+    )
     assert leftovers(builder.store, builder.temporary) == []

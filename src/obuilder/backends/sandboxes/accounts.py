@@ -6,6 +6,7 @@ user name has the session in it too, and so is never another's: systems remove u
 two builders may recover at the same time.
 """
 
+import grp
 import itertools
 import os
 import pwd
@@ -65,8 +66,11 @@ class LinuxAccounts:
         self._tried(added(name, note, self._home), good={0})
 
     def remove(self, account: Account) -> None:
-        """See `Accounts`."""
+        """See `Accounts`. Whether userdel takes the group along, the machine's login.defs says."""
         self._tried(["userdel", account.name], good={0, 6})
+        with suppress(KeyError):
+            grp.getgrnam(account.name)
+            self._tried(["groupdel", account.name], good={0, 6})
 
     def _tried(self, argv: list[str], good: set[int]) -> None:
         end = time.monotonic() + _PATIENCE
