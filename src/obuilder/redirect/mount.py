@@ -100,7 +100,7 @@ class Mount:
         def answer(request: int, *arguments: Any) -> None:
             try:
                 caller = lib.fuse_req_ctx(request).contents
-                become(caller.uid, caller.gid)
+                become(caller.uid, caller.gid, caller.pid)
                 method(request, caller.uid, *arguments)
             except OSError as error:
                 lib.fuse_reply_err(request, error.errno or errno.EIO)
