@@ -58,8 +58,12 @@ class Redirected:
             assert self._server.stdout is not None
             self._server.stdin.close()
             self._server.stdout.close()
-            assert self._server.wait(10) == 0
-            self._server = None
+            try:
+                assert self._server.wait(10) == 0
+            finally:
+                self._server.kill()  # else whoever waits for it does so for ever
+                self._server.wait()
+                self._server = None
 
     def open_files(self) -> int:
         """How many files the server has open."""
