@@ -136,28 +136,6 @@ def test_a_package_is_built_and_used(builder: Program) -> None:
     assert leftovers(builder.store, builder.temporary) == []
 
 
-@pytest.mark.parametrize(
-    ("op", "what"),
-    [
-        ("(copy (src x) (dst /src/))", "copy to /src"),
-        ('(workdir /src)\n(run (shell "true"))', "start in /src"),
-        ('(run (cache (c (target /var/cache))) (shell "true"))', "mount on /var/cache"),
-        ('(run (secrets (s (target /etc/s))) (shell "true"))', "mount on /etc/s"),
-        ('(run (network other) (shell "true"))', "no network called 'other'"),
-    ],
-)
-def test_what_a_step_can_not_have_is_refused_before_the_first(
-    builder: Program, op: str, what: str
-) -> None:
-    builder.file("x", b"")
-    builder.file("secret", b"s")
-    builder.spec(shell("echo ran"), op, base="scratch")
-    done = builder.run("build", "--secret=s:secret")
-    assert done.status == 2
-    assert what in done.err
-    assert "ran" not in done.out
-
-
 def test_a_base_that_is_not_roots_is_named(builder: Program, tmp_path: os.PathLike[str]) -> None:
     home = os.path.join(tmp_path, "tree", "home", "builder")
     os.makedirs(home)

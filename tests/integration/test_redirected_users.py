@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from obuilder.backends.protocols import Command, Exit, HostDir, Mount
-from obuilder.backends.sandboxes.accounts import Account, LinuxAccounts, Pool, listed
+from obuilder.backends.sandboxes.accounts import LinuxAccounts, Pool, listed
 from obuilder.backends.sandboxes.users_redirected import RedirectedUsers
 from obuilder.errors import SandboxError, Unsupported
 from obuilder.system.sessions import open_session
@@ -21,6 +21,7 @@ from obuilder.system.tree import scan
 from obuilder.values import ROOT, IdMap, Limits
 from places import scratch
 from program import running
+from setpriv_system import SetprivSystem
 
 pytestmark = [
     pytest.mark.needs("root", "fuse", "useradd"),
@@ -29,37 +30,6 @@ pytestmark = [
 ]
 
 IDS = IdMap(first=1_700_000_000, count=65536)
-
-
-class LinuxSystem:
-    """See `users_redirected.System`."""
-
-    def __init__(self, place: str) -> None:
-        self.home, self.prefix = f"{place}/home", f"{place}/prefix"
-        self.accounts = LinuxAccounts(self.home)
-
-    def command(
-        self, account: Account, env: dict[str, str], cwd: str, argv: tuple[str, ...]
-    ) -> list[str]:
-        rights = [f"--reuid={account.uid}", f"--regid={account.gid}", "--clear-groups"]
-        words = ["env", "-i", *(f"{key}={value}" for key, value in env.items())]
-        return [
-            "setpriv",
-            *rights,
-            "--",
-            *words,
-            "/bin/sh",
-            "-c",
-            'cd "$0" && exec "$@"',
-            cwd,
-            *argv,
-        ]
-
-    def temporary(self, account: Account) -> str | None:
-        return None
-
-    def unlocked(self, path: str) -> list[str] | None:
-        return None
 
 
 class Machine:
@@ -98,7 +68,7 @@ async def machine() -> AsyncIterator[Machine]:
             os.chmod(os.path.join(place, name), 0o755)
         store = os.path.join(place, "store")
         session = open_session(store)
-        sandbox = await RedirectedUsers.open(LinuxSystem(place), store, IDS, session=session.name)
+        sandbox = await RedirectedUsers.open(SetprivSystem(place), store, IDS, session=session.name)
         await sandbox.check()
         try:
             yield Machine(place, sandbox)

@@ -69,6 +69,7 @@ class RedirectedUsers:
             limits=frozenset({"seconds"}),
             platforms=(host_platform(),),
             isolation=False,
+            readonly_mounts=False,
             policies=frozenset(),
             places=(system.home, system.prefix),
             domain="users",
