@@ -103,6 +103,28 @@ def test_nothing_is_left_of_four_jobs_of_a_killed_builder(builder: Program, stra
     assert leftovers(builder.store, builder.temporary) == []
 
 
+def test_a_user_that_is_made_while_the_builder_is_killed_goes_too(builder: Program) -> None:
+    tools = os.path.join(os.path.dirname(builder.context), "tools")
+    os.mkdir(tools)
+    with open(f"{tools}/useradd", "w", encoding="ascii") as file:
+        # The program itself waits so long for another that changes the tables.
+        file.write('#!/bin/sh\necho here > "$0.runs"; sleep 1.5; /usr/sbin/useradd "$@"\n')
+    os.chmod(f"{tools}/useradd", 0o755)
+    builder.spec(shell("true"), base="scratch")
+    builder.variables["PATH"] = f"{tools}:{os.environ['PATH']}"
+    process = builder.start("build")
+    try:
+        until(lambda: os.path.exists(f"{tools}/useradd.runs"), "a user is being made")
+    finally:
+        process.kill()
+        process.communicate()
+    assert ours(builder) == []
+    del builder.variables["PATH"]
+    builder.ok("build")
+    assert not running(f"{tools}/useradd")
+    assert ours(builder) == []
+
+
 def test_a_user_goes_with_its_group_whatever_the_machine_says(program: Program) -> None:
     name, note = f"obuilder-{os.getpid():016x}-2", "obuilder-a-test"
     accounts = LinuxAccounts("/home/builder")

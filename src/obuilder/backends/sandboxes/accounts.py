@@ -126,7 +126,15 @@ class Pool:
         return account
 
     async def recover(self, dead: Callable[[str], bool]) -> None:
-        """Remove the users of this store's sessions that are no more."""
+        """Remove the users of this store's sessions that are no more, and those they still make."""
+
+        def still_made() -> bool:  # useradd goes on when its builder is killed
+            notes = [word for word in _arguments() if word.startswith(self._mark)]
+            return any(dead(note.removeprefix(self._mark)) for note in notes)
+
+        with anyio.move_on_after(_PATIENCE):
+            while await anyio.to_thread.run_sync(still_made):
+                await anyio.sleep(0.05)
         left = [
             account
             for account in listed()
@@ -179,6 +187,17 @@ def _state(pid: str) -> tuple[str, int]:
     with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
         fields = dict(line.partition(":")[::2] for line in file)
     return fields["State"].split()[0], int(fields["Uid"].split()[0])
+
+
+def _arguments() -> list[str]:
+    """The words of all of root's command lines, as far as /proc tells."""
+    found = []
+    if os.path.isdir("/proc/self"):
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
+                if os.fstat(file.fileno()).st_uid == 0:
+                    found += os.fsdecode(file.read()).split("\0")
+    return found
 
 
 def need(*programs: str) -> None:
