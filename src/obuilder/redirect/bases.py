@@ -1,6 +1,7 @@
 """Whose directory is shown, and whose rights are used to look into it."""
 
 import os
+import pwd
 import sys
 
 
@@ -65,8 +66,6 @@ def _groups_of(user: int, group: int, process: int) -> list[int]:
     if user == 0:
         return [group]
     if sys.platform != "linux":
-        import pwd
-
         try:
             return os.getgrouplist(pwd.getpwuid(user).pw_name, group)
         except KeyError:
