@@ -1,5 +1,7 @@
 """The system that the redirected sandbox is tested on: Linux, with setpriv in the place of sudo."""
 
+import os
+
 from obuilder.backends.sandboxes.accounts import Account, LinuxAccounts
 
 
@@ -8,6 +10,7 @@ class SetprivSystem:
 
     def __init__(self, place: str) -> None:
         self.home, self.prefix = f"{place}/home", f"{place}/prefix"
+        self.shared = (f"{place}/tmp",)
         self.accounts = LinuxAccounts(self.home)
 
     def command(
@@ -28,7 +31,11 @@ class SetprivSystem:
         ]
 
     def temporary(self, account: Account) -> str | None:
-        return None
+        path = f"{self.home}/../temporary-{account.uid}"
+        if not os.path.exists(path):
+            os.mkdir(path, 0o700)
+            os.chown(path, account.uid, account.gid)
+        return os.path.realpath(path)
 
     def unlocked(self, path: str) -> list[str] | None:
         return None

@@ -66,6 +66,8 @@ async def machine() -> AsyncIterator[Machine]:
         for name in ("home", "prefix", "store"):
             os.mkdir(os.path.join(place, name))
             os.chmod(os.path.join(place, name), 0o755)
+        os.mkdir(os.path.join(place, "tmp"))
+        os.chmod(os.path.join(place, "tmp"), 0o1777)
         store = os.path.join(place, "store")
         session = open_session(store)
         sandbox = await RedirectedUsers.open(SetprivSystem(place), store, IDS, session=session.name)
@@ -126,6 +128,19 @@ async def test_what_outlives_a_step_is_ended_and_time_is_kept(machine: Machine) 
     assert not running("97431")
 
 
+async def test_no_step_finds_what_another_left_in_places_of_the_machine(machine: Machine) -> None:
+    shared = os.path.join(machine.place, "tmp")
+    with open(f"{shared}/others", "w", encoding="ascii"):
+        pass
+    leave = f"""for place in {shared} $TMPDIR; do
+      mkdir -p $place/mine/deep && echo x > $place/mine/deep/file && ln -s {shared}/others $place/link
+    done; ls {shared}; ls $TMPDIR"""
+    for _ in range(2):  # the same user, who can't tell whose it was
+        ended, lines = await machine.run(machine.root("root"), leave)
+        assert (ended.status, lines) == (0, ["link", "mine", "others", "link", "mine"])
+        assert os.listdir(shared) == ["others"]
+
+
 async def test_copies_and_caches_are_the_steps_own(machine: Machine) -> None:
     root, cache = machine.root("root"), os.path.join(machine.place, "cache")
     source = os.path.join(machine.place, "source")
@@ -162,11 +177,15 @@ async def test_users_of_dead_sessions_are_removed_and_no_others(machine: Machine
     dead = f"obuilder-{place.st_dev:x}-{place.st_ino:x}-{'0' * 16}"
     name = f"obuilder-{'0' * 16}-1"
     accounts.add(name, dead)
+    left = os.path.join(machine.place, "tmp", "left")
+    os.mkdir(left)
+    os.chown(left, pwd.getpwnam(name).pw_uid, -1)
     with pytest.raises(SandboxError, match="useradd"):
         accounts.add(name, dead)
     await machine.sandbox.recover()
     with pytest.raises(KeyError):
         pwd.getpwnam(name)
+    assert not os.path.exists(left)
     assert {account.name for account in listed()} == alive
 
 

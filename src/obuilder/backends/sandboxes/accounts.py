@@ -12,7 +12,7 @@ import os
 import pwd
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from obuilder.errors import BackendUnavailable, SandboxError
 from obuilder.system import process
+from obuilder.system.files import remove_tree
 
 _NAME = re.compile(r"obuilder-[0-9a-f]+-\d+")
 _PATIENCE = 15.0
@@ -94,10 +95,16 @@ def added(name: str, note: str, home: str) -> list[str]:
 
 
 class Pool:
-    """The builder users of one session; `mark` is their store's, `session` who they belong to."""
+    """The builder users of one session; `mark` is their store's, `session` who they belong to.
 
-    def __init__(self, accounts: Accounts, mark: str, session: str) -> None:
+    What they left in the directories `shared` goes with them: their numbers will be others'.
+    """
+
+    def __init__(
+        self, accounts: Accounts, mark: str, session: str, *, shared: tuple[str, ...] = ()
+    ) -> None:
         self._accounts, self._mark, self._session = accounts, mark, session
+        self._shared = shared
         self._idle: list[Account] = []
         self._made: list[Account] = []
         self._numbers = itertools.count(1)
@@ -153,6 +160,7 @@ class Pool:
     def _drop(self, account: Account) -> None:
         if account in listed():  # else somebody else recovers, and the number may be another's
             end_processes(account.uid)
+            remove_files(account.uid, self._shared)
             self._accounts.remove(account)
 
 
@@ -166,6 +174,16 @@ def end_processes(uid: int) -> None:
         if time.monotonic() > end:
             raise SandboxError(f"processes of user {uid} can't be ended: {found}")
         time.sleep(0.005)
+
+
+def remove_files(uid: int, folders: Sequence[str]) -> None:
+    """Remove what a user without processes has right in these directories, as far as that can be."""
+    for folder in folders:
+        with suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                with suppress(OSError):
+                    if entry.stat(follow_symlinks=False).st_uid == uid:
+                        remove_tree(entry.path)
 
 
 def processes_of(uid: int) -> list[int]:
