@@ -24,10 +24,12 @@ from obuilder.backends.stores.directory import (
     disk_bytes,
     missing,
     translated,
+    unsuited,
     write_file,
 )
 from obuilder.errors import BackendUnavailable, ObuilderError, StoreError, StoreFull
 from obuilder.system.files import remove_tree
+from obuilder.system.namespaces import enter
 from obuilder.values import IdMap, Key
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -84,6 +86,28 @@ class _opened:  # noqa: N801 - used as a function
         os.close(self._fd)
 
 
+def _remove(path: str) -> None:
+    """Remove a directory of `results` or `drafts`."""
+    for folder in (path, os.path.join(path, "result"), os.path.join(path, "deleted")):
+        try:
+            found = os.stat(os.path.join(folder, "root"), follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if found.st_ino == _ROOT_INODE:
+            _remove_subvolume(folder)
+    remove_tree(path)
+
+
+def _remove_subvolume(folder: str) -> None:
+    try:
+        _destroy(folder, "root")
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        # A step made subvolumes of its own. Only what is still writable can hold any.
+        remove_tree(os.path.join(folder, "root"))
+
+
 @final
 class BtrfsDraft:
     """See `Draft`."""
@@ -104,6 +128,7 @@ class BtrfsStore(DirectoryStore):
     """See `Store`. Made by `open`."""
 
     kind: ClassVar[str] = "btrfs"
+    file_systems: ClassVar[frozenset[str]] = frozenset({"btrfs"})
 
     @classmethod
     async def open(cls, directory: str, idmap: IdMap, *, session: str) -> "BtrfsStore":
@@ -121,8 +146,8 @@ class BtrfsStore(DirectoryStore):
             await store.close()
             raise BackendUnavailable(
                 f"{store.directory} can't keep btrfs snapshots: {error.message}",
-                hint="put the store on btrfs (an ordinary user's mounted with "
-                "user_subvol_rm_allowed), or use --store=overlayfs:DIRECTORY",
+                hint=f"{unsuited('btrfs', 'btrfs-progs')}; an ordinary user's is mounted with "
+                "-o user_subvol_rm_allowed",
             ) from error
         except BaseException:
             await store.close()
@@ -218,23 +243,18 @@ class BtrfsStore(DirectoryStore):
             await self._drop(place)
 
     def _remove(self, path: str) -> None:
-        for folder in (path, os.path.join(path, "result"), os.path.join(path, "deleted")):
-            try:
-                found = os.stat(os.path.join(folder, "root"), follow_symlinks=False)
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            if found.st_ino == _ROOT_INODE:
-                self._remove_subvolume(folder)
-        remove_tree(path)
+        _remove(path)
 
-    def _remove_subvolume(self, folder: str) -> None:
-        try:
-            _destroy(folder, "root")
-        except OSError as error:
-            if error.errno != errno.ENOTEMPTY:
-                raise
-            # A step made subvolumes of its own. Only what is still writable can hold any.
-            remove_tree(os.path.join(folder, "root"))
+    @classmethod
+    def discard(cls, directory: str) -> None:
+        """See `StoreClass`."""
+        enter()
+        with translated(f"can't remove the store {directory}"):
+            for folder in ("results", "drafts"):
+                place = os.path.join(directory, folder)
+                for name in os.listdir(place) if os.path.isdir(place) else ():
+                    _remove(os.path.join(place, name))
+            remove_tree(directory)
 
     async def size(self, key: Key) -> int:
         """See `Store`. What it shares with others is counted too: btrfs tells no better cheaply."""

@@ -30,10 +30,12 @@ from obuilder.backends.protocols import Draft, HostDir, Root, Usage
 from obuilder.errors import BackendUnavailable, SnapshotMissing, StoreBusy, StoreError, of_disk
 from obuilder.system import linux
 from obuilder.system.files import remove_tree
+from obuilder.system.namespaces import enter
 from obuilder.system.sessions import alive
 from obuilder.values import IdMap, Key, UnixUser, User
 
 _VERSION = 1
+_NOT_FOR_STORES = ("/boot", "/dev", "/proc", "/run", "/sys")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -50,6 +52,8 @@ class DirectoryStore(ABC):
     guarded: ClassVar[bool] = True
     kind: ClassVar[str]
     folders: ClassVar[tuple[str, ...]] = ("results", "drafts", "mnt")
+    file_systems: ClassVar[frozenset[str]] = frozenset()
+    """Kinds of file systems that are made for it, where not any one will do."""
 
     def __init__(self, directory: str, idmap: IdMap, session: str) -> None:
         self.directory, self.idmap = os.path.abspath(directory), idmap
@@ -64,6 +68,25 @@ class DirectoryStore(ABC):
             os.makedirs(directory, mode=0o700, exist_ok=True)
         except OSError as error:
             raise of_disk(f"can't make the store {directory}", error) from error
+
+    @classmethod
+    def grounds(cls, near: str) -> list[str]:
+        """See `StoreClass`."""
+        first = _existing(near)
+        found = {os.stat(first).st_dev: first}
+        for mounted in linux.mounts():
+            if mounted.kind in cls.file_systems and not mounted.point.startswith(_NOT_FOR_STORES):
+                with suppress(OSError):
+                    if os.path.isdir(mounted.point) and os.access(mounted.point, os.W_OK):
+                        found.setdefault(os.stat(mounted.point).st_dev, mounted.point)
+        return list(found.values())
+
+    @classmethod
+    def discard(cls, directory: str) -> None:
+        """See `StoreClass`."""
+        enter()  # an ordinary user's files have owners that are this user's only in there
+        with translated(f"can't remove the store {directory}"):
+            remove_tree(directory)
 
     def _prepare(self) -> None:
         with translated(f"can't open the store {self.directory}"):
@@ -284,9 +307,29 @@ class DirectoryStore(ABC):
         os.chown(path, self.idmap.to_disk(0), self.idmap.to_disk(0))
 
 
+def _existing(directory: str) -> str:
+    """A directory to make others in, on the file system that `directory` is on, or would be."""
+    place = directory
+    while not os.path.isdir(place):
+        place = os.path.dirname(place)
+    above = os.path.dirname(place)
+    beside = place == directory and os.stat(above).st_dev == os.stat(place).st_dev
+    return above if beside and os.access(above, os.W_OK) else place
+
+
 def _directory(root: Root) -> str:
     assert isinstance(root, HostDir), root
     return root.path
+
+
+def unsuited(kind: str, package: str) -> str:
+    """A hint for who has no file system of that kind: how to get one, without a disk to spare."""
+    image = f"/var/lib/obuilder.{kind}"
+    return (
+        f"have it on {kind}; a file can hold one: truncate -s 20G {image} && mkfs.{kind} {image} && "
+        f"mkdir /srv/obuilder && mount -o loop {image} /srv/obuilder (mkfs.{kind}: the package "
+        f"{package}, on Debian and on Fedora)"
+    )
 
 
 def missing(key: Key) -> SnapshotMissing:
