@@ -59,7 +59,11 @@ async def _steps(builder: Builder) -> list[Finding]:
     found = [Finding("step", "ok", f"ran in {taken:.2f} s")]
     features = builder.sandbox.features
     if not features.isolation:
-        told = features.warning or "a step sees what users of this machine see"
+        told = (
+            "none: steps can do all that this user can"
+            if features.warning
+            else "in part: a step sees what users of this machine see"
+        )
         found.append(Finding("isolation", "warning", told))
     elif log[1:] != ["lo"]:
         found.append(Finding("isolation", "failed", f"a step sees the network: {log[1:]}"))

@@ -8,13 +8,14 @@ place stays, until the next trial of the same kind finds that nobody holds it.
 """
 
 import fcntl
+import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Literal
+from typing import Literal, TypeVar
 
 import anyio
 import msgspec
@@ -32,6 +33,8 @@ from obuilder.values import Key, Policy
 
 _PREFIX = "obuilder-healthcheck"
 _CLEANING = 60.0
+
+T = TypeVar("T")
 
 
 class Trial(Struct, frozen=True):
@@ -62,6 +65,16 @@ class Outcome(Struct, frozen=True):
     findings: tuple[Finding, ...] = ()
 
 
+def encoded(value: object) -> bytes:
+    """A value in one line; unlike msgspec's own JSON, paths may have bytes that are no text."""
+    return json.dumps(msgspec.to_builtins(value)).encode()
+
+
+def decoded(data: bytes | str, kind: type[T]) -> T:
+    """What was `encoded`. ValueError."""
+    return msgspec.convert(json.loads(data), kind)
+
+
 def carry_out(trial: Trial, until: int | None) -> Outcome:
     """Try it on one ground after the other. The descriptor `until` ends all when it is at its end."""
     try:
@@ -82,16 +95,16 @@ def _grounds(trial: Trial, until: int | None) -> tuple[str, ...]:
         try:
             found = store_class(trial.kind).grounds(trial.near)
         except ObuilderError as error:
-            return msgspec.json.encode(_failure(error))
-        return msgspec.json.encode([os.fsencode(ground).decode(errors="replace") for ground in found])
+            return encoded(_failure(error))
+        return encoded(found)
 
     said = apart(look, seconds=trial.seconds, until=until)
     if said is None:
         raise StoreError(f"looking for a place took longer than {trial.seconds:.0f} s")
     if said.startswith(b"{"):
-        failure = msgspec.json.decode(said, type=Outcome)
+        failure = decoded(said, Outcome)
         raise BackendUnavailable(failure.message, hint=failure.hint)
-    return msgspec.json.decode(said, type=tuple[str, ...])
+    return decoded(said, tuple[str, ...])
 
 
 # --- places ------------------------------------------------------------------------------------
@@ -114,15 +127,14 @@ def _on(trial: Trial, ground: str, until: int | None) -> Outcome:
         outcome = (
             Outcome("failed", message=f"it came to no end in {trial.seconds:.0f} s, or died")
             if said is None
-            else msgspec.json.decode(said, type=Outcome)
+            else decoded(said, Outcome)
         )
     left = _discard(trial, place, until=None, recovering=died)
     if left is not None:
         outcome = left
-    directory = os.path.dirname(settings.directory)
     return msgspec.structs.replace(
-        outcome, ground=ground, file_system=_file_system(directory),
-        message=outcome.message.replace(settings.directory, directory),
+        outcome, ground=ground, file_system=_file_system(os.path.dirname(settings.directory)),
+        message=outcome.message.replace(settings.directory, "the store"),
     )  # fmt: skip
 
 
@@ -189,7 +201,7 @@ def _discard(trial: Trial, place: str, *, until: int | None, recovering: bool) -
     said = apart(remove, seconds=_CLEANING, until=until)
     if said is None:
         return Outcome("failed", message=f"{settings.directory} can't be removed")
-    outcome = msgspec.json.decode(said, type=Outcome)
+    outcome = decoded(said, Outcome)
     return None if outcome.status == "usable" else outcome
 
 
@@ -223,7 +235,7 @@ def _answer(work: Callable[[], Awaitable[Outcome]], settings: Settings | None = 
                 shown = passable(settings.directory, enter())
                 message = outcome.message.replace(shown, settings.directory)
                 outcome = msgspec.structs.replace(outcome, message=message)
-    return msgspec.json.encode(outcome)
+    return encoded(outcome)
 
 
 async def _cancellable(work: Callable[[], Awaitable[Outcome]]) -> Outcome:
@@ -289,5 +301,5 @@ def _failure(error: ObuilderError) -> Outcome:
 
 
 if __name__ == "__main__":
-    _outcome = carry_out(msgspec.json.decode(sys.argv[1], type=Trial), until=0)
-    sys.stdout.buffer.write(msgspec.json.encode(_outcome) + b"\n")
+    _outcome = carry_out(decoded(sys.argv[1], Trial), until=0)
+    sys.stdout.buffer.write(encoded(_outcome) + b"\n")

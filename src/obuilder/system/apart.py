@@ -67,7 +67,7 @@ def _watch(pidfd: int, reader: int, until: int | None, seconds: float) -> bytes:
                 waiting.unregister(reader)
         elif pidfd in ready:
             return said
-        elif until in ready and until is not None and os.read(until, _PIECE):
+        elif until is not None and until in ready and os.read(until, _PIECE):
             continue
         elif asked:
             _signal(pidfd, signal.SIGKILL)

@@ -62,7 +62,10 @@ def whose_ids(idmap: IdMap) -> tuple[str, str | None]:
     """Who steps are to this machine, and how to get more ids where there is but one; for people."""
     if by_root():
         if idmap.single:
-            return "one id: this root has no others to give", "give its user namespace a range of ids"
+            return (
+                "one id: this root has no others to give",
+                "give its user namespace a range of ids",
+            )
         return f"{idmap.count} ids, from {idmap.first} on, given by root", None
     if not idmap.single:
         return f"{idmap.count} subordinate ids of an ordinary user", None

@@ -326,9 +326,9 @@ def unsuited(kind: str, package: str) -> str:
     """A hint for who has no file system of that kind: how to get one, without a disk to spare."""
     image = f"/var/lib/obuilder.{kind}"
     return (
-        f"have it on {kind}; a file can hold one: truncate -s 20G {image} && mkfs.{kind} {image} && "
-        f"mkdir /srv/obuilder && mount -o loop {image} /srv/obuilder (mkfs.{kind}: the package "
-        f"{package}, on Debian and on Fedora)"
+        f"put the store on {kind}; a file can hold one: truncate -s 20G {image} && mkfs.{kind} "
+        f"{image} && mkdir /srv/obuilder && mount -o loop {image} /srv/obuilder (mkfs.{kind} is in "
+        f"the package {package}, on Debian and on Fedora)"
     )
 
 
