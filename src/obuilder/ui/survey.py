@@ -41,8 +41,11 @@ def show_table(survey: Survey, stream: TextIO, *, colour: bool) -> None:
     for what, rows in (("store", survey.stores), ("sandbox", survey.sandboxes)):
         table = Table(what, "", "", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
         for row in rows:
-            status = Text(row.status, style=_MARKS[row.status])
-            table.add_row(Text(row.kind), status, Text("\n".join(_told(row))))
+            table.add_row(
+                Text(row.kind),
+                Text(row.status, style=_MARKS[row.status]),
+                Text("\n".join(_told(row))),
+            )
         console.print(table)
         console.print()
     table = Table("store", "", "with", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
