@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from obuilder.backends.protocols import Usage
 from obuilder.engine.builder import Builder
-from obuilder.errors import ObuilderError
+from obuilder.errors import BackendUnavailable, ObuilderError, StepFailed
 from obuilder.spec.model import Run, Shell, Spec
 from obuilder.system.namespaces import whose_ids
 
@@ -49,6 +49,11 @@ async def _steps(builder: Builder) -> list[Finding]:
     began = time.monotonic()
     try:
         result = await builder.build(spec, builder.store.directory)
+    except StepFailed as error:
+        said = error.tail.decode(errors="replace").strip()
+        return [Finding("step", "failed", f"{error.message}: {said}" if said else error.message)]
+    except BackendUnavailable:
+        raise
     except ObuilderError as error:
         return [Finding("step", "failed", error.message, error.hint)]
     taken = time.monotonic() - began

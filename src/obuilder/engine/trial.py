@@ -87,23 +87,23 @@ def carry_out(trial: Trial, until: int | None) -> Outcome:
         if outcome.status == "usable":
             return outcome
         first = first or outcome
-    return first or Outcome("missing", message="there is nowhere to try it")
+    return first or Outcome("missing", message="there is no place to try it at")
 
 
 def _grounds(trial: Trial, until: int | None) -> tuple[str, ...]:
     def look() -> bytes:
         try:
-            found = store_class(trial.kind).grounds(trial.near)
-        except ObuilderError as error:
+            return encoded(store_class(trial.kind).grounds(trial.near))
+        except Exception as error:  # noqa: BLE001 # whatever it is: it is told
             return encoded(_failure(error))
-        return encoded(found)
 
     said = apart(look, seconds=trial.seconds, until=until)
     if said is None:
-        raise StoreError(f"looking for a place took longer than {trial.seconds:.0f} s")
+        raise StoreError(f"where to try it was not found out in {trial.seconds:.0f} s")
     if said.startswith(b"{"):
         failure = decoded(said, Outcome)
-        raise BackendUnavailable(failure.message, hint=failure.hint)
+        kind = BackendUnavailable if failure.status == "missing" else StoreError
+        raise kind(failure.message, hint=failure.hint)
     return decoded(said, tuple[str, ...])
 
 
@@ -125,7 +125,7 @@ def _on(trial: Trial, ground: str, until: int | None) -> Outcome:
         outcome = _failure(error)
     else:
         outcome = (
-            Outcome("failed", message=f"it came to no end in {trial.seconds:.0f} s, or died")
+            Outcome("failed", message=f"it came to no end in {trial.seconds:.0f} s")
             if said is None
             else decoded(said, Outcome)
         )
@@ -225,22 +225,24 @@ def _tried(trial: Trial, settings: Settings) -> bytes:
 
 
 def _answer(work: Callable[[], Awaitable[Outcome]], settings: Settings | None = None) -> bytes:
-    """What `work` came to. SIGTERM cancels it: no answer, an exception."""
+    """What `work` came to; SIGTERM cancels it, and then there is no answer."""
     try:
         outcome = anyio.run(_cancellable, work)
-    except ObuilderError as error:
+    except Exception as error:  # noqa: BLE001 # whatever it is: it is told
         outcome = _failure(error)
         if settings is not None:
-            with suppress(ObuilderError):
+            with suppress(ObuilderError, OSError):
                 shown = passable(settings.directory, enter())
                 message = outcome.message.replace(shown, settings.directory)
                 outcome = msgspec.structs.replace(outcome, message=message)
+    if outcome is None:
+        raise SystemExit
     return encoded(outcome)
 
 
-async def _cancellable(work: Callable[[], Awaitable[Outcome]]) -> Outcome:
+async def _cancellable(work: Callable[[], Awaitable[Outcome]]) -> Outcome | None:
     outcome: list[Outcome] = []
-    failure: list[ObuilderError] = []
+    failure: list[Exception] = []
 
     async def watch(scope: anyio.CancelScope) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM) as signals:
@@ -252,12 +254,12 @@ async def _cancellable(work: Callable[[], Awaitable[Outcome]]) -> Outcome:
             tasks.start_soon(watch, scope)
             try:
                 outcome.append(await work())
-            except ObuilderError as error:
+            except Exception as error:  # noqa: BLE001 # raised below, outside of the task group
                 failure.append(error)
         tasks.cancel_scope.cancel()
     if failure:
         raise failure[0]
-    return outcome[0]
+    return outcome[0] if outcome else None
 
 
 async def _store(settings: Settings) -> Outcome:
@@ -295,7 +297,9 @@ async def _pair(settings: Settings) -> Outcome:
     return Outcome("failed", message=wrong.detail, hint=wrong.hint, findings=found)
 
 
-def _failure(error: ObuilderError) -> Outcome:
+def _failure(error: Exception) -> Outcome:
+    if not isinstance(error, ObuilderError):
+        return Outcome("failed", message=f"it has a fault: {error!r}")
     missing = isinstance(error, BackendUnavailable)
     return Outcome("missing" if missing else "failed", message=error.message, hint=error.hint)
 

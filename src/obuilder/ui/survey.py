@@ -58,13 +58,16 @@ def show_table(survey: Survey, stream: TextIO, *, colour: bool) -> None:
 
 def _told(row: Surveyed) -> list[str]:
     """What there is to say of a back end, the first things first."""
-    found = [finding.detail for finding in row.findings if _is_told(finding)]
-    found += [f"for more: {finding.hint}" for finding in row.findings if finding.hint]
-    if isinstance(row, SurveyedStore):
-        where = f"{row.ground} ({row.file_system})" if row.ground else ""
-        found = [", ".join(filter(None, (where, *found)))]
-    if row.status != "usable":
-        found = [": ".join(filter(None, (*found, row.message)))]
+    where = ""
+    if isinstance(row, SurveyedStore) and row.ground:
+        where = f"{row.ground} ({row.file_system})"
+    if row.status == "usable":
+        found = [finding.detail for finding in row.findings if _is_told(finding)]
+        found += [f"for more: {finding.hint}" for finding in row.findings if finding.hint]
+        if where:
+            found = [", ".join((where, *found))]
+    else:
+        found = [": ".join(filter(None, (where, row.message)))]
         if row.hint:
             found.append(f"to have it: {row.hint}")
     if others := [system_name(name) for name in row.systems if name != sys.platform]:
