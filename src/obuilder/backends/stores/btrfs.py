@@ -128,7 +128,7 @@ class BtrfsStore(DirectoryStore):
     """See `Store`. Made by `open`."""
 
     kind: ClassVar[str] = "btrfs"
-    file_systems: ClassVar[frozenset[str]] = frozenset({"btrfs"})
+    file_systems: ClassVar[tuple[str, ...]] = ("btrfs",)
 
     @classmethod
     async def open(cls, directory: str, idmap: IdMap, *, session: str) -> "BtrfsStore":

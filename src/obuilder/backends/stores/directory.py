@@ -52,8 +52,8 @@ class DirectoryStore(ABC):
     guarded: ClassVar[bool] = True
     kind: ClassVar[str]
     folders: ClassVar[tuple[str, ...]] = ("results", "drafts", "mnt")
-    file_systems: ClassVar[frozenset[str]] = frozenset()
-    """Kinds of file systems that are made for it, where not any one will do."""
+    file_systems: ClassVar[tuple[str, ...]] = ()
+    """Kinds of file systems that are made for it, where not any one will do; the best first."""
 
     def __init__(self, directory: str, idmap: IdMap, session: str) -> None:
         self.directory, self.idmap = os.path.abspath(directory), idmap
@@ -74,8 +74,9 @@ class DirectoryStore(ABC):
         """See `StoreClass`."""
         first = _existing(near)
         found = {os.stat(first).st_dev: first}
-        for mounted in linux.mounts():
-            if mounted.kind in cls.file_systems and not mounted.point.startswith(_NOT_FOR_STORES):
+        fit = [mounted for mounted in linux.mounts() if mounted.kind in cls.file_systems]
+        for mounted in sorted(fit, key=lambda mounted: cls.file_systems.index(mounted.kind)):
+            if not mounted.point.startswith(_NOT_FOR_STORES):
                 with suppress(OSError):
                     if os.path.isdir(mounted.point) and os.access(mounted.point, os.W_OK):
                         found.setdefault(os.stat(mounted.point).st_dev, mounted.point)

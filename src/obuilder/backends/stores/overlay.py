@@ -21,7 +21,7 @@ class OverlayStore(LayerStore):
     """See `Store`. Made by `open`."""
 
     kind: ClassVar[str] = "overlay"
-    file_systems: ClassVar[frozenset[str]] = frozenset({"ext4", "xfs", "btrfs"})
+    file_systems: ClassVar[tuple[str, ...]] = ("ext4", "xfs", "btrfs")
 
     @classmethod
     async def open(cls, directory: str, idmap: IdMap, *, session: str) -> "OverlayStore":

@@ -138,7 +138,7 @@ class XfsStore(TreeStore):
     """See `Store`. Any file system whose files can share blocks: XFS, btrfs, bcachefs."""
 
     kind: ClassVar[str] = "xfs"
-    file_systems: ClassVar[frozenset[str]] = frozenset({"xfs", "btrfs", "bcachefs"})
+    file_systems: ClassVar[tuple[str, ...]] = ("xfs", "btrfs", "bcachefs")
     links: ClassVar[bool] = True
 
     def _check(self) -> None:
