@@ -21,11 +21,11 @@ import anyio
 import msgspec
 from msgspec import Struct
 
-from obuilder.backends.registry import opened_store, parse_store, store_class
+from obuilder.backends.registry import opened_store, store_class
 from obuilder.engine.builder import Builder
 from obuilder.engine.checkup import Finding, look_over, space
 from obuilder.engine.settings import Settings
-from obuilder.errors import BackendUnavailable, ObuilderError, StoreError
+from obuilder.errors import BackendUnavailable, ObuilderError, StoreError, of_disk
 from obuilder.system import linux
 from obuilder.system.apart import apart
 from obuilder.system.namespaces import enter, passable
@@ -111,98 +111,110 @@ def _grounds(trial: Trial, until: int | None) -> tuple[str, ...]:
 
 
 def _on(trial: Trial, ground: str, until: int | None) -> Outcome:
-    mark = f"{_PREFIX}.{trial.kind}.{trial.sandbox or 'alone'}."
-    for name in _left(trial, ground, mark):
-        _discard(trial, f"{ground}/{name}", until=None, recovering=True)
-    place = f"{ground.rstrip('/')}/{mark}{os.urandom(4).hex()}"
-    settings = _settings(trial, place)
-    died = False
+    place = _Place.new(trial, ground)
+    outcome = Outcome("failed", message=f"it came to no end in {trial.seconds:.0f} s")
+    died = True
     try:
-        with _held(trial, settings):
-            said = apart(lambda: _tried(trial, settings), seconds=trial.seconds, until=until)
-            died = said is None
+        lock = place.make()
+        try:
+            said = apart(lambda: _tried(place.settings), seconds=trial.seconds, until=until)
+        finally:
+            os.close(lock)
+        died = said is None
+        outcome = decoded(said, Outcome) if said else outcome
     except ObuilderError as error:
-        outcome = _failure(error)
-    else:
-        outcome = (
-            Outcome("failed", message=f"it came to no end in {trial.seconds:.0f} s")
-            if said is None
-            else decoded(said, Outcome)
-        )
-    left = _discard(trial, place, until=None, recovering=died)
-    if left is not None:
-        outcome = left
+        outcome, died = _failure(error), False
+    outcome = place.discard(recovering=died) or outcome
     return msgspec.structs.replace(
-        outcome, ground=ground, file_system=_file_system(os.path.dirname(settings.directory)),
-        message=outcome.message.replace(settings.directory, "the store"),
+        outcome, ground=ground, file_system=_file_system(place.above),
+        message=outcome.message.replace(place.directory, "the store"),
     )  # fmt: skip
 
 
-def _settings(trial: Trial, place: str) -> Settings:
-    policy = msgspec.structs.asdict(trial.policy)
-    return Settings(store=f"{trial.kind}:{place}", sandbox=trial.sandbox, **policy)
+class _Place:
+    """Where a store is for as long as a trial lasts; locked as long as somebody works there."""
+
+    def __init__(self, trial: Trial, ground: str, name: str) -> None:
+        self._trial, self._ground = trial, ground
+        self._mark = f"{_PREFIX}.{trial.kind}.{trial.sandbox or 'alone'}."
+        self._kind = store_class(trial.kind)
+        self.settings = Settings(
+            store=f"{trial.kind}:{ground.rstrip('/')}/{self._mark}{name}", sandbox=trial.sandbox,
+            **msgspec.structs.asdict(trial.policy),
+        )  # fmt: skip
+        self.directory = self.settings.directory
+        self.above = self.directory.partition(f"/{self._mark}{name}")[0] or "/"
+
+    @classmethod
+    def new(cls, trial: Trial, ground: str) -> "_Place":
+        """One that is not there yet."""
+        return cls(trial, ground, os.urandom(4).hex())
+
+    def make(self) -> int:
+        """Make it; its lock. What killed trials left is taken away. BackendUnavailable, StoreError."""
+        try:
+            with _locked(self.above):
+                for left in self._left():
+                    left.discard(recovering=True)
+                self._kind.prepare(self.directory)
+                return _lock(self.directory, fcntl.LOCK_EX)
+        except OSError as error:
+            raise of_disk(f"can't make a store in {self.above}", error) from error
+
+    def _left(self) -> list["_Place"]:
+        """Those of the same kind here that nobody works in."""
+        found = []
+        for name in os.listdir(self.above):
+            if name.startswith(self._mark):
+                left = _Place(self._trial, self._ground, name.removeprefix(self._mark))
+                with suppress(OSError):  # somebody's, or gone
+                    os.close(_lock(left.directory, fcntl.LOCK_EX | fcntl.LOCK_NB))
+                    found.append(left)
+        return found
+
+    def discard(self, *, recovering: bool) -> Outcome | None:
+        """Take it away; what came of that, if it was no success.
+
+        `recovering`: somebody was killed there, who may have left more than files.
+        """
+        if not os.path.exists(self.directory):
+            return None
+        if recovering and self._trial.sandbox is not None:
+            apart(lambda: _answer(self._recover), seconds=_CLEANING)
+        said = apart(lambda: _answer(self._remove), seconds=_CLEANING)
+        outcome = decoded(said, Outcome) if said else None
+        if outcome is None:
+            return Outcome("failed", message=f"{self.directory} could not be removed in time")
+        return None if outcome.status == "usable" else outcome
+
+    async def _recover(self) -> Outcome:
+        async with Builder.open(self.settings, to_delete=True):
+            return Outcome("usable")
+
+    async def _remove(self) -> Outcome:
+        self._kind.discard(self.directory)
+        return Outcome("usable")
 
 
 @contextmanager
-def _held(trial: Trial, settings: Settings) -> Iterator[None]:
-    """Make the place. It is locked as long as somebody works there. BackendUnavailable, StoreError."""
-    store_class(trial.kind).prepare(settings.directory)
-    lock = os.open(settings.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _locked(directory: str) -> Iterator[None]:
+    """Keep other trials from making places there, or looking for some that were left."""
+    lock = _lock(directory, fcntl.LOCK_EX)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:
         os.close(lock)
 
 
-def _left(trial: Trial, ground: str, mark: str) -> list[str]:
-    """The places on a ground that killed trials left."""
-    found = []
-    with suppress(OSError):
-        above = parse_store(f"{trial.kind}:{ground}/x")[1].partition("/x")[0] or "/"
-        for name in os.listdir(above):
-            if name.startswith(mark) and os.stat(os.path.join(above, name)).st_uid == os.geteuid():
-                with suppress(OSError):
-                    directory = parse_store(f"{trial.kind}:{ground}/{name}")[1]
-                    at = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                    try:
-                        fcntl.flock(at, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        found.append(name)
-                    finally:
-                        os.close(at)
-    return found
-
-
-def _discard(trial: Trial, place: str, *, until: int | None, recovering: bool) -> Outcome | None:
-    """Take the place away; what came of that, if it was no success.
-
-    `recovering`: somebody was killed there, who may have left more than files.
-    """
-    settings = _settings(trial, place)
-    if not os.path.exists(settings.directory):
-        return None
-
-    def recover() -> bytes:
-        async def open_and_close() -> Outcome:
-            async with Builder.open(settings, to_delete=True):
-                return Outcome("usable")
-
-        return _answer(open_and_close)
-
-    def remove() -> bytes:
-        async def work() -> Outcome:
-            store_class(trial.kind).discard(settings.directory)
-            return Outcome("usable")
-
-        return _answer(work)
-
-    if recovering and trial.sandbox is not None:
-        apart(recover, seconds=_CLEANING, until=until)
-    said = apart(remove, seconds=_CLEANING, until=until)
-    if said is None:
-        return Outcome("failed", message=f"{settings.directory} can't be removed")
-    outcome = decoded(said, Outcome)
-    return None if outcome.status == "usable" else outcome
+def _lock(directory: str, how: int) -> int:
+    """A directory's descriptor, with a lock that ends with it. OSError."""
+    at = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(at, how)
+    except BaseException:
+        os.close(at)
+        raise
+    return at
 
 
 def _file_system(directory: str) -> str:
@@ -217,15 +229,15 @@ def _file_system(directory: str) -> str:
 # --- in the fork ---------------------------------------------------------------------------------
 
 
-def _tried(trial: Trial, settings: Settings) -> bytes:
+def _tried(settings: Settings) -> bytes:
     async def work() -> Outcome:
-        return await (_store(settings) if trial.sandbox is None else _pair(settings))
+        return await (_store(settings) if settings.sandbox is None else _pair(settings))
 
     return _answer(work, settings)
 
 
 def _answer(work: Callable[[], Awaitable[Outcome]], settings: Settings | None = None) -> bytes:
-    """What `work` came to; SIGTERM cancels it, and then there is no answer."""
+    """What `work` came to; nothing if SIGTERM came first: then it is cancelled, and tidies up."""
     try:
         outcome = anyio.run(_cancellable, work)
     except Exception as error:  # noqa: BLE001 # whatever it is: it is told
@@ -235,9 +247,7 @@ def _answer(work: Callable[[], Awaitable[Outcome]], settings: Settings | None = 
                 shown = passable(settings.directory, enter())
                 message = outcome.message.replace(shown, settings.directory)
                 outcome = msgspec.structs.replace(outcome, message=message)
-    if outcome is None:
-        raise SystemExit
-    return encoded(outcome)
+    return b"" if outcome is None else encoded(outcome)
 
 
 async def _cancellable(work: Callable[[], Awaitable[Outcome]]) -> Outcome | None:
