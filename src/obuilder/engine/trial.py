@@ -124,11 +124,11 @@ def _on(trial: Trial, ground: str, until: int | None) -> Outcome:
         outcome = decoded(said, Outcome) if said else outcome
     except ObuilderError as error:
         outcome, died = _failure(error), False
+    message = outcome.message.replace(place.directory, "the store")
+    outcome = msgspec.structs.replace(outcome, message=message)
     outcome = place.discard(recovering=died) or outcome
-    return msgspec.structs.replace(
-        outcome, ground=ground, file_system=_file_system(place.above),
-        message=outcome.message.replace(place.directory, "the store"),
-    )  # fmt: skip
+    file_system = _file_system(place.above)
+    return msgspec.structs.replace(outcome, ground=ground, file_system=file_system)
 
 
 class _Place:
