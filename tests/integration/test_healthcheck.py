@@ -202,6 +202,19 @@ def test_the_file_system_that_a_store_needs(place: Opened, sandbox: str | None) 
         assert "healthcheck" not in listed.stdout
 
 
+@each("btrfs")
+@pytest.mark.parametrize("allowed", [True, False])
+def test_btrfs_for_who_is_not_the_machines_root(place: Opened, allowed: bool) -> None:
+    """Root of a user namespace may no more than its user: snapshots that can't be written to stay."""
+    option = "user_subvol_rm_allowed" if allowed else "rw"
+    subprocess.run(["mount", "-o", f"remount,{option}", place.directory], check=True)
+    near = registry.parse_store(place.store)[1]
+    before = ("unshare", "--user", "--map-root-user", "--mount")
+    outcome = tried({"kind": "btrfs", "near": near, "sandbox": "oci", "grounds": []}, before=before)
+    assert outcome.status == "usable", outcome
+    assert os.listdir(place.directory) == []
+
+
 def test_hints_for_who_has_no_such_file_system_are_true(program: Program) -> None:
     """The commands make a place where the store works."""
     trial = {"kind": "xfs", "near": program.store, "grounds": [os.path.dirname(program.store)]}

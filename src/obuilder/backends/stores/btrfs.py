@@ -35,6 +35,7 @@ from obuilder.values import IdMap, Key
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE, _DESTROY, _SNAPSHOT = 0x5000940E, 0x5000940F, 0x50009417
 _SYNC = 0x9408
+_SET_SUBVOLUME_FLAGS = 0x4008941A
 _GET_FLAGS, _SET_FLAGS, _NO_COW = 0x80086601, 0x40086602, 0x800000
 _READ_ONLY = 2
 _ROOT_INODE = 256  # of every subvolume
@@ -99,13 +100,24 @@ def _remove(path: str) -> None:
 
 
 def _remove_subvolume(folder: str) -> None:
-    try:
-        _destroy(folder, "root")
-    except OSError as error:
-        if error.errno != errno.ENOTEMPTY:
-            raise
-        # A step made subvolumes of its own. Only what is still writable can hold any.
-        remove_tree(os.path.join(folder, "root"))
+    root = os.path.join(folder, "root")
+    for _ in range(2):
+        try:
+            _destroy(folder, "root")
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EROFS, errno.EPERM):
+                raise
+            with suppress(FileNotFoundError):
+                _make_writable(root)  # who is not root may not drop what can't be written to
+        else:
+            return
+    # A step made subvolumes of its own; or this user may drop none, unless as an empty directory.
+    remove_tree(root)
+
+
+def _make_writable(root: str) -> None:
+    with _opened(root) as at:
+        fcntl.ioctl(at, _SET_SUBVOLUME_FLAGS, struct.pack("=Q", 0))
 
 
 @final
@@ -146,8 +158,7 @@ class BtrfsStore(DirectoryStore):
             await store.close()
             raise BackendUnavailable(
                 f"{store.directory} can't keep btrfs snapshots: {error.message}",
-                hint=f"{unsuited('btrfs', 'btrfs-progs')}; an ordinary user's is mounted with "
-                "-o user_subvol_rm_allowed",
+                hint=unsuited("btrfs", "btrfs-progs"),
             ) from error
         except BaseException:
             await store.close()
