@@ -87,9 +87,7 @@ def test_all_that_the_registry_has_is_tried(program: Program, survey: dict) -> N
     assert found["isolation"]["status"] == "ok"
     assert sandboxes["host"]["status"] == "usable"
     assert "darwin" in sandboxes["users"]["systems"]
-
-
-def test_pairs_are_those_of_the_registry_that_work(survey: dict) -> None:
+    # Pairs are those of the registry that can be tried.
     usable = {row["kind"] for row in survey["stores"] if row["status"] == "usable"}
     found = [(row["store"], row["sandbox"]) for row in survey["pairs"]]
     assert found == [pair for pair in registry.pairs() if pair[0] in usable]
@@ -108,6 +106,25 @@ def test_nothing_can_build_where_there_is_no_program(program: Program) -> None:
     assert done.out.splitlines()[-1] == "Nothing can build here"
     assert done.status == 3
     assert left(os.path.dirname(program.store)) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "hint"),
+    [
+        (("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"), "root needs CAP_SYS_ADMIN"),
+        (("unshare", "-Ur", "sh", "-c", 'echo 0 > /proc/sys/user/max_mnt_namespaces; exec "$@"', "sh"), "user.max_mnt_namespaces"),
+    ],
+)  # fmt: skip
+def test_where_nobody_may_have_namespaces(
+    program: Program, before: tuple[str, ...], hint: str
+) -> None:
+    above = os.path.dirname(program.store)
+    for kind in ("overlayfs", "btrfs", "copy"):
+        outcome = tried({"kind": kind, "near": program.store, "grounds": [above]}, before=before)
+        assert outcome.status == "missing", outcome
+        assert "may not have namespaces of its own" in outcome.message
+        assert hint in (outcome.hint or "")
+        assert left(above) == []
 
 
 def test_what_all_does_not_take(program: Program) -> None:

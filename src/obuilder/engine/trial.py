@@ -125,10 +125,13 @@ def _on(trial: Trial, ground: str, until: int | None) -> Outcome:
     except ObuilderError as error:
         outcome, died = _failure(error), False
     message = outcome.message.replace(place.directory, "the store")
-    outcome = msgspec.structs.replace(outcome, message=message)
-    outcome = place.discard(recovering=died) or outcome
+    status = outcome.status
+    if left := place.discard(recovering=died):
+        status, message = "failed", "; and ".join(filter(None, (message, left)))
     file_system = _file_system(place.above)
-    return msgspec.structs.replace(outcome, ground=ground, file_system=file_system)
+    return msgspec.structs.replace(
+        outcome, status=status, ground=ground, file_system=file_system, message=message
+    )
 
 
 class _Place:
@@ -172,8 +175,8 @@ class _Place:
                     found.append(left)
         return found
 
-    def discard(self, *, recovering: bool) -> Outcome | None:
-        """Take it away; what came of that, if it was no success.
+    def discard(self, *, recovering: bool) -> str | None:
+        """Take it away; why it could not be.
 
         `recovering`: somebody was killed there, who may have left more than files.
         """
@@ -184,8 +187,8 @@ class _Place:
         said = apart(lambda: _answer(self._remove), seconds=_CLEANING)
         outcome = decoded(said, Outcome) if said else None
         if outcome is None:
-            return Outcome("failed", message=f"{self.directory} could not be removed in time")
-        return None if outcome.status == "usable" else outcome
+            return f"{self.directory} could not be removed in time"
+        return None if outcome.status == "usable" else outcome.message
 
     async def _recover(self) -> Outcome:
         async with Builder.open(self.settings, to_delete=True):

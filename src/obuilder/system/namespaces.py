@@ -135,12 +135,12 @@ def _closed(directory: str) -> str | None:
 
 
 def _forbidden(error: OSError) -> BackendUnavailable:
-    if os.geteuid() == 0:
+    if error.errno in (errno.ENOSPC, errno.EUSERS):
+        hint = "sysctl user.max_user_namespaces (or user.max_mnt_namespaces) is too small"
+    elif by_root():
         hint = "root needs CAP_SYS_ADMIN: in a container, start it with --privileged"
     elif error.errno == errno.EINVAL:
         hint = "the process has threads already; enter the namespaces before starting any"
-    elif error.errno in (errno.ENOSPC, errno.EUSERS):
-        hint = "sysctl user.max_user_namespaces (or user.max_mnt_namespaces) is too small"
     else:
         hint = (
             "run as root, or allow user namespaces: sysctl kernel.unprivileged_userns_clone=1, "
