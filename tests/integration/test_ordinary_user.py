@@ -194,6 +194,28 @@ def test_what_cant_be_limited_is_said_and_refused(person: Person, context: Path)
         assert "can't limit memory" in done.err
 
 
+def test_all_that_works_for_them_is_told(person: Person) -> None:
+    before = sorted(os.listdir(person.home))
+    survey = json.loads(person.ok("healthcheck", "--all", "--json"))
+    rows = {row["kind"]: row for row in (*survey["stores"], *survey["sandboxes"])}
+    for kind in ("overlayfs", "rsync+hardlink", "copy", "oci", "host"):
+        assert rows[kind]["status"] == "usable", rows[kind]
+    for kind in ("zfs", "users"):
+        assert rows[kind]["status"] == "missing"
+        assert "run as root" in rows[kind]["hint"]
+    (ids,) = (row for row in rows["oci"]["findings"] if row["check"] == "identity")
+    if person.one_id:
+        assert (ids["status"], ids["detail"]) == (
+            "warning", "one id: /etc/subuid and /etc/subgid give this user none",
+        )  # fmt: skip
+        assert ids["hint"]
+    else:
+        assert (ids["status"], "65536 subordinate ids" in ids["detail"]) == ("ok", True)
+    assert survey["chosen"]["usable"]
+    assert {row["status"] for row in survey["pairs"] if row["sandbox"] == "oci"} == {"usable"}
+    assert sorted(os.listdir(person.home)) == before
+
+
 def test_a_killed_builder_leaves_nothing_behind(person: Person, context: Path) -> None:
     spec(context, shell("echo > /half; echo begun; sleep 7311; echo > /whole"))
     process = person.start_obuilder("build", cwd=context)

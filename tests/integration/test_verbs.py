@@ -115,12 +115,14 @@ def test_explain_tells_specs_of_one_directory_apart(program: Program) -> None:
 
 
 def test_the_healthcheck_for_machines(program: Program) -> None:
-    found = {row["check"]: row for row in json.loads(program.ok("healthcheck", "--json"))}
-    assert set(found) == {"store", "sandbox", "step", "isolation", "limits", "space"}
+    said = json.loads(program.ok("healthcheck", "--json"))
+    found = {row["check"]: row for row in said["findings"]}
+    checks = ["store", "sandbox", "identity", "step", "isolation", "limits", "space"]
+    assert list(found) == checks
     assert found["isolation"]["status"] == found["step"]["status"] == "ok"
     assert "crun" in found["sandbox"]["detail"]
     assert "crun" not in json.dumps(
-        json.loads(program.ok("healthcheck", "--json", "--runtime=runc"))[1]["detail"]
+        json.loads(program.ok("healthcheck", "--json", "--runtime=runc"))["findings"][1]
     )
 
 

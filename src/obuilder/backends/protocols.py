@@ -182,6 +182,19 @@ class StoreClass(Protocol):
     async def open(self, directory: str, idmap: IdMap, *, session: str) -> Store:
         """Open, or make, the store in `directory`. BackendUnavailable, StoreError."""
 
+    def grounds(self, near: str) -> list[str]:
+        """Where stores of this kind can be tried: what stands before /NAME in KIND:PLACE.
+
+        The best first: what is on the file system of the directory `near` (there may be none yet),
+        then what else this machine has that is made for them. BackendUnavailable.
+        """
+
+    def discard(self, directory: str) -> None:
+        """Undo `prepare`: a store that nobody has open is no more, with all that is in it.
+
+        Called in a process of its own, which has entered no namespaces and may. StoreError.
+        """
+
 
 class Mount(Struct, frozen=True):
     """A root of a kind that the sandbox can mount, seen by a step at `target`."""

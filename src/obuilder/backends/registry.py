@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 
 
 class BackEnd(Struct, frozen=True):
-    """A row: where the class is (MODULE:CLASS), and what it is in a few words for people."""
+    """A row: where the class is (MODULE:CLASS), and what it is in a few words for people.
+
+    `systems`: where it can work at all, in the words of `sys.platform`.
+    """
 
     target: str
     summary: str
+    systems: tuple[str, ...] = ("linux",)
 
     def form(self, kind: str) -> str:
         """How a back end of this kind is written."""
@@ -86,6 +90,7 @@ SANDBOXES = {
     "users": SandboxKind(
         "obuilder.backends.sandboxes.users:UsersSandbox",
         "as users of the machine, with its programs",
+        systems=("linux", "darwin"),
         domain="users",
     ),
     "host": SandboxKind(
@@ -153,16 +158,29 @@ async def opened(
 ) -> AsyncIterator[tuple["Store", "Sandbox"]]:
     """The store that KIND:PLACE names, and a sandbox for it: of the kind asked for, or that fits.
 
+    As `opened_store`. BackendMismatch.
+    """
+    sandbox_kind = _fitting(sandbox, store_class(parse_store(store)[0]).produces)
+    async with opened_store(store) as opened_first, AsyncExitStack() as stack:
+        opened_sandbox = await sandbox_kind.open(
+            opened_first.directory, opened_first.idmap, session=opened_first.session, policy=policy
+        )
+        stack.push_async_callback(_close, opened_sandbox)
+        yield opened_first, opened_sandbox
+
+
+@asynccontextmanager
+async def opened_store(store: str) -> AsyncIterator["Store"]:
+    """The store that KIND:PLACE names.
+
     The process enters namespaces of its own (`system.namespaces`), and has a session on the store
-    for as long as the context lasts. UnknownBackend, BackendMismatch, BackendUnavailable,
-    StoreError.
+    for as long as the context lasts. UnknownBackend, BackendUnavailable, StoreError.
     """
     from obuilder.system.namespaces import enter, passable
     from obuilder.system.sessions import open_session
 
     kind, directory = parse_store(store)
     store_kind = store_class(kind)
-    sandbox_kind = _fitting(sandbox, store_kind.produces)
     store_kind.prepare(directory)
     idmap = enter()
     if not os.access(directory, os.W_OK):
@@ -177,13 +195,9 @@ async def opened(
         raise of_disk(f"can't open the store {directory}", error) from error
     try:
         async with AsyncExitStack() as stack:
-            opened_store = await store_kind.open(directory, idmap, session=session.name)
-            stack.push_async_callback(_close, opened_store)
-            opened_sandbox = await sandbox_kind.open(
-                directory, idmap, session=session.name, policy=policy
-            )
-            stack.push_async_callback(_close, opened_sandbox)
-            yield opened_store, opened_sandbox
+            found = await store_kind.open(directory, idmap, session=session.name)
+            stack.push_async_callback(_close, found)
+            yield found
     finally:
         session.close()
 

@@ -22,11 +22,21 @@ def in_session(
     settings: Settings, work: Callable[[Builder], Awaitable[T]], *, to_delete: bool = False
 ) -> T:
     """What `work` returns, given an open builder. Cancelled by SIGINT and SIGTERM."""
+
+    async def with_builder() -> T:
+        async with Builder.open(settings, to_delete=to_delete) as builder:
+            return await work(builder)
+
+    return in_loop(with_builder)
+
+
+def in_loop(work: Callable[[], Awaitable[T]]) -> T:
+    """What `work` returns. Cancelled by SIGINT and SIGTERM."""
     gc.enable()
-    return anyio.run(_main, settings, work, to_delete)
+    return anyio.run(_main, work)
 
 
-async def _main(settings: Settings, work: Callable[[Builder], Awaitable[T]], to_delete: bool) -> T:
+async def _main(work: Callable[[], Awaitable[T]]) -> T:
     result: list[T] = []
     failure: list[BaseException] = []
     stopped = False
@@ -45,8 +55,7 @@ async def _main(settings: Settings, work: Callable[[Builder], Awaitable[T]], to_
         with anyio.CancelScope() as scope:
             tasks.start_soon(watch, scope)
             try:
-                async with Builder.open(settings, to_delete=to_delete) as builder:
-                    result.append(await work(builder))
+                result.append(await work())
             except Exception as error:  # noqa: BLE001 # raised below, outside of the task group
                 failure.append(error)
         tasks.cancel_scope.cancel()

@@ -50,6 +50,13 @@ class Hierarchies:
         else:
             self.limits = frozenset(names[c] for c in self._places if c in names)
 
+    @property
+    def kind(self) -> str:
+        """Which groups there are, in words."""
+        if self._places:
+            return "control groups of version 1"
+        return "no control group" if self._v2 is None else "control groups of version 2"
+
     def close(self) -> None:
         """Let go of the hierarchies."""
         for fd in (*self._places.values(), *(() if self._v2 is None else (self._v2,))):

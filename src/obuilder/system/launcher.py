@@ -275,7 +275,8 @@ def _become(launch: Launch, program: bytes, there: int, held: int) -> NoReturn:
     try:
         if launch["sealed"]:
             linux.drop_bounding()
-        os.setgroups([launch["gid"]])
+        if not _groups_are_fixed():
+            os.setgroups([launch["gid"]])
         os.setresgid(launch["gid"], launch["gid"], launch["gid"])
         os.setresuid(launch["uid"], launch["uid"], launch["uid"])
         os.umask(0o022)
@@ -306,6 +307,12 @@ def _execute(argv: list[str], env: dict[str, str]) -> NoReturn:
                 failed = error
     os.write(2, os.fsencode(f"{name}: {os.strerror(failed.errno or 0)}\n"))
     os._exit(127 if failed.errno == errno.ENOENT else 126)
+
+
+def _groups_are_fixed() -> bool:
+    """Whether this user namespace has but one id, of an ordinary user: their groups stay theirs."""
+    with open("/proc/self/setgroups", "rb", buffering=0) as file:
+        return file.read(5) == b"deny\n"
 
 
 def _weigh(score: str) -> None:

@@ -58,6 +58,41 @@ def by_root() -> bool:
     return os.geteuid() == 0
 
 
+def whose_ids(idmap: IdMap) -> tuple[str, str | None]:
+    """Who steps are to this machine, and how to get more ids where there is but one; for people."""
+    if by_root():
+        if idmap.single:
+            return (
+                "one id: this root has no others to give",
+                "give its user namespace a range of ids",
+            )
+        return f"{idmap.count} ids, from {idmap.first} on, given by root", None
+    if not idmap.single:
+        return f"{idmap.count} subordinate ids of an ordinary user", None
+    lacking = [name for name in ("newuidmap", "newgidmap") if shutil.which(name) is None]
+    if lacking:
+        return (
+            f"one id: {' and '.join(lacking)} not installed",
+            "install the package uidmap (Debian, Ubuntu) or shadow-utils (Fedora)",
+        )
+    uid = _mapped(0)
+    bare = [path for path in ("/etc/subuid", "/etc/subgid") if not _subordinate(path, uid)[1]]
+    told = f"{' and '.join(bare)} give this user none" if bare else "newuidmap refuses a map"
+    with contextlib.suppress(KeyError):
+        return f"one id: {told}", (
+            "as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 "
+            + pwd.getpwuid(uid).pw_name
+        )
+    return f"one id: {told}", f"/etc/passwd has no user {uid} to give a range to"
+
+
+def _mapped(inside: int) -> int:
+    """The user outside of this user namespace that is `inside` in it."""
+    with open("/proc/self/uid_map", encoding="ascii") as table:
+        rows = [[int(word) for word in line.split()] for line in table]
+    return next(there + inside - here for here, there, count in rows if 0 <= inside - here < count)
+
+
 def passable(directory: str, idmap: IdMap) -> str:
     """The same directory by a path that steps may pass, who are nobody to this machine.
 
@@ -100,12 +135,12 @@ def _closed(directory: str) -> str | None:
 
 
 def _forbidden(error: OSError) -> BackendUnavailable:
-    if os.geteuid() == 0:
+    if error.errno in (errno.ENOSPC, errno.EUSERS):
+        hint = "sysctl user.max_user_namespaces (or user.max_mnt_namespaces) is too small"
+    elif by_root():
         hint = "root needs CAP_SYS_ADMIN: in a container, start it with --privileged"
     elif error.errno == errno.EINVAL:
         hint = "the process has threads already; enter the namespaces before starting any"
-    elif error.errno in (errno.ENOSPC, errno.EUSERS):
-        hint = "sysctl user.max_user_namespaces (or user.max_mnt_namespaces) is too small"
     else:
         hint = (
             "run as root, or allow user namespaces: sysctl kernel.unprivileged_userns_clone=1, "

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 _LAYOUT = b"micro 1\0"
 """Goes into the digest: change it with whatever this module puts beside the shell."""
 
-_PLACES = ("/bin/busybox", "/usr/bin/busybox", "/usr/local/bin/busybox", "/bin/busybox.static")
+_PLACES = (
+    "/bin/busybox", "/usr/bin/busybox", "/usr/local/bin/busybox", "/usr/sbin/busybox",
+    "/bin/busybox.static",
+)  # fmt: skip
 _PT_INTERP = 3
 
 _DIRECTORIES = (
@@ -80,7 +83,7 @@ def _static_busybox() -> str:
             continue
     raise BackendUnavailable(
         "the image micro is made of a statically linked busybox, and there is none here",
-        hint="install the package busybox-static",
+        hint="install the package busybox-static (Debian, Ubuntu, Alpine) or busybox (Fedora)",
     )
 
 

@@ -226,5 +226,5 @@ def need(*programs: str) -> None:
         if shutil.which(program, path="/usr/sbin:/usr/bin:/sbin:/bin") is None:
             raise BackendUnavailable(
                 f"steps get users of their own, and {program} is not there to make them",
-                hint="install the package passwd (Debian) or shadow-utils",
+                hint="install the package passwd (Debian, Ubuntu) or shadow-utils (Fedora)",
             )

@@ -94,9 +94,10 @@ class OciSandbox(LocalSandbox):
         if init is None:
             raise BackendUnavailable(
                 "no static init for steps was found",
-                hint="install tini (Debian's package has tini-static)",
+                hint="install tini-static: the package tini of Debian and Ubuntu has it, and "
+                "tini-static of Fedora",
             )
-        said = []
+        said, broken = [], False
         for name in (policy.runtime,) if policy.runtime else PREFERRED:
             path = _find(name)
             if path is None:
@@ -109,8 +110,14 @@ class OciSandbox(LocalSandbox):
                 return sandbox
             await sandbox.close()
             said.append(f"{name}: {problem}")
+            broken = True
+        wanted = policy.runtime or "crun, or runc"
         raise BackendUnavailable(
-            "no OCI runtime works here: " + "; ".join(said), hint="install crun (or runc)"
+            "no OCI runtime works here: " + "; ".join(said),
+            hint="the runtime is there, but this machine, or the container around, keeps it from "
+            "working: its own words tell what is in the way"
+            if broken
+            else f"install {wanted}: packages are called the same on Debian, Ubuntu and Fedora",
         )
 
     async def _probe(self) -> str | None:
@@ -159,7 +166,10 @@ class OciSandbox(LocalSandbox):
         if lacking:
             limits += f" (there is no cgroup to limit {lacking} with)"
         picked = "; ".join([f"{self._runtime} ({version})", *self._passed_over])
-        return f"{picked}; in a user namespace of {ids}; limits: {limits}"
+        return (
+            f"{picked}; init: {self._init}; in a user namespace of {ids}; limits: {limits}, "
+            f"by {self._groups.kind}"
+        )
 
     def _fill(
         self, stack: ExitStack, bundle: str, root: str, command: Command, *, terminal: bool

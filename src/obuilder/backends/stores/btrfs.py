@@ -22,8 +22,10 @@ from obuilder.backends.stores.directory import (
     DirectoryStore,
     detach,
     disk_bytes,
+    enter_if_allowed,
     missing,
     translated,
+    unsuited,
     write_file,
 )
 from obuilder.errors import BackendUnavailable, ObuilderError, StoreError, StoreFull
@@ -33,6 +35,7 @@ from obuilder.values import IdMap, Key
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE, _DESTROY, _SNAPSHOT = 0x5000940E, 0x5000940F, 0x50009417
 _SYNC = 0x9408
+_SET_SUBVOLUME_FLAGS = 0x4008941A
 _GET_FLAGS, _SET_FLAGS, _NO_COW = 0x80086601, 0x40086602, 0x800000
 _READ_ONLY = 2
 _ROOT_INODE = 256  # of every subvolume
@@ -84,6 +87,39 @@ class _opened:  # noqa: N801 - used as a function
         os.close(self._fd)
 
 
+def _remove(path: str) -> None:
+    """Remove a directory of `results` or `drafts`."""
+    for folder in (path, os.path.join(path, "result"), os.path.join(path, "deleted")):
+        try:
+            found = os.stat(os.path.join(folder, "root"), follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if found.st_ino == _ROOT_INODE:
+            _remove_subvolume(folder)
+    remove_tree(path)
+
+
+def _remove_subvolume(folder: str) -> None:
+    root = os.path.join(folder, "root")
+    for _ in range(2):
+        try:
+            _destroy(folder, "root")
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EROFS, errno.EPERM):
+                raise
+            with suppress(FileNotFoundError):
+                _make_writable(root)  # who is not root may not drop what can't be written to
+        else:
+            return
+    # A step made subvolumes of its own; or this user may drop none, unless as an empty directory.
+    remove_tree(root)
+
+
+def _make_writable(root: str) -> None:
+    with _opened(root) as at:
+        fcntl.ioctl(at, _SET_SUBVOLUME_FLAGS, struct.pack("=Q", 0))
+
+
 @final
 class BtrfsDraft:
     """See `Draft`."""
@@ -104,6 +140,7 @@ class BtrfsStore(DirectoryStore):
     """See `Store`. Made by `open`."""
 
     kind: ClassVar[str] = "btrfs"
+    file_systems: ClassVar[tuple[str, ...]] = ("btrfs",)
 
     @classmethod
     async def open(cls, directory: str, idmap: IdMap, *, session: str) -> "BtrfsStore":
@@ -121,8 +158,7 @@ class BtrfsStore(DirectoryStore):
             await store.close()
             raise BackendUnavailable(
                 f"{store.directory} can't keep btrfs snapshots: {error.message}",
-                hint="put the store on btrfs (an ordinary user's mounted with "
-                "user_subvol_rm_allowed), or use --store=overlayfs:DIRECTORY",
+                hint=unsuited("btrfs", "btrfs-progs"),
             ) from error
         except BaseException:
             await store.close()
@@ -218,23 +254,18 @@ class BtrfsStore(DirectoryStore):
             await self._drop(place)
 
     def _remove(self, path: str) -> None:
-        for folder in (path, os.path.join(path, "result"), os.path.join(path, "deleted")):
-            try:
-                found = os.stat(os.path.join(folder, "root"), follow_symlinks=False)
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            if found.st_ino == _ROOT_INODE:
-                self._remove_subvolume(folder)
-        remove_tree(path)
+        _remove(path)
 
-    def _remove_subvolume(self, folder: str) -> None:
-        try:
-            _destroy(folder, "root")
-        except OSError as error:
-            if error.errno != errno.ENOTEMPTY:
-                raise
-            # A step made subvolumes of its own. Only what is still writable can hold any.
-            remove_tree(os.path.join(folder, "root"))
+    @classmethod
+    def discard(cls, directory: str) -> None:
+        """See `StoreClass`."""
+        enter_if_allowed()
+        with translated(f"can't remove the store {directory}"):
+            for folder in ("results", "drafts"):
+                place = os.path.join(directory, folder)
+                for name in os.listdir(place) if os.path.isdir(place) else ():
+                    _remove(os.path.join(place, name))
+            remove_tree(directory)
 
     async def size(self, key: Key) -> int:
         """See `Store`. What it shares with others is counted too: btrfs tells no better cheaply."""

@@ -30,10 +30,12 @@ from obuilder.backends.protocols import Draft, HostDir, Root, Usage
 from obuilder.errors import BackendUnavailable, SnapshotMissing, StoreBusy, StoreError, of_disk
 from obuilder.system import linux
 from obuilder.system.files import remove_tree
+from obuilder.system.namespaces import enter
 from obuilder.system.sessions import alive
 from obuilder.values import IdMap, Key, UnixUser, User
 
 _VERSION = 1
+_NOT_FOR_STORES = ("/boot", "/dev", "/proc", "/run", "/sys")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -50,6 +52,8 @@ class DirectoryStore(ABC):
     guarded: ClassVar[bool] = True
     kind: ClassVar[str]
     folders: ClassVar[tuple[str, ...]] = ("results", "drafts", "mnt")
+    file_systems: ClassVar[tuple[str, ...]] = ()
+    """Kinds of file systems that are made for it, where not any one will do; the best first."""
 
     def __init__(self, directory: str, idmap: IdMap, session: str) -> None:
         self.directory, self.idmap = os.path.abspath(directory), idmap
@@ -64,6 +68,26 @@ class DirectoryStore(ABC):
             os.makedirs(directory, mode=0o700, exist_ok=True)
         except OSError as error:
             raise of_disk(f"can't make the store {directory}", error) from error
+
+    @classmethod
+    def grounds(cls, near: str) -> list[str]:
+        """See `StoreClass`."""
+        first = _existing(near)
+        found = {os.stat(first).st_dev: first}
+        fit = [mounted for mounted in linux.mounts() if mounted.kind in cls.file_systems]
+        for mounted in sorted(fit, key=lambda mounted: cls.file_systems.index(mounted.kind)):
+            if not mounted.point.startswith(_NOT_FOR_STORES):
+                with suppress(OSError):
+                    if os.path.isdir(mounted.point) and os.access(mounted.point, os.W_OK):
+                        found.setdefault(os.stat(mounted.point).st_dev, mounted.point)
+        return list(found.values())
+
+    @classmethod
+    def discard(cls, directory: str) -> None:
+        """See `StoreClass`."""
+        enter_if_allowed()
+        with translated(f"can't remove the store {directory}"):
+            remove_tree(directory)
 
     def _prepare(self) -> None:
         with translated(f"can't open the store {self.directory}"):
@@ -284,9 +308,38 @@ class DirectoryStore(ABC):
         os.chown(path, self.idmap.to_disk(0), self.idmap.to_disk(0))
 
 
+def enter_if_allowed() -> None:
+    """Enter namespaces to remove files in: an ordinary user's have owners that are theirs in there.
+
+    Where that is not allowed, nobody has made such files.
+    """
+    with suppress(BackendUnavailable):
+        enter()
+
+
+def _existing(directory: str) -> str:
+    """A directory to make others in, on the file system that `directory` is on, or would be."""
+    place = directory
+    while not os.path.isdir(place):
+        place = os.path.dirname(place)
+    above = os.path.dirname(place)
+    beside = place == directory and os.stat(above).st_dev == os.stat(place).st_dev
+    return above if beside and os.access(above, os.W_OK) else place
+
+
 def _directory(root: Root) -> str:
     assert isinstance(root, HostDir), root
     return root.path
+
+
+def unsuited(kind: str, package: str) -> str:
+    """A hint for who has no file system of that kind: how to get one, without a disk to spare."""
+    image = f"/var/lib/obuilder.{kind}"
+    return (
+        f"put the store on {kind}; a file can hold one: truncate -s 20G {image} && mkfs.{kind} "
+        f"{image} && mkdir /srv/obuilder && mount -o loop {image} /srv/obuilder (mkfs.{kind} is in "
+        f"the package {package}, on Debian and on Fedora)"
+    )
 
 
 def missing(key: Key) -> SnapshotMissing:

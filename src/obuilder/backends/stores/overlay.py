@@ -21,6 +21,7 @@ class OverlayStore(LayerStore):
     """See `Store`. Made by `open`."""
 
     kind: ClassVar[str] = "overlay"
+    file_systems: ClassVar[tuple[str, ...]] = ("ext4", "xfs", "btrfs")
 
     @classmethod
     async def open(cls, directory: str, idmap: IdMap, *, session: str) -> "OverlayStore":
@@ -32,11 +33,13 @@ class OverlayStore(LayerStore):
         except StoreFull:
             await store.close()
             raise
-        except StoreError as error:
+        except (StoreError, BackendUnavailable) as error:
             await store.close()
             raise BackendUnavailable(
                 f"the file system of {store.directory} can't carry overlays: {error.message}",
-                hint="choose a directory on ext4, xfs, btrfs or tmpfs, or another store",
+                hint="choose a directory on ext4, xfs, btrfs or tmpfs, which no overlay shows (as "
+                "containers have for /), or the store rsync+hardlink; overlays of an ordinary user "
+                "take Linux 5.11, and all of them the kernel's module overlay",
             ) from error
         except BaseException:
             await store.close()

@@ -18,7 +18,7 @@ from typing import ClassVar, Literal, Self, final
 import anyio.from_thread
 import anyio.to_thread
 
-from obuilder.backends.stores.directory import detach, disk_bytes, translated
+from obuilder.backends.stores.directory import detach, disk_bytes, translated, unsuited
 from obuilder.backends.stores.layers import Chain, LayerDraft, LayerStore, Made
 from obuilder.backends.stores.placing import Alike, Copies, Item, Place, link
 from obuilder.errors import BackendUnavailable, StoreError, StoreFull
@@ -138,6 +138,7 @@ class XfsStore(TreeStore):
     """See `Store`. Any file system whose files can share blocks: XFS, btrfs, bcachefs."""
 
     kind: ClassVar[str] = "xfs"
+    file_systems: ClassVar[tuple[str, ...]] = ("xfs", "btrfs", "bcachefs")
     links: ClassVar[bool] = True
 
     def _check(self) -> None:
@@ -153,8 +154,8 @@ class XfsStore(TreeStore):
                     raise
                 raise BackendUnavailable(
                     f"files in {self.directory} can't share blocks: {error.strerror}",
-                    hint="put the store on XFS (made with reflink=1), btrfs or bcachefs; "
-                    "rsync+hardlink works on any file system",
+                    hint=f"{unsuited('xfs', 'xfsprogs')}; btrfs and bcachefs will do as well, and "
+                    "rsync+hardlink needs none of them",
                 ) from error
             finally:
                 for path in (one, other):

@@ -29,7 +29,7 @@ import anyio.to_thread
 
 from obuilder.backends.protocols import HostDir, Root, Usage
 from obuilder.backends.stores.directory import DirectoryStore, missing, translated, write_file
-from obuilder.backends.stores.zfs_command import NoDataset, Zfs, provide
+from obuilder.backends.stores.zfs_command import NoDataset, Zfs, pools, provide, take_away
 from obuilder.backends.stores.zfs_mounts import detach, mounted_at
 from obuilder.errors import BackendUnavailable, StoreBusy, StoreError, StoreFull
 from obuilder.system.files import remove_tree
@@ -38,6 +38,14 @@ from obuilder.values import IdMap, Key
 
 _DATASET = re.compile(r"([0-9a-f]{16})\.[0-9]+")
 _SNAPSHOT = re.compile(r".+@[0-9]+-([0-9a-f]{64})")
+
+
+def _by_root() -> None:
+    if os.geteuid() != 0:
+        raise BackendUnavailable(
+            "a store on ZFS is for root alone: nobody else may mount it",
+            hint="run as root, or use --store=overlayfs:DIRECTORY",
+        )
 
 
 @final
@@ -69,12 +77,20 @@ class ZfsStore(DirectoryStore):
     @classmethod
     def prepare(cls, directory: str) -> None:
         """See `StoreClass`."""
-        if os.geteuid() != 0:
-            raise BackendUnavailable(
-                "a store on ZFS is for root alone: nobody else may mount it",
-                hint="use --store=overlayfs:DIRECTORY",
-            )
+        _by_root()
         provide(directory)
+
+    @classmethod
+    def grounds(cls, near: str) -> list[str]:
+        """See `StoreClass`. Every pool, the one that `near` is in first."""
+        _by_root()
+        return sorted(pools(), key=lambda pool: not f"{near}/".startswith(f"/{pool.strip('/')}/"))
+
+    @classmethod
+    def discard(cls, directory: str) -> None:
+        """See `StoreClass`."""
+        _by_root()
+        take_away(directory)
 
     @classmethod
     async def open(cls, directory: str, idmap: IdMap, *, session: str) -> "ZfsStore":

@@ -26,6 +26,10 @@ from obuilder.system import linux, process
 _MOUNTING = {"create", "clone", "mount", "rollback", "destroy"}
 _TIMEOUT = 300.0
 _ROOM = (32 << 20, 4 << 20)
+_NO_POOL = (
+    "make one: zpool create tank DEVICE; a file can hold one: truncate -s 20G /var/lib/tank.zfs && "
+    "zpool create tank /var/lib/tank.zfs"
+)
 _WISHES = (
     "atime=off",
     "sync=disabled",  # a crash takes drafts only, and a snapshot is on disk once it is made
@@ -52,7 +56,9 @@ def said(program: str, *words: str) -> str:
     path = shutil.which(program, path=folders)
     if path is None:
         raise BackendUnavailable(
-            f"{program} is not installed", hint="install zfsutils-linux, or zfs-fuse"
+            f"{program} is not installed",
+            hint="install OpenZFS (Debian's contrib and Ubuntu: zfsutils-linux; Fedora: zfs, of "
+            "openzfs.org), or zfs-fuse to try it",
         )
     env = {**os.environ, "PATH": folders, "LC_ALL": "C"}
     status, heard = process.capture([path, *words], timeout=_TIMEOUT, env=env)
@@ -63,7 +69,7 @@ def said(program: str, *words: str) -> str:
     if error is BackendUnavailable:
         raise BackendUnavailable(
             "the kernel has no ZFS loaded, and no zfs-fuse runs",
-            hint="modprobe zfs, or start zfs-fuse",
+            hint="modprobe zfs (Debian: the package zfs-dkms builds it), or start zfs-fuse",
         )
     hint = "`obuilder prune` makes room" if error is StoreFull else None
     raise error(f"`{program} {' '.join(words)}` failed: {text}", hint=hint)
@@ -132,15 +138,48 @@ def _mount(name: str, directory: str) -> None:
     os.chmod(directory, 0o700)
 
 
+def take_away(directory: str) -> None:
+    """Undo `provide`, and destroy what is in the store. StoreError."""
+    state = _dataset_for(directory)
+    store = os.path.dirname(state)
+    for name in (state, f"{store}/roots", *((store,) if "/" in store else ())):
+        with suppress(NoDataset):
+            _zfs("destroy", *(() if name == store else ("-r",)), name)
+    for place in (directory, *((os.path.dirname(directory),) if "/" in store else ())):
+        with suppress(FileNotFoundError):
+            os.rmdir(place)
+
+
+def pools() -> list[str]:
+    """All pools, as they are called after zfs: with what they are mounted below. BackendUnavailable."""
+    found = {}
+    for name in _pools():
+        place = said("zfs", "get", "-H", "-o", "value", "mountpoint", name)
+        found[name] = name if place == f"/{name}" else place
+    fit = [place for name, place in found.items() if place.split("/")[-1] == name]
+    if fit:
+        return fit
+    if not found:
+        raise BackendUnavailable("there is no ZFS pool", hint=_NO_POOL)
+    raise BackendUnavailable(
+        f"no ZFS pool is mounted on a directory of its name: {', '.join(found)}",
+        hint=f"zfs set mountpoint=/{min(found)} {min(found)}",
+    )
+
+
+def _pools() -> list[str]:
+    return said("zpool", "list", "-H", "-o", "name").split()
+
+
 def _dataset_for(directory: str) -> str:
-    pools = said("zpool", "list", "-H", "-o", "name").split()
+    names = _pools()
     parts = directory.strip("/").split("/")
     for start, part in enumerate(parts[:-1]):
-        if part in pools:
+        if part in names:
             return "/".join(parts[start:])
     raise BackendUnavailable(
         f"there is no ZFS pool for {directory}",
-        hint=f"pools are: {', '.join(pools)}" if pools else "make one: zpool create NAME DEVICE",
+        hint=f"pools are: {', '.join(names)}" if names else _NO_POOL,
     )
 
 
