@@ -42,7 +42,7 @@ def _lines(record: Record, log: int | None) -> list[tuple[str, str]]:
         ("stage", record.stage or "the last"),
         ("made on", record.base or "nothing"),
         ("made at", f"{_when(record.created)}, in {record.seconds:.2f} s"),
-        ("used at", _when(record.used)),
+        ("used at", _when(record.used) if record.used else "never"),
         ("log", "none" if log is None else human(log)),
     ]
 

@@ -211,9 +211,12 @@ class Builder:
         with self._holding() as holder:
             runner = Runner(
                 self._workshop, self._index, self._inflight, self._width, holder,
-                plan, context, secrets, sink, keep_failed=self.settings.keep_failed,
+                plan, context, secrets, sink,
+                keep_failed=self.settings.keep_failed, passing=self.settings.passing(plan),
             )  # fmt: skip
             result = await runner.run()
+        if passed := self._index.unused(runner.passed()):
+            await pruning.forget(self.store, self._index, passed)
         if result.ran:
             await self.sync()
         return result

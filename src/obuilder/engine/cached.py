@@ -84,7 +84,7 @@ def last_build(settings: Settings, context: str, name: str) -> bytes | None:
 def replay(
     spec: Spec, context: str, settings: Settings, sink: events.Sink, *, name: str = ""
 ) -> Result | None:
-    """Show a build all of whose steps are in the index. None if something has to run.
+    """Show a build whose result is in the index. None if something has to run.
 
     `name` is what `Builder.build` takes it for.
     """
@@ -102,11 +102,11 @@ def replay(
         finally:
             stats.flush()
         found = index.find(plan.steps)
-        if len(found) < len(plan.steps):
+        if plan.result not in found:
             return None
         sink(started(plan, found))
         for step in plan.steps.values():
-            key = found[step.key]
+            key = found.get(step.key, step.key)  # not kept, or pruned: nobody needs it
             sink(
                 events.StepStarted(
                     key=key, stage=step.stage, heading=step.heading, notes=step.notes
@@ -120,12 +120,13 @@ def replay(
             sink(events.StepCached(key=key))
         for heading in plan.tail:
             sink(events.Note(text=heading))
-        index.touch(found.values())
+        passing = settings.passing(plan)
+        index.touch(key for step, key in found.items() if step not in passing)
         remember(index, plan, context, name)
     finally:
         index.close()
     result = Result(
-        key=found[plan.result], cached=len(found), ran=0, seconds=time.monotonic() - began
+        key=found[plan.result], cached=len(plan.steps), ran=0, seconds=time.monotonic() - began
     )
     sink(events.BuildDone(result=result.key, seconds=result.seconds, cached=result.cached, ran=0))
     return result

@@ -26,7 +26,8 @@ from obuilder.values import Key
 class Record(msgspec.Struct, frozen=True):
     """What the index knows of one result.
 
-    `kind` is layer, run, copy, failed or volume. Times are seconds since 1970.
+    `kind` is layer, run, copy, failed or volume. Times are seconds since 1970; `used` is 0 as long
+    as no build but such that did not want to keep it came by it.
     """
 
     key: Key
@@ -116,6 +117,11 @@ class Index(Database):
         if stale:
             with self._write() as db:
                 db.executemany("UPDATE results SET used = ? WHERE key = ?", stale)
+
+    def unused(self, keys: Iterable[Key]) -> list[Key]:
+        """Those that no build that keeps them has used."""
+        query = "SELECT key FROM results WHERE key = ? AND used = 0"
+        return [Key(str(row[0])) for key in keys for row in self._rows(query, key)]
 
     def records(self) -> list[Record]:
         """Everything, the newest first."""

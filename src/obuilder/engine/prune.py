@@ -75,7 +75,7 @@ async def prune(
 
 
 async def forget(store: Store, index: Index, keys: Iterable[Key]) -> None:
-    """Delete these results, but for those that a living build holds: they are to be made anew."""
+    """Delete these results, but for those that a living build holds."""
     living = _living(store, index)
     for key in keys:
         async with held(store.directory, key):

@@ -5,7 +5,7 @@ content is not (a stage rebuilt to the same files), the content-based key finds 
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import anyio
 
@@ -31,7 +31,7 @@ _POLL = 0.03
 
 
 class Runner:
-    """One build of one plan."""
+    """One build of one plan. Results of the steps `passing` are not to be kept after it."""
 
     def __init__(
         self,
@@ -46,11 +46,12 @@ class Runner:
         sink: events.Sink,
         *,
         keep_failed: bool,
+        passing: Collection[Key] = (),
     ) -> None:
         self._workshop, self._index, self._inflight = workshop, index, inflight
         self._width, self._holder, self._plan = width, holder, plan
         self._context, self._secrets, self._sink = context, secrets, sink
-        self._keep_failed = keep_failed
+        self._keep_failed, self._passing = keep_failed, passing
         self._directory = workshop.store.directory
         self._ready = {key: anyio.Event() for key in plan.steps}
         self._actual: dict[Key, Key] = {}
@@ -74,13 +75,17 @@ class Runner:
             raise _first(group) from None
         for heading in self._plan.tail:
             self._sink(events.Note(text=heading))
-        self._index.touch(self._actual.values())
+        self._index.touch(key for step, key in self._actual.items() if step not in self._passing)
         return Result(
             key=self._actual[self._plan.result],
             cached=len(self._actual) - self._ran,
             ran=self._ran,
             seconds=time.monotonic() - began,
         )
+
+    def passed(self) -> list[Key]:
+        """The results that the build came by and does not keep."""
+        return [self._actual[step] for step in self._passing if step in self._actual]
 
     def _needed(self, found: dict[Key, Key]) -> set[Key]:
         """The steps without a result on the way back from the plan's own."""
@@ -247,7 +252,7 @@ class Runner:
 
         record = Record(
             key=key, kind=_kind(step), heading=step.heading, stage=step.stage, base=base,
-            created=now, used=now, seconds=0.0,
+            created=now, used=0.0 if step.key in self._passing else now, seconds=0.0,
         )  # fmt: skip
         attempt = Attempt(
             self._workshop.store, self._index, log, record,

@@ -156,3 +156,12 @@ class Plan(Struct, frozen=True):
     result: Key
     tail: tuple[str, ...] = ()
     contexts: dict[Key, FinalContext] = {}
+
+    @property
+    def passing(self) -> set[Key]:
+        """The keys of steps on the way to something: neither of a base image nor a stage's last."""
+        actions = [step.action for step in self.steps.values()]
+        last = {step.stage: key for key, step in self.steps.items()}
+        copied = {action.stage for action in actions if isinstance(action, CopyAction)}
+        layers = {k for k, step in self.steps.items() if isinstance(step.action, LayerAction)}
+        return {*self.steps} - {self.result, *last.values()} - copied - layers
