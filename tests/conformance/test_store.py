@@ -101,6 +101,22 @@ class TestOverlay(_Suite):
             yield path
 
     @pytest.mark.anyio
+    async def test_an_image_is_not_linked_again_with_every_squash(self, opened):
+        store = await opened()
+        for number in range(40):
+            await add(store, number, number - 1 if number else None, {f"f{number}": "x"})
+        chain = store._chain("results", key(39))
+        assert len(chain) < 12
+        counts = [
+            os.stat(store.path("layers", layer, name)).st_nlink
+            for layer, _ in chain
+            for name in os.listdir(store.path("layers", layer))
+        ]
+        assert len(counts) == 40
+        assert counts[0] == 1
+        assert 2 in counts
+
+    @pytest.mark.anyio
     async def test_layers_go_when_no_result_needs_them(self, opened):
         store = await opened()
         layers = os.path.join(store.directory, "layers")

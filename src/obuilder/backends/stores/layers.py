@@ -38,6 +38,8 @@ from obuilder.values import IdMap, Key
 
 Chain = list[tuple[str, int]]
 
+_BOTTOM = 99
+"""The level of a layer with none below: a whole image is not made one with a few small changes."""
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -233,7 +235,7 @@ class LayerStore(DirectoryStore):
         finished = os.path.join(draft.place, "result")
         os.mkdir(finished)
         write_file(os.path.join(finished, "meta"), meta)
-        chain = [*made.below, (new_layer(), 0)]
+        chain = [*made.below, (new_layer(), 0 if made.below else _BOTTOM)]
         size = made.size
         if size is None and self._long(chain):
             size = disk_bytes(made.folder)
