@@ -25,16 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the plan."""
     place(args)
-    plan, found = look(document(args).spec, args.context, settings(args))
+    plan, cached = look(document(args).spec, args.context, settings(args))
     if args.json:
         steps = [
-            {"cached": step.key in found, **msgspec.to_builtins(step)}
+            {"cached": step.key in cached, **msgspec.to_builtins(step)}
             for step in plan.steps.values()
         ]
         found_all = {"version": 1, "result": plan.result, "steps": steps}
         sys.stdout.buffer.write(as_json(found_all, indent=2) + b"\n")
         return 0
-    lines = mermaid(plan, found) if args.mermaid else text(plan, found)
+    lines = mermaid(plan, cached) if args.mermaid else text(plan, cached)
     sys.stdout.buffer.write("".join(f"{x}\n" for x in lines).encode("utf-8", "surrogateescape"))
     return 0
 

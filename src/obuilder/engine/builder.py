@@ -215,8 +215,11 @@ class Builder:
                 keep_failed=self.settings.keep_failed, passing=self.settings.passing(plan),
             )  # fmt: skip
             result = await runner.run()
-        if passed := self._index.unused(runner.passed()):
-            await pruning.forget(self.store, self._index, passed)
+        try:
+            await pruning.drop_unused(self.store, self._index, runner.passed())
+        except ObuilderError as error:  # the build has its result all the same
+            text = f"warning: a result that is not kept could not be deleted: {error.message}"
+            sink(events.Note(text=text))
         if result.ran:
             await self.sync()
         return result

@@ -6,6 +6,7 @@ wait, makes the answer None, and the builder starts in earnest.
 
 import os
 import time
+from collections.abc import Container
 
 from obuilder import events
 from obuilder.engine.index import Index
@@ -25,20 +26,20 @@ def make_plan(spec: Spec, context: Context, index: Index, *, domain: str) -> tup
     return lower(spec, inputs, domain=domain), inputs
 
 
-def started(plan: Plan, found: dict[Key, Key]) -> events.BuildStarted:
+def started(plan: Plan, cached: Container[Key]) -> events.BuildStarted:
     """The event that tells a screen of the plan."""
     return events.BuildStarted(
         steps=tuple(
             events.StepInfo(
-                key=step.key, stage=step.stage, heading=step.heading, cached=step.key in found
+                key=step.key, stage=step.stage, heading=step.heading, cached=step.key in cached
             )
             for step in plan.steps.values()
         )
     )
 
 
-def look(spec: Spec, context: str, settings: Settings) -> tuple[Plan, dict[Key, Key]]:
-    """The plan of a build, and which of its steps have results. Makes nothing but index rows.
+def look(spec: Spec, context: str, settings: Settings) -> tuple[Plan, set[Key]]:
+    """The plan of a build, and which of its steps need not run. Makes nothing but index rows.
 
     Without a store yet, the index is one in memory: nothing is cached and nothing is kept.
     """
@@ -50,7 +51,7 @@ def look(spec: Spec, context: str, settings: Settings) -> tuple[Plan, dict[Key, 
         stats = IndexStats(index, os.path.abspath(context))
         plan, _ = make_plan(spec, Context(context, stats), index, domain=settings.domain)
         stats.flush()
-        return plan, index.find(plan.steps)
+        return plan, plan.cached(index.find(plan.steps))
     finally:
         index.close()
 
@@ -84,9 +85,10 @@ def last_build(settings: Settings, context: str, name: str) -> bytes | None:
 def replay(
     spec: Spec, context: str, settings: Settings, sink: events.Sink, *, name: str = ""
 ) -> Result | None:
-    """Show a build whose result is in the index. None if something has to run.
+    """Show a build whose result is in the index. None if something has to be done.
 
-    `name` is what `Builder.build` takes it for.
+    Steps on the way whose results are gone are shown without their logs. `name` is what
+    `Builder.build` takes it for.
     """
     began = time.monotonic()
     try:
@@ -104,9 +106,13 @@ def replay(
         found = index.find(plan.steps)
         if plan.result not in found:
             return None
-        sink(started(plan, found))
+        passing = settings.passing(plan)
+        if index.unused(found[key] for key in passing if key in found):
+            return None  # a build that was killed was about to drop them
+        index.touch(found[key] for key in found if key not in passing)
+        sink(started(plan, plan.steps))
         for step in plan.steps.values():
-            key = found.get(step.key, step.key)  # not kept, or pruned: nobody needs it
+            key = found.get(step.key, step.key)
             sink(
                 events.StepStarted(
                     key=key, stage=step.stage, heading=step.heading, notes=step.notes
@@ -120,8 +126,6 @@ def replay(
             sink(events.StepCached(key=key))
         for heading in plan.tail:
             sink(events.Note(text=heading))
-        passing = settings.passing(plan)
-        index.touch(key for step, key in found.items() if step not in passing)
         remember(index, plan, context, name)
     finally:
         index.close()
