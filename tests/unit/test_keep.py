@@ -1,14 +1,16 @@
 """Builds that keep only what stages and they themselves come to, on the fakes."""
 
 import os
+import time
 
 import anyio
 import pytest
 
 import places
-from obuilder import Settings, errors
-from obuilder.engine.cached import replay
-from workbench import Client, Workbench, run, spec
+from obuilder import Settings, errors, events
+from obuilder.engine import prune
+from obuilder.engine.cached import look, replay
+from workbench import Client, Workbench, run, spec, until
 
 pytestmark = pytest.mark.anyio
 
@@ -102,8 +104,108 @@ async def test_what_another_build_only_waits_for_goes_with_the_last(bench, keep)
         assert bench.ran.count("A") == 1
 
 
-async def test_a_build_that_failed_goes_on_where_it_was(bench):
+async def test_what_is_waited_for_is_not_dropped_before_it_is_had(bench):
+    both = run("hold a; mark A")
+    async with bench.builder(keep="stages") as builder, bench.builder(keep="stages") as other:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(Client(builder, bench).try_, spec(both, run("mark B")))
+            await bench.came["a"].wait()
+            client = Client(other, bench)
+            tasks.start_soon(client.try_, spec(both, run("mark C")))
+            await until(lambda: len(client.told(events.StepStarted)) == 2)
+            await anyio.sleep(0.1)
+            bench.free["a"].set()
+        assert sorted(bench.ran) == ["A", "B", "C"]
+        assert len(marks(builder)) == 2
 
+
+async def test_what_a_build_comes_by_is_kept_even_if_it_fails(bench):
+    async with bench.builder() as builder, bench.builder(keep="stages") as passing:
+        async with anyio.create_task_group() as tasks:
+            first = spec(run("mark A"), run("hold here"), run("mark B"))
+            tasks.start_soon(Client(passing, bench).try_, first)
+            await bench.came["here"].wait()
+            await Client(builder, bench).try_(spec(run("mark A"), run("exit 1")))
+            bench.free["here"].set()
+        assert "A" in marks(builder)
+
+
+async def test_what_a_killed_build_was_about_to_drop_goes_with_the_next(bench, monkeypatch):
+    settings = Settings(store=f"copy:{bench.store}", keep="stages")
+
+    async def killed(*_):
+        raise errors.StoreError("killed")
+
+    async with bench.builder(keep="stages") as builder:
+        monkeypatch.setattr(prune, "drop_unused", killed)
+        client = Client(builder, bench)
+        await client.build(WHOLE)
+        assert any("could not be deleted: killed" in note.text for note in client.told(events.Note))
+        monkeypatch.undo()
+        assert len(marks(builder)) == 6
+        assert replay(WHOLE, bench.context, settings, client.heard.append) is None
+        assert (await client.build(WHOLE)).ran == 0
+        assert marks(builder) == ["C", "T"]
+
+
+async def test_what_only_the_store_knows_of_is_not_kept_either(bench):
+    async with bench.builder(keep="stages") as builder:
+        await Client(builder, bench).try_(spec(run("mark A"), run("exit 1")))
+    for name in os.listdir(bench.store):
+        if name.startswith("index"):
+            os.unlink(os.path.join(bench.store, name))
+    async with bench.builder(keep="stages") as builder:
+        assert "A" in marks(builder)
+        await Client(builder, bench).build(spec(run("mark A"), run("mark B")))
+        assert bench.ran == ["A", "B"]
+        assert [mark for mark in marks(builder) if mark in "AB"] == ["B"]
+
+
+async def test_who_comes_while_others_are_pruned_is_not_taken_for_dead(bench):
+    async with bench.builder() as builder, bench.builder() as other:
+        await Client(builder, bench).build(spec(run("mark A"), run("mark B")))
+        await Client(builder, bench).build(spec(run("mark C")))
+        delete = builder.store.delete
+        async with anyio.create_task_group() as tasks:
+
+            async def delete_while_another_begins(key):
+                builder.store.delete = delete
+                wanted = spec(run("mark A"), run("mark B"), run("hold here"), run("mark D"))
+                tasks.start_soon(Client(other, bench).try_, wanted)
+                await bench.came["here"].wait()
+                await delete(key)
+
+            builder.store.delete = delete_while_another_begins
+            await builder.prune()
+            assert len(marks(builder)) > 0
+            bench.free["here"].set()
+        assert bench.ran.count("D") == 1
+
+
+async def test_what_is_not_needed_is_not_to_run(bench):
+    settings = Settings(store=f"copy:{bench.store}")
+    async with bench.builder(keep="stages") as builder:
+        await Client(builder, bench).build(WHOLE)
+    plan, cached = look(WHOLE, bench.context, settings)
+    assert cached == plan.steps.keys()
+    changed = spec(run("mark A"), COPY, run("mark B"), stages=SIDE)
+    plan, cached = look(changed, bench.context, settings)
+    to_run = [step.heading for key, step in plan.steps.items() if key not in cached]
+    assert len(to_run) == 3
+    assert not any("mark T" in heading or "mark S" in heading for heading in to_run)
+
+
+async def test_stages_of_one_name_are_all_kept(bench):
+    inner = "(build dev ((from scratch) (shell /bin/sh -c) {}))"
+    outer = "(build {} (" + inner + "(from scratch) (copy (from (build dev)) (src /f) (dst /f))))"
+    stages = "".join(outer.format(x, run(f"mark {x}; echo {x} > /f")) for x in "XY")
+    copies = "".join(f"(copy (from (build {x})) (src /f) (dst /{x}))" for x in "XY")
+    async with bench.builder(keep="stages") as builder:
+        await Client(builder, bench).build(spec(copies, run("mark Z"), stages=stages))
+        assert marks(builder) == ["X", "Y", "Z", "copy", "copy"]
+
+
+async def test_a_build_that_failed_goes_on_where_it_was(bench):
     async with bench.builder(keep="stages") as builder:
         with pytest.raises(errors.StepFailed):
             await Client(builder, bench).build(spec(run("mark A"), run("mark B"), run("exit 1")))
@@ -118,6 +220,8 @@ async def test_what_is_not_kept_is_pruned_before_all_that_is(bench):
         with pytest.raises(errors.StepFailed):
             await Client(builder, bench).build(spec(run("mark A"), run("exit 1")))
         await Client(builder, bench).build(spec(run("mark B")))
+        hour = 3600
+        assert await builder.prune(before=time.time() - hour, dry_run=True) == []
         gone = await builder.prune(limit=2)
         assert [record.kind for record in gone] == ["failed", "run"]
         assert marks(builder) == ["B"]
