@@ -105,8 +105,7 @@ class Attempt:
     async def _keep(self, error: ObuilderError, draft: Draft | None, *, full: bool) -> None:
         """Keep the log (one that says something) and the root, in an earlier attempt's place."""
         key = failed_key(self._record.key)
-        record = self._record
-        failed = msgspec.structs.replace(record, key=key, kind="failed", used=record.created)
+        failed = msgspec.structs.replace(self._record, key=key, kind="failed")
         size = self._log.size
         if (full and size > _SMALL) or (size == 0 and not isinstance(error, StepFailed)):
             self._log.discard()
