@@ -133,7 +133,7 @@ async def test_what_a_build_comes_by_is_kept_even_if_it_fails(bench):
 async def test_what_a_killed_build_was_about_to_drop_goes_with_the_next(bench, monkeypatch):
     settings = Settings(store=f"copy:{bench.store}", keep="stages")
 
-    async def killed(*_):
+    async def killed(*_, **__):
         raise errors.StoreError("killed")
 
     async with bench.builder(keep="stages") as builder:

@@ -216,7 +216,10 @@ class Builder:
             )  # fmt: skip
             result = await runner.run()
         try:
-            await pruning.drop_unused(self.store, self._index, runner.passed())
+            await pruning.drop_unused(
+                self.store, self._index, runner.results(passing=True),
+                kept=runner.results(passing=False),
+            )  # fmt: skip
         except ObuilderError as error:  # the build has its result all the same
             text = f"warning: a result that is not kept could not be deleted: {error.message}"
             sink(events.Note(text=text))

@@ -68,12 +68,15 @@ async def prune(
     return gone
 
 
-async def drop_unused(store: Store, index: Index, keys: Iterable[Key]) -> None:
-    """Delete those of `keys` that no build keeps or holds."""
+async def drop_unused(
+    store: Store, index: Index, keys: Iterable[Key], *, kept: Iterable[Key]
+) -> None:
+    """Delete those of `keys` that no build keeps or holds, and all of them that stays in `kept`."""
     if found := index.unused(keys):
         dead = _dead(store, index)
-        for key in found:
-            await _dropped(store, index, key, dead, unused=True)
+        if [key for key in found if await _dropped(store, index, key, dead, unused=True)]:
+            for key in kept:
+                await store.compact(key)
 
 
 async def _dropped(

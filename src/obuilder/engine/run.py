@@ -83,9 +83,9 @@ class Runner:
             seconds=time.monotonic() - began,
         )
 
-    def passed(self) -> list[Key]:
-        """The results that the build came by and does not keep, unless another one does."""
-        return [self._actual[step] for step in self._passing if step in self._actual]
+    def results(self, *, passing: bool) -> list[Key]:
+        """The results that the build came by, and does not keep or does."""
+        return [key for step, key in self._actual.items() if (step in self._passing) == passing]
 
     def _use(self, results: Mapping[Key, Key]) -> None:
         """Note what steps come to. What is kept is known for that at once: the build may fail."""
