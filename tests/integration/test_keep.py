@@ -7,10 +7,11 @@ import tarfile
 import pytest
 
 from leftovers import leftovers
-from places import each_kind
+from obuilder.backends.stores.directory import disk_bytes
+from places import each, each_kind
 from program import Program, cached, finish, heard, shell
 
-pytestmark = [pytest.mark.needs("crun"), each_kind]
+pytestmark = pytest.mark.needs("crun")
 
 SIDE = f"(build side ((from micro) (shell /bin/sh -c) {shell('echo one > /s')} {shell('echo two >> /s')}))"
 COPY = "(copy (from (build side)) (src /s) (dst /s))"
@@ -40,6 +41,7 @@ def files(program: Program, key: str) -> dict[str, bytes]:
     return content
 
 
+@each_kind
 def test_what_is_on_the_way_goes_and_what_stays_is_whole(program: Program) -> None:
     program.variables["OBUILDER_KEEP"] = "stages"
     program.spec(FIRST, SECOND, shell("echo partial > /p; exit 3"))
@@ -78,6 +80,7 @@ def test_what_is_on_the_way_goes_and_what_stays_is_whole(program: Program) -> No
     assert leftovers(program.store, program.temporary) == []
 
 
+@each_kind
 @pytest.mark.parametrize("keep", ["all", "stages"])
 def test_what_another_process_works_on_stays_until_that_is_done(
     program: Program, keep: str
@@ -102,6 +105,18 @@ def test_what_another_process_works_on_stays_until_that_is_done(
     assert leftovers(program.store, program.temporary) == []
 
 
+@each("overlayfs", "xfs")
+def test_what_later_steps_deleted_takes_no_room(program: Program) -> None:
+    layers = os.path.join(program.store, "layers")
+    program.spec()
+    program.ok("build")
+    before = disk_bytes(layers)
+    program.spec(FIRST, SECOND, shell("rm /big"))
+    program.ok("build", "--keep=stages")
+    assert disk_bytes(layers) - before < 100_000
+
+
+@each_kind
 def test_builds_side_by_side_that_share_what_neither_keeps(program: Program) -> None:
     for number in range(3):
         last = f"cat /a /b > /c; echo {number} >> /c"
