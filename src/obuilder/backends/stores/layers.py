@@ -326,7 +326,7 @@ class LayerStore(DirectoryStore):
             unnamed = self._unnamed(layers[1:], key, name)  # the lowest, often an image, stays
             own = [*takewhile(unnamed.__contains__, reversed(layers))]
             below = chain[: len(chain) - len(own)]
-            made, new = (os.path.join(place, name) for name in ("made", "chain.new"))
+            made, new = os.path.join(place, "made"), os.path.join(place, "chain.new")
             paths = [self.path("layers", layer) for layer in reversed(layers)]
             if len(own) > 1 and self._one(
                 paths[: len(own)], made, below=paths[len(own) :], place=link
