@@ -39,10 +39,12 @@ from obuilder.spec.model import Run, Shell, Spec
 
 store, base, first, steps = *sys.argv[1:3], *map(int, sys.argv[3:])
 def spec(count):
-    return Spec(base=base, ops=(Shell(("/bin/sh", "-c")), *(Run(f": {n}") for n in range(count))))
+    return Spec(base="bench", ops=(Shell(("/bin/sh", "-c")), *(Run(f": {n}") for n in range(count))))
 
 async def main():
     async with Builder.open(Settings(store=store)) as builder:
+        if not first:
+            await builder.import_image("bench", base)  # else each build would look at all its files
         await builder.build(spec(first), "/")
         began = time.perf_counter()
         result = await builder.build(spec(first + steps), "/")
