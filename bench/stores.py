@@ -254,8 +254,8 @@ class Theirs:
 class Kind(NamedTuple):
     """A row: a kind of store, where it is measured, and which of OBuilder's stores it stands beside.
 
-    `quoted` is what OBuilder took for a step on a base of 2 MB and one of 754 MB, in milliseconds: on
-    another machine of 2 cores, whose disk was no faster. The lower figure where there is a range.
+    `quoted` is what OBuilder took for a step on a base of 2 MB and one of 754 MB, in milliseconds, on
+    another day. The lower figure where there is a range; one range stands for all modes of rsync.
     """
 
     store: str
