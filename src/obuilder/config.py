@@ -5,7 +5,7 @@ import os
 import msgspec
 
 from obuilder.backends.registry import check_sandbox
-from obuilder.engine.settings import RsyncMode, Settings
+from obuilder.engine.settings import Keep, RsyncMode, Settings
 from obuilder.errors import ConfigError, UsageError
 from obuilder.values import Limits
 
@@ -22,6 +22,7 @@ class FileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     no_new_privileges: bool | None = None
     ca_bundle: bool | None = None
     keep_failed: bool | None = None
+    keep: Keep | None = None
     parallel: int | None = None
     memory: int | None = None
     cpus: float | None = None

@@ -61,7 +61,7 @@ class Note(Struct, frozen=True, tag="note", tag_field="event"):
 
 
 class StepCached(Struct, frozen=True, tag="step-cached", tag_field="event"):
-    """The result was there already; its log has been replayed."""
+    """The result was there already, its log has been replayed; or what stands on it was there."""
 
     key: Key
 

@@ -101,6 +101,46 @@ class TestOverlay(_Suite):
             yield path
 
     @pytest.mark.anyio
+    async def test_an_image_is_not_linked_again_with_every_squash(self, opened):
+        store = await opened()
+        for number in range(40):
+            await add(store, number, number - 1 if number else None, {f"f{number}": "x"})
+        chain = store._chain("results", key(39))
+        assert len(chain) < 12
+        counts = [
+            os.stat(store.path("layers", layer, name)).st_nlink
+            for layer, _ in chain
+            for name in os.listdir(store.path("layers", layer))
+        ]
+        assert len(counts) == 40
+        assert counts[0] == 1
+        assert 2 in counts
+
+    @pytest.mark.anyio
+    async def test_what_only_deleted_results_had_is_freed(self, opened):
+        store = await opened()
+        layers = os.path.join(store.directory, "layers")
+        await add(store, 0, None, {"image": "x"})
+        await add(store, 1, 0, {"big": "x" * 1_000_000, "kept": "x" * 100_000})
+        await add(store, 2, 1, {"more": "x"})
+        await add(store, 3, 2, {"big": None, "more": None})
+        image = store._chain("results", key(0))
+        async with store.begin(key(4), base=key(2)):
+            for number in (1, 2):
+                await store.delete(key(number))
+            await store.compact(key(3))
+            assert len(os.listdir(layers)) == 4  # the draft stands on them
+        await store.compact(key(3))
+        chain = store._chain("results", key(3))
+        assert (len(chain), chain[:1]) == (2, image)
+        assert len(os.listdir(layers)) == 2
+        assert os.listdir(os.path.join(store.directory, "drafts")) == []
+        assert 100_000 <= await store.size(key(3)) < 200_000
+        await add(store, 5, 3, {})
+        await store.compact(key(5))  # nothing there is its own
+        assert store._chain("results", key(5))[:2] == chain
+
+    @pytest.mark.anyio
     async def test_layers_go_when_no_result_needs_them(self, opened):
         store = await opened()
         layers = os.path.join(store.directory, "layers")

@@ -87,6 +87,13 @@ def failing(program: Program, number: int) -> tuple[str, ...]:
     return ("build",)
 
 
+def dropping(program: Program, number: int) -> tuple[str, ...]:
+    """Deleting what was on the way to a result, and making layers one."""
+    steps = (shell(f"seq 9 > /f{at}; rm -f /f{at - 1}") for at in range(6))
+    program.spec(f"(env N {number})", *steps)
+    return "build", "--keep=stages"
+
+
 def prune(program: Program, number: int) -> tuple[str, ...]:
     """Deleting all results."""
     program.spec(f"(env N {number})", *(shell(f"seq {at} > /f{at}") for at in range(6)))
@@ -108,9 +115,9 @@ def image(program: Program, number: int) -> tuple[str, ...]:
 
 
 KILLS: dict[Prepare, int] = {
-    everything: 20, new_store: 5, prune: 5, delete: 3, image: 4, failing: 3,
+    everything: 20, new_store: 5, dropping: 5, prune: 5, delete: 3, image: 4, failing: 3,
 }  # fmt: skip
-"""Forty for each store, and ten more where layers become one."""
+"""Forty-five for each store, and ten more where layers become one."""
 
 
 @each_kind
@@ -144,6 +151,9 @@ def _killed(program: Program, prepare: Prepare, seed: int, kills: int) -> None:
         if arguments[0] == "image":
             program.ok(*arguments)
         key = _build(program, arguments, fails=prepare is failing)
+        if prepare is dropping:
+            program.ok(*arguments)  # what only the store knew of is known by now, and goes
+            assert program.ok("ls").count("  run  ") == number + 1, (number, kills, length)
         assert leftovers(program.store, program.temporary) == [], (number, kills, length)
         listing = anyio.run(_listing, program.settings, key)
         wanted = wanted or listing

@@ -146,6 +146,12 @@ class Store(Protocol):
     async def delete(self, key: Key) -> None:
         """Drop `key`; no error if it is not there. Results made from it stay whole."""
 
+    async def compact(self, key: Key) -> None:
+        """Free what is kept for `key` although it shows none of it: what results had that are deleted.
+
+        It shows the same after. No error if there is no `key`, or nothing to free.
+        """
+
     async def keys(self) -> list[Key]:
         """All that is published, in no order."""
 

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from typing import get_args
 
 from obuilder import events
 from obuilder.cli.options import (
@@ -20,7 +21,7 @@ from obuilder.cli.options import (
 )
 from obuilder.engine.cached import replay
 from obuilder.engine.result import Result
-from obuilder.engine.settings import Settings
+from obuilder.engine.settings import Keep, Settings
 from obuilder.errors import ObuilderError, UsageError
 from obuilder.spec.model import Spec
 
@@ -58,6 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-failed", action=argparse.BooleanOptionalAction,
         help="keep the root of a failed step, for `obuilder shell`; on",
+    )  # fmt: skip
+    parser.add_argument(
+        "--keep", choices=get_args(Keep),
+        help="which results stay: all, or the last of each stage and base images; all if not given",
     )  # fmt: skip
     parser.add_argument(
         "--parallel", type=count, metavar="N",

@@ -37,16 +37,16 @@ def run(args: argparse.Namespace) -> int:
 
 def show(spec: Spec, context: str, chosen: Settings, *, form: Form = "text") -> int:
     """Print what a build would do."""
-    plan, found = look(spec, context, chosen)
+    plan, cached = look(spec, context, chosen)
     if form == "json":
         steps = [
-            {"cached": step.key in found, **msgspec.to_builtins(step)}
+            {"cached": step.key in cached, **msgspec.to_builtins(step)}
             for step in plan.steps.values()
         ]
         found_all = {"version": 1, "result": plan.result, "steps": steps}
         sys.stdout.buffer.write(as_json(found_all, indent=2) + b"\n")
         return 0
-    lines = mermaid(plan, found) if form == "mermaid" else text(plan, found)
+    lines = mermaid(plan, cached) if form == "mermaid" else text(plan, cached)
     sys.stdout.buffer.write("".join(f"{x}\n" for x in lines).encode("utf-8", "surrogateescape"))
     return 0
 

@@ -41,6 +41,6 @@ def _lines(record: Record, log: int | None) -> list[tuple[str, str]]:
         ("stage", record.stage or "the last"),
         ("made on", record.base or "nothing"),
         ("made at", f"{when(record.created)}, in {record.seconds:.2f} s"),
-        ("used at", when(record.used)),
+        ("used at", when(record.used) if record.used else "never"),
         ("log", "none" if log is None else human(log)),
     ]

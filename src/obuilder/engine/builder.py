@@ -211,9 +211,18 @@ class Builder:
         with self._holding() as holder:
             runner = Runner(
                 self._workshop, self._index, self._inflight, self._width, holder,
-                plan, context, secrets, sink, keep_failed=self.settings.keep_failed,
+                plan, context, secrets, sink,
+                keep_failed=self.settings.keep_failed, passing=self.settings.passing(plan),
             )  # fmt: skip
             result = await runner.run()
+        try:
+            await pruning.drop_unused(
+                self.store, self._index, runner.results(passing=True),
+                kept=runner.results(passing=False),
+            )  # fmt: skip
+        except ObuilderError as error:  # the build has its result all the same
+            text = f"warning: a result that is not kept could not be deleted: {error.message}"
+            sink(events.Note(text=text))
         if result.ran:
             await self.sync()
         return result

@@ -6,7 +6,7 @@ wait, makes the answer None, and the builder starts in earnest.
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 
 from msgspec import Struct
@@ -29,12 +29,12 @@ def make_plan(spec: Spec, context: Context, index: Index, *, domain: str) -> tup
     return lower(spec, inputs, domain=domain), inputs
 
 
-def started(plan: Plan, found: dict[Key, Key]) -> events.BuildStarted:
+def started(plan: Plan, cached: Container[Key]) -> events.BuildStarted:
     """The event that tells a screen of the plan."""
     return events.BuildStarted(
         steps=tuple(
             events.StepInfo(
-                key=step.key, stage=step.stage, heading=step.heading, cached=step.key in found
+                key=step.key, stage=step.stage, heading=step.heading, cached=step.key in cached
             )
             for step in plan.steps.values()
         )
@@ -65,11 +65,11 @@ def _planned(spec: Spec, directory: str, index: Index, settings: Settings) -> tu
     return plan, context
 
 
-def look(spec: Spec, context: str, settings: Settings) -> tuple[Plan, dict[Key, Key]]:
-    """The plan of a build, and which of its steps have results. Makes nothing but index rows."""
+def look(spec: Spec, context: str, settings: Settings) -> tuple[Plan, set[Key]]:
+    """The plan of a build, and which of its steps need not run. Makes nothing but index rows."""
     with _looking(settings) as index:
         plan, _ = _planned(spec, context, index, settings)
-        return plan, index.find(plan.steps)
+        return plan, plan.cached(index.find(plan.steps))
 
 
 def _identity(context: str, name: str) -> str:
@@ -109,7 +109,7 @@ def explanation(spec: Spec, context: str, settings: Settings, *, name: str) -> E
 
     with _looking(settings) as index:
         plan, looked = _planned(spec, context, index, settings)
-        found = index.find(plan.steps)
+        cached = plan.cached(index.find(plan.steps))
         builds = decode(index.last_build(_identity(context, name)))
     steps = records(plan, looked.files)
     if not builds:
@@ -119,8 +119,8 @@ def explanation(spec: Spec, context: str, settings: Settings, *, name: str) -> E
         step.title
         for step in steps
         if step.key in known
-        and step.key not in found
-        and all(need in found for need in plan.steps[Key(step.key)].needs)
+        and step.key not in cached
+        and all(need in cached for need in plan.steps[Key(step.key)].needs)
     ]
     before = explain(builds[1], builds[0]) if len(builds) > 1 else None
     return Explanation(explain(builds[0], steps), before, lost)
@@ -129,9 +129,10 @@ def explanation(spec: Spec, context: str, settings: Settings, *, name: str) -> E
 def replay(
     spec: Spec, context: str, settings: Settings, sink: events.Sink, *, name: str = ""
 ) -> Result | None:
-    """Show a build all of whose steps are in the index. None if something has to run.
+    """Show a build whose result is in the index. None if something has to be done.
 
-    `name` is what `Builder.build` takes it for.
+    Steps on the way whose results are gone are shown without their logs. `name` is what
+    `Builder.build` takes it for.
     """
     began = time.monotonic()
     try:
@@ -144,11 +145,15 @@ def replay(
         except MustWait:
             return None
         found = index.find(plan.steps)
-        if len(found) < len(plan.steps):
+        if plan.result not in found:
             return None
-        sink(started(plan, found))
+        passing = settings.passing(plan)
+        if index.unused(found[key] for key in passing if key in found):
+            return None  # a build that was killed was about to drop them
+        index.touch(found[key] for key in found if key not in passing)
+        sink(started(plan, plan.steps))
         for step in plan.steps.values():
-            key = found[step.key]
+            key = found.get(step.key, step.key)
             sink(
                 events.StepStarted(
                     key=key, stage=step.stage, heading=step.heading, notes=step.notes
@@ -162,12 +167,11 @@ def replay(
             sink(events.StepCached(key=key))
         for heading in plan.tail:
             sink(events.Note(text=heading))
-        index.touch(found.values())
         remember(index, plan, looked, name)
     finally:
         index.close()
     result = Result(
-        key=found[plan.result], cached=len(found), ran=0, seconds=time.monotonic() - began
+        key=found[plan.result], cached=len(plan.steps), ran=0, seconds=time.monotonic() - began
     )
     sink(events.BuildDone(result=result.key, seconds=result.seconds, cached=result.cached, ran=0))
     return result

@@ -26,7 +26,8 @@ from obuilder.values import Key
 class Record(msgspec.Struct, frozen=True):
     """What the index knows of one result.
 
-    `kind` is layer, run, copy, failed or volume. Times are seconds since 1970.
+    `kind` is layer, run, copy, failed or volume. Times are seconds since 1970; `used` is 0 for what
+    is unused: no build came by it that keeps it.
     """
 
     key: Key
@@ -117,6 +118,11 @@ class Index(Database):
             with self._write() as db:
                 db.executemany("UPDATE results SET used = ? WHERE key = ?", stale)
 
+    def unused(self, keys: Iterable[Key]) -> list[Key]:
+        """Those that no build keeps."""
+        query = "SELECT key FROM results WHERE key = ? AND used = 0"
+        return [Key(str(row[0])) for key in keys for row in self._rows(query, key)]
+
     def records(self) -> list[Record]:
         """Everything, the newest first."""
         rows = self._rows(f"SELECT {_COLUMNS} FROM results ORDER BY created DESC, key")  # noqa: S608
@@ -138,17 +144,18 @@ class Index(Database):
             db.executemany("DELETE FROM aliases WHERE target = ?", gone)
             db.executemany("DELETE FROM manifests WHERE source = ?", gone)
 
-    def condemn(self, key: Key, alive: "set[str]") -> bool:
-        """Take `key` out of the index unless one of the holders `alive` leases it or it is pinned.
+    def condemn(self, key: Key, dead: Collection[str], *, unused: bool = False) -> bool:
+        """Take `key` out of the index unless a holder that is not `dead` leases it or it is pinned;
+        with `unused`, unless a build keeps it by now.
 
         After True the caller owns the deletion: nobody can look the result up any more.
         """
         with self._write() as db:
-            row = db.execute("SELECT pinned FROM results WHERE key = ?", (key,)).fetchone()
-            if row is None or row[0]:
+            row = db.execute("SELECT pinned, used FROM results WHERE key = ?", (key,)).fetchone()
+            if row is None or row[0] or (unused and row[1]):
                 return False
             leases = db.execute("SELECT session FROM leases WHERE key = ?", (key,)).fetchall()
-            if any(holder in alive for (holder,) in leases):
+            if any(holder not in dead for (holder,) in leases):
                 return False
             db.execute("DELETE FROM results WHERE key = ?", (key,))
             db.execute("DELETE FROM aliases WHERE target = ?", (key,))
@@ -157,7 +164,7 @@ class Index(Database):
         return True
 
     def lease(self, key: Key, holders: Iterable[str]) -> None:
-        """Hold `key` for these."""
+        """Hold `key` for these, also before it has a result."""
         with self._write() as db:
             _lease(db, key, holders)
 

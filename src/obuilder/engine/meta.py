@@ -14,7 +14,7 @@ class Meta(msgspec.Struct, frozen=True):
     """A record as it stands in the store; `volume` is the name of the volume it belongs to.
 
     `boot` is the boot of the machine it was published in: until the next group sync a power cut
-    may take what it stands for.
+    may take what it stands for. `unused`: who made it did not keep it.
     """
 
     key: str
@@ -26,6 +26,7 @@ class Meta(msgspec.Struct, frozen=True):
     seconds: float
     boot: str = ""
     volume: bytes | None = None
+    unused: bool = False
 
 
 def written(record: Record, *, volume: str | None = None) -> bytes:
@@ -34,7 +35,7 @@ def written(record: Record, *, volume: str | None = None) -> bytes:
         Meta(
             key=record.key, kind=record.kind, heading=record.heading, stage=record.stage,
             base=record.base, created=record.created, seconds=record.seconds, boot=boot_id(),
-            volume=None if volume is None else os.fsencode(volume),
+            volume=None if volume is None else os.fsencode(volume), unused=record.used == 0,
         )
     )  # fmt: skip
 
@@ -48,9 +49,9 @@ def read(data: bytes) -> Meta | None:
 
 
 def recorded(meta: Meta) -> Record:
-    """The record of a result that was found in the store, used now."""
+    """The record of a result that was found in the store, used now unless nobody kept it."""
     return Record(
         key=Key(meta.key), kind=meta.kind, heading=meta.heading, stage=meta.stage,
         base=None if meta.base is None else Key(meta.base), created=meta.created,
-        used=time.time(), seconds=meta.seconds, pinned=meta.kind == "volume",
+        used=0.0 if meta.unused else time.time(), seconds=meta.seconds, pinned=meta.kind == "volume",
     )  # fmt: skip

@@ -17,11 +17,13 @@ from obuilder.values import Key
 
 
 def prunable(index: Index, *, before: float | None) -> list[Record]:
-    """What may go, the least recently used first; failed roots before all else."""
+    """What may go, the least recently used first; failed roots before all else, then what no build
+    keeps.
+    """
     found = [
         record
         for record in index.records()
-        if not record.pinned and (before is None or record.used < before)
+        if not record.pinned and (before is None or (record.used or record.created) < before)
     ]
     return sorted(found, key=lambda record: (record.kind != "failed", record.used))
 
@@ -51,7 +53,7 @@ async def prune(
     if keep is not None:
         sizes = {record.key: await taken(store, record.key) for record in index.records()}
     total = sum(sizes.values())
-    living = _living(store, index)
+    dead = _dead(store, index)
     gone: list[Record] = []
     for record in prunable(index, before=before):
         if (limit is not None and len(gone) >= limit) or (keep is not None and total <= keep):
@@ -60,34 +62,54 @@ async def prune(
             gone.append(record)
             total -= sizes.get(record.key, 0)
             continue
-        lock = KeyLock(store.directory, record.key)
-        if not lock.try_acquire():
-            continue
-        try:
-            if index.condemn(record.key, living):
-                await store.delete(record.key)
-                remove_log(store.directory, record.key)
-                gone.append(record)
-                total -= sizes.get(record.key, 0)
-        finally:
-            lock.release()
+        if await _dropped(store, index, record.key, dead):
+            gone.append(record)
+            total -= sizes.get(record.key, 0)
     return gone
+
+
+async def drop_unused(
+    store: Store, index: Index, keys: Iterable[Key], *, kept: Iterable[Key]
+) -> None:
+    """Delete those of `keys` that no build keeps or holds, and all of them that stays in `kept`."""
+    if found := index.unused(keys):
+        dead = _dead(store, index)
+        if [key for key in found if await _dropped(store, index, key, dead, unused=True)]:
+            for key in kept:
+                await store.compact(key)
+
+
+async def _dropped(
+    store: Store, index: Index, key: Key, dead: set[str], *, unused: bool = False
+) -> bool:
+    """Delete a result, unless somebody holds it or is making it anew. See `Index.condemn`."""
+    lock = KeyLock(store.directory, key)
+    if not lock.try_acquire():
+        return False
+    try:
+        if not index.condemn(key, dead, unused=unused):
+            return False
+        await store.delete(key)
+        remove_log(store.directory, key)
+    finally:
+        lock.release()
+    return True
 
 
 async def forget(store: Store, index: Index, keys: Iterable[Key]) -> None:
     """Delete these results, but for those that a living build holds: they are to be made anew."""
-    living = _living(store, index)
+    dead = _dead(store, index)
     for key in keys:
         async with held(store.directory, key):
-            if index.condemn(key, living):
+            if index.condemn(key, dead):
                 await store.delete(key)
                 remove_log(store.directory, key)
 
 
-def _living(store: Store, index: Index) -> set[str]:
-    """Who holds leases and is alive."""
+def _dead(store: Store, index: Index) -> set[str]:
+    """Who holds leases and lives no more. Who comes to hold one after this call is not in it."""
     return {
-        holder for holder, session in index.holders().items() if alive(store.directory, session)
+        holder for holder, session in index.holders().items() if not alive(store.directory, session)
     }
 
 

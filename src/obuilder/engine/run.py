@@ -5,7 +5,7 @@ content is not (a stage rebuilt to the same files), the content-based key finds 
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import anyio
 
@@ -31,7 +31,7 @@ _POLL = 0.03
 
 
 class Runner:
-    """One build of one plan."""
+    """One build of one plan. What the steps `passing` come to is not kept after it."""
 
     def __init__(
         self,
@@ -46,11 +46,12 @@ class Runner:
         sink: events.Sink,
         *,
         keep_failed: bool,
+        passing: Collection[Key] = (),
     ) -> None:
         self._workshop, self._index, self._inflight = workshop, index, inflight
         self._width, self._holder, self._plan = width, holder, plan
         self._context, self._secrets, self._sink = context, secrets, sink
-        self._keep_failed = keep_failed
+        self._keep_failed, self._passing = keep_failed, passing
         self._directory = workshop.store.directory
         self._ready = {key: anyio.Event() for key in plan.steps}
         self._actual: dict[Key, Key] = {}
@@ -61,40 +62,37 @@ class Runner:
         """Make the plan's result. What failed first is raised; the rest is cancelled."""
         began = time.monotonic()
         found = self._index.find(self._plan.steps, holders=[self._holder])
-        self._sink(started(self._plan, found))
-        needed = self._needed(found)
+        cached = self._plan.cached(found)
+        self._use(found)
+        self._sink(started(self._plan, cached))
         try:
             async with anyio.create_task_group() as tasks:
                 for step in self._plan.steps.values():
-                    if step.key in needed:
-                        tasks.start_soon(self._step, step)
-                    else:
+                    if step.key in cached:
                         self._shown(step, found.get(step.key))
+                    else:
+                        tasks.start_soon(self._step, step)
         except BaseExceptionGroup as group:
             raise _first(group) from None
         for heading in self._plan.tail:
             self._sink(events.Note(text=heading))
-        self._index.touch(self._actual.values())
         return Result(
             key=self._actual[self._plan.result],
-            cached=len(self._actual) - self._ran,
+            cached=len(self._plan.steps) - self._ran,
             ran=self._ran,
             seconds=time.monotonic() - began,
         )
 
-    def _needed(self, found: dict[Key, Key]) -> set[Key]:
-        """The steps without a result on the way back from the plan's own."""
-        needed: set[Key] = set()
-        ahead = [self._plan.result]
-        while ahead:
-            key = ahead.pop()
-            if key not in needed and key not in found:
-                needed.add(key)
-                ahead.extend(self._plan.steps[key].needs)
-        return needed
+    def results(self, *, passing: bool) -> list[Key]:
+        """The results that the build came by, and does not keep or does."""
+        return [key for step, key in self._actual.items() if (step in self._passing) == passing]
+
+    def _use(self, results: Mapping[Key, Key]) -> None:
+        """Note what steps come to. What is kept is known for that at once: the build may fail."""
+        self._actual |= results
+        self._index.touch(key for step, key in results.items() if step not in self._passing)
 
     def _shown(self, step: Step, key: Key | None) -> None:
-        self._actual[step.key] = key or step.key
         self._ready[step.key].set()
         self._begin(step, key or step.key)
         if key is not None:
@@ -122,7 +120,7 @@ class Runner:
         else:
             cached = await self._make(step, key, base, began)
         self._index.alias(step.key, key)
-        self._actual[step.key] = key
+        self._use({step.key: key})
         self._ready[step.key].set()
         if cached:
             self._sink(events.StepCached(key=key))
@@ -198,9 +196,11 @@ class Runner:
         lock = KeyLock(self._directory, key)
         follower = LogFollower(self._directory, key, making.emit, making.again)
         try:
-            while not lock.try_acquire():
-                follower.poll()
-                await anyio.sleep(_POLL)
+            if not lock.try_acquire():
+                self._index.lease(key, making.holders)  # who makes it may not keep it
+                while not lock.try_acquire():
+                    follower.poll()
+                    await anyio.sleep(_POLL)
             if await self._found(key, making):
                 follower.result()
                 making.cached = True
@@ -247,7 +247,7 @@ class Runner:
 
         record = Record(
             key=key, kind=_kind(step), heading=step.heading, stage=step.stage, base=base,
-            created=now, used=now, seconds=0.0,
+            created=now, used=0.0 if step.key in self._passing else now, seconds=0.0,
         )  # fmt: skip
         attempt = Attempt(
             self._workshop.store, self._index, log, record,

@@ -5,8 +5,10 @@ from typing import Literal
 
 from obuilder.backends.registry import domain_of, parse_store
 from obuilder.errors import UsageError
-from obuilder.values import Limits, Policy
+from obuilder.plan.model import Plan
+from obuilder.values import Key, Limits, Policy
 
+Keep = Literal["all", "stages"]
 RsyncMode = Literal["copy", "hardlink", "hardlink_unsafe"]
 
 
@@ -23,6 +25,8 @@ class Settings(Policy, frozen=True, kw_only=True):
     """For steps that do not say; a step's own limits go over these."""
     keep_failed: bool = True
     """Keep the root of a failed step, to be entered."""
+    keep: Keep = "all"
+    """Which results stay after a build: all, or those of base images and the last of each stage."""
     parallel: int | None = None
     """Steps at one time; None: one for each core, and at least two."""
 
@@ -50,6 +54,10 @@ class Settings(Policy, frozen=True, kw_only=True):
                 hint="add --rsync-mode copy, hardlink or hardlink_unsafe, or write rsync+copy:/path",
             )
         return f"rsync+{self.rsync_mode}:{place}"
+
+    def passing(self, plan: Plan) -> set[Key]:
+        """The keys of a plan's steps whose results do not stay."""
+        return plan.passing if self.keep == "stages" else set()
 
     @property
     def width(self) -> int:

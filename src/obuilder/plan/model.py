@@ -5,6 +5,8 @@ what each base image name stands for (`Base`), and what each `copy` from the con
 (the digest of its manifest).
 """
 
+from collections.abc import Container
+
 from msgspec import Struct
 
 from obuilder.spec.model import CacheMode
@@ -148,11 +150,32 @@ class FinalContext(Struct, frozen=True):
 class Plan(Struct, frozen=True):
     """Steps by key, in an order in which they can run; only those that `result` needs.
 
-    `tail` are the headings after the last step. `contexts` has each step's context by key, for
-    `obuilder shell` and export.
+    `tail` are the headings after the last step. `contexts` has what each stage comes to, by the key
+    of its last step.
     """
 
     steps: dict[Key, Step]
     result: Key
     tail: tuple[str, ...] = ()
     contexts: dict[Key, FinalContext] = {}
+
+    def cached(self, found: Container[Key]) -> set[Key]:
+        """The steps that need not run where `found` have results: these, and those that only they
+        stand on.
+        """
+        to_run, ahead = set[Key](), [self.result]
+        while ahead:
+            key = ahead.pop()
+            if key not in to_run and key not in found:
+                to_run.add(key)
+                ahead.extend(self.steps[key].needs)
+        return self.steps.keys() - to_run
+
+    @property
+    def passing(self) -> set[Key]:
+        """The steps on the way to something: neither of a base image nor a stage's last."""
+        return {
+            key
+            for key, step in self.steps.items()
+            if key not in self.contexts and not isinstance(step.action, LayerAction)
+        }

@@ -179,6 +179,29 @@ class StoreSuite:
             assert await read(store, root, "a") == "1"
             assert await read(store, root, "b") == "2"
 
+    async def test_what_is_compacted_shows_the_same(self, opened: Opener) -> None:
+        """Also to a draft that was begun before, and what is made of that."""
+        store = await opened()
+        await add(store, 0, None, {"a": "0", "b": "0"})
+        await add(store, 1, 0, {"c": "1", "d": "1"})
+        await add(store, 2, 1, {"a": None, "c": "2"})
+        await add(store, 3, 2, {"d": None, "e": "3"})
+        await store.delete(key(1))
+        async with store.begin(key(4), base=key(2)) as draft:
+            await write(store, draft.root, "f", "4")
+            await store.delete(key(2))
+            await store.compact(key(3))
+            await draft.commit(b"{}")
+        for number in (3, 3, 0, 9):
+            await store.compact(key(number))
+        await store.delete(key(0))
+        await store.compact(key(4))
+        await add(store, 5, 3, {"a": "5"})
+        for number, shown in ((3, "bce"), (4, "bcdf"), (5, "abce")):
+            async with store.view(key(number)) as root:
+                assert await names(store, root) == list(shown)
+                assert await read(store, root, "c") == "2"
+
     async def test_devices_do_not_work_in_a_draft(self, opened: Opener) -> None:
         """Even one that the image brought, where the kernel helps."""
         store = await opened()

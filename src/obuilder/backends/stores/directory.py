@@ -177,6 +177,9 @@ class DirectoryStore(ABC):
         """See `Store`."""
         return os.path.isdir(self.path("results", key))
 
+    async def compact(self, key: Key) -> None:  # noqa: B027 # what most stores need not do
+        """See `Store`. A root has nothing that it does not show."""
+
     async def keys(self) -> list[Key]:
         """See `Store`."""
         return [Key(name) for name in os.listdir(self.path("results"))]

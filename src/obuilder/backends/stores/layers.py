@@ -12,8 +12,9 @@ or adds to them, holds `layers.lock` shared; who takes layers away holds it alon
 import errno
 import fcntl
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from itertools import takewhile
 from typing import ClassVar, NamedTuple, final
 
 import anyio
@@ -29,15 +30,17 @@ from obuilder.backends.stores.directory import (
     translated,
     write_file,
 )
-from obuilder.backends.stores.placing import Place, copy_attributes
+from obuilder.backends.stores.placing import Place, copy_attributes, link
 from obuilder.backends.stores.squash import squash
-from obuilder.errors import StoreDamaged, StoreError
+from obuilder.errors import SnapshotMissing, StoreDamaged, StoreError
 from obuilder.system import linux
 from obuilder.system.files import remove_tree
 from obuilder.values import IdMap, Key
 
 Chain = list[tuple[str, int]]
 
+_BOTTOM = 99
+"""The level of a layer with none below: a whole image is not made one with a few small changes."""
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -233,7 +236,7 @@ class LayerStore(DirectoryStore):
         finished = os.path.join(draft.place, "result")
         os.mkdir(finished)
         write_file(os.path.join(finished, "meta"), meta)
-        chain = [*made.below, (new_layer(), 0)]
+        chain = [*made.below, (new_layer(), 0 if made.below else _BOTTOM)]
         size = made.size
         if size is None and self._long(chain):
             size = disk_bytes(made.folder)
@@ -292,15 +295,56 @@ class LayerStore(DirectoryStore):
 
     def _collect(self, candidates: set[str], place: str) -> None:
         """Move to `place` those of the layers that no chain names. Needs the lock."""
-        for folder in ("results", "drafts"):
-            for name in os.listdir(self.path(folder)):
-                if not candidates:
-                    return
-                with suppress(FileNotFoundError, NotADirectoryError):
-                    candidates.difference_update(layer for layer, _ in self._chain(folder, name))
-        for layer in candidates:
+        for layer in self._unnamed(candidates):
             with suppress(FileNotFoundError):
                 os.rename(self.path("layers", layer), os.path.join(place, layer))
+
+    def _unnamed(self, layers: Collection[str], *but: str) -> set[str]:
+        """Those of the layers that no chain names, but those of results and drafts called `but`."""
+        found = set(layers)
+        for folder in ("results", "drafts"):
+            for name in os.listdir(self.path(folder)):
+                if not found:
+                    return found
+                if name not in but:
+                    with suppress(FileNotFoundError, NotADirectoryError):
+                        found.difference_update(layer for layer, _ in self._chain(folder, name))
+        return found
+
+    async def compact(self, key: Key) -> None:
+        """See `Store`. Layers that this result alone stands on become one."""
+        with anyio.CancelScope(shield=True), translated("can't make layers one"):
+            await anyio.to_thread.run_sync(self._compact, key)
+
+    def _compact(self, key: Key) -> None:
+        try:
+            name, chain = self._claim(key)
+        except SnapshotMissing:
+            return
+        place, layers = self.path("drafts", name), [layer for layer, _ in chain]
+        try:
+            unnamed = self._unnamed(layers[1:], key, name)  # the lowest, often an image, stays
+            own = [*takewhile(unnamed.__contains__, reversed(layers))]
+            below = chain[: len(chain) - len(own)]
+            made, new = os.path.join(place, "made"), os.path.join(place, "chain.new")
+            paths = [self.path("layers", layer) for layer in reversed(layers)]
+            if len(own) > 1 and self._one(
+                paths[: len(own)], made, below=paths[len(own) :], place=link
+            ):
+                top = (new_layer(), max(level for _, level in chain[len(below) :]))
+                write_file(new, msgspec.json.encode([*below, top]))
+                self._sync()  # before a power cut could take what was durable
+                with self._locked(alone=True), suppress(FileNotFoundError):
+                    same = self._chain("results", key) == chain
+                    if same and self._unnamed(own, key, name) == unnamed.intersection(own):
+                        os.rename(made, self.path("layers", top[0]))
+                        os.rename(new, self.path("results", key, "chain"))
+                        os.unlink(self.path("results", key, "size"))
+        finally:
+            with self._locked(alone=True):
+                os.unlink(os.path.join(place, "chain"))
+                self._collect(set(layers), place)
+            remove_tree(place)
 
     def _remove(self, path: str) -> None:
         remove_tree(path)

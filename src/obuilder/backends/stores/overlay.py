@@ -2,7 +2,8 @@
 
 A step adds a layer of level 0. When the newest 16 have the same level they become one of the next
 level, made of hard links, so a chain grows with the logarithm of the steps: the kernel never sees
-more than some 50 layers, and a file is linked at most once for each level.
+more than some 50 layers, and a file is linked at most once for each level. The lowest layer, often
+a whole image, stays as it is.
 """
 
 import os
