@@ -65,7 +65,7 @@ def test_what_is_on_the_way_goes_and_what_stays_is_whole(program: Program) -> No
     }
     # What is gone is not needed, and is told so.
     assert "to run" not in program.ok("plan")
-    assert program.ok("explain") == "nothing differs from the last build\n"
+    assert program.ok("explain").startswith("nothing differs from the last build\n")
     again = program.ok("build")
     assert "saved as" not in again
     assert f'Got: "{key}"' in again
