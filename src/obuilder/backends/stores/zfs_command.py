@@ -7,7 +7,7 @@ of the dataset that all are below.
 import os
 import shutil
 import time
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 
 from obuilder.backends.stores.zfs_mounts import (
     FUSE,
@@ -23,7 +23,6 @@ from obuilder.backends.stores.zfs_mounts import (
 from obuilder.errors import BackendUnavailable, ObuilderError, StoreError, StoreFull
 from obuilder.system import linux, process
 
-_MOUNTING = {"create", "clone", "mount", "rollback", "destroy"}
 _TIMEOUT = 300.0
 _ROOM = (32 << 20, 4 << 20)
 _NO_POOL = (
@@ -61,7 +60,8 @@ def said(program: str, *words: str) -> str:
             "openzfs.org), or zfs-fuse to try it",
         )
     env = {**os.environ, "PATH": folders, "LC_ALL": "C"}
-    status, heard = process.capture([path, *words], timeout=_TIMEOUT, env=env)
+    with alone():
+        status, heard = process.capture([path, *words], timeout=_TIMEOUT, env=env)
     text = heard.decode(errors="replace").strip()
     if not status:
         return text
@@ -97,11 +97,7 @@ def _error(verb: str, text: str) -> type[ObuilderError]:
 
 
 def _zfs(*words: str) -> str:
-    def once() -> str:
-        with alone() if words[0] in _MOUNTING else nullcontext():
-            return said("zfs", *words)
-
-    return patiently(once)
+    return patiently(lambda: said("zfs", *words))
 
 
 # --- the store's own directory -------------------------------------------------------------------

@@ -71,7 +71,11 @@ def daemon() -> int | None:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Keep others from mounting: zfs-fuse mixes up mounts that are made at the same time."""
+    """Keep others from asking zfs-fuse for anything, or unmounting what it has mounted.
+
+    It mixes up mounts that are made at the same time, and has been seen to crash while it did what
+    ten builders asked of it.
+    """
     if not os.path.exists(_SOCKET):
         yield
         return
