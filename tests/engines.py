@@ -18,7 +18,7 @@ from contextlib import suppress
 
 import pytest
 
-from obuilder.backends.docker_api import DockerEngine
+from obuilder.backends.docker.api import DockerEngine
 from obuilder.errors import ObuilderError
 from obuilder.system.sessions import alive, open_session
 from obuilder.testing.engines import docker_command, forget_docker

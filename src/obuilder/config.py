@@ -4,7 +4,7 @@ import os
 
 import msgspec
 
-from obuilder.backends.registry import check_sandbox
+from obuilder.backends.registry import check_sandbox, home
 from obuilder.engine.settings import Settings
 from obuilder.errors import ConfigError
 from obuilder.values import Limits
@@ -31,10 +31,7 @@ class FileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
 
 def default_store() -> str:
     """The store of who names none: the machine's for root, one's own else."""
-    if os.geteuid() == 0:
-        return "overlayfs:/var/lib/obuilder"
-    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
-    return f"overlayfs:{data}/obuilder"
+    return f"overlayfs:{home()}/obuilder"
 
 
 def _files() -> list[str]:

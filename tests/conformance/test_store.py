@@ -161,6 +161,20 @@ class TestBtrfs(_Suite):
             yield path
 
 
+@pytest.mark.needs("docker")
+@pytest.mark.xdist_group("docker")
+class TestDocker(_Suite):
+    target = STORES["docker"].target
+    steps = 60
+
+    @pytest.fixture
+    def place(self, docker_engine, monkeypatch):
+        monkeypatch.setenv("DOCKER_HOST", docker_engine.host)
+        monkeypatch.setattr(load(self.target), "deepest", 9)
+        with places.scratch() as path:
+            yield path
+
+
 class TestFake(_Suite):
     target = "obuilder.testing.fakes:FakeStore"
     idmap = staticmethod(fake_idmap)

@@ -34,10 +34,11 @@ class StoreKind(BackEnd, frozen=True):
     """A store's row; `target` is a `StoreClass`. `place` is what stands after KIND and a colon.
 
     It is an absolute path, or a name of the back end's own (a pool, say): what the engine keeps
-    beside a store called NAME is in the directory /NAME.
+    beside a store called NAME is in the directory /NAME. Or it is either: a path, or a name for a
+    directory where stores are kept (`home`).
     """
 
-    place: Literal["path", "name"] = "path"
+    place: Literal["path", "name", "either"] = "path"
 
     def form(self, kind: str) -> str:
         """KIND:PLACE."""
@@ -51,6 +52,9 @@ STORES = {
         "obuilder.backends.stores.overlay:OverlayStore", "overlay layers, on any Linux file system"
     ),
     "btrfs": StoreKind("obuilder.backends.stores.btrfs:BtrfsStore", "snapshots of btrfs"),
+    "docker": StoreKind(
+        "obuilder.backends.stores.docker:DockerStore", "images of a Docker engine", place="either"
+    ),
 }
 
 SANDBOXES = {
@@ -65,11 +69,20 @@ def parse_store(text: str) -> tuple[str, str]:
     row = _row(STORES, "store", kind)
     if place.startswith("/") or (place and row.place == "name"):
         return kind, os.path.normpath("/" + place.lstrip("/"))
-    if row.place == "name":
+    if row.place == "either" and place not in ("", ".", "..") and "/" not in place:
+        return kind, os.path.join(home(), f"obuilder-{kind}", place)
+    if row.place != "path":
         raise UsageError(f"the store {text!r} needs a name", hint=f"for example {kind}:tank")
     raise UsageError(
         f"the store {text!r} needs an absolute path", hint=f"for example {kind}:/var/lib/obuilder"
     )
+
+
+def home() -> str:
+    """Where stores are whose directory nobody names: the machine's for root, one's own else."""
+    if os.geteuid() == 0:
+        return "/var/lib"
+    return os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
 
 
 def check_sandbox(kind: str | None) -> None:

@@ -20,6 +20,7 @@ from obuilder.oci.seccomp import filter_for
 from obuilder.system import linux, process
 from obuilder.system.cgroups import Hierarchies
 from obuilder.system.files import remove_tree
+from obuilder.system.sessions import identity
 from obuilder.system.tree import Manifest
 from obuilder.values import IdMap, Platform, Policy, UnixUser, User, shown
 
@@ -58,7 +59,7 @@ class OciSandbox:
         self._runs = os.path.join(directory, "run")
         # The runtime meets these as the step's root, who is nobody here: it may pass, not look.
         os.makedirs(self._runs, mode=0o711, exist_ok=True)
-        self._mark = f"{_MARK}{_identity(directory, self._temporary('id'))}-"
+        self._mark = f"{_MARK}{_identity(directory)}-"
         for place in (directory, self._runs):
             os.chmod(place, os.stat(place).st_mode | 0o111)  # noqa: S103 - passing is not reading
         self._seccomp = filter_for(
@@ -362,25 +363,13 @@ def _is_static(path: str) -> bool:
         return b"/ld-" not in stream.read(4096)
 
 
-def _identity(directory: str, temporary: str) -> str:
+def _identity(directory: str) -> str:
     """What tells this store's groups, which stand beside those of all others, from theirs.
 
-    A random name that stays with the store, and where the store is: a copy has the same name.
-    The name is written at `temporary` first.
+    The store's own name, and where the store is: a copy has the same name.
     """
-    path = os.path.join(directory, "sandbox-id")
-    if not os.path.exists(path):
-        _write(temporary, os.urandom(8).hex().encode(), 0o600)
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            pass  # another process was the first
-        finally:
-            os.unlink(temporary)
-    with open(path, encoding="ascii") as stream:
-        name = stream.read()
     place = os.stat(directory)
-    return f"{name}-{place.st_dev:x}-{place.st_ino:x}"
+    return f"{identity(directory)}-{place.st_dev:x}-{place.st_ino:x}"
 
 
 def _remembered(path: str) -> object:
