@@ -59,6 +59,9 @@ STORES = {
 
 SANDBOXES = {
     "oci": BackEnd("obuilder.backends.sandboxes.oci:OciSandbox", "crun or runc, in namespaces"),
+    "docker": BackEnd(
+        "obuilder.backends.sandboxes.docker:DockerSandbox", "containers of a Docker engine"
+    ),
 }
 """`target` is a `SandboxClass`. Where none is asked for, the first that fits the store is taken."""
 

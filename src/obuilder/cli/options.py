@@ -157,9 +157,20 @@ def add_sandbox(parser: argparse.ArgumentParser) -> None:
         action=flag,
         help="offer the host's certificates to steps with its network (as is done)",
     )
+    group.add_argument(
+        "--isolation",
+        "--docker-isolation",
+        choices=("default", "process", "hyperv"),
+        help="of Windows containers",
+    )
+    group.add_argument("--docker-network", metavar="NAME", help=argparse.SUPPRESS)
     group = parser.add_argument_group("limits of a step that sets none of its own")
-    group.add_argument("--memory", type=size, metavar="SIZE", help="bytes, or with k, m, g, t")
-    group.add_argument("--cpus", type=positive, metavar="N", help="cores' worth of time")
+    group.add_argument(
+        "--memory", "--docker-memory", type=size, metavar="SIZE", help="bytes, or with k, m, g, t"
+    )
+    group.add_argument(
+        "--cpus", "--docker-cpus", type=positive, metavar="N", help="cores' worth of time"
+    )
     group.add_argument("--pids", type=count, metavar="N", help="processes at one time; 1024")
     group.add_argument("--timeout", type=seconds, metavar="TIME", help="seconds, or with m, h, d")
     group.add_argument("--log", type=size, metavar="SIZE", help="of output that is kept; 64m")

@@ -3,6 +3,10 @@
 import os
 import tempfile
 
+import msgspec
+
+from obuilder.backends.docker.api import DockerEngine
+from obuilder.backends.docker.names import SESSION
 from obuilder.system.files import remove_tree
 from obuilder.system.process import capture
 
@@ -77,3 +81,11 @@ def try_docker() -> str | None:
         return f"no Docker engine can be started: {os.fsdecode(said).strip()}"
     finally:
         forget_docker(directory)
+
+
+def containers_of(session: str) -> list[str]:
+    """The containers of a session in the engine that DOCKER_HOST names."""
+    filters = msgspec.json.encode({"label": [f"{SESSION}={session}"]}).decode()
+    query = {"all": "1", "filters": filters}
+    found = DockerEngine.found().call("GET", "/containers/json", query)
+    return [container["Id"] for container in msgspec.json.decode(found)]

@@ -13,6 +13,7 @@ from obuilder.backends.protocols import Command, Exit, Features, HostDir, Root
 from obuilder.backends.sandboxes.cells import Cell, Cells
 from obuilder.backends.sandboxes.homes import home_of
 from obuilder.backends.sandboxes.mountpoints import MountPoints
+from obuilder.backends.sandboxes.programs import ca_bundle, find_program, static_init
 from obuilder.errors import BackendUnavailable, SandboxError, Unsupported, of_disk
 from obuilder.oci.bpf import compiled
 from obuilder.oci.runtime_config import Bind, Box, runtime_config
@@ -25,14 +26,6 @@ from obuilder.system.tree import Manifest
 from obuilder.values import IdMap, Platform, Policy, UnixUser, User, shown
 
 _RUNTIMES = ("crun", "runc")
-_INITS = ("tini-static", "docker-init", "tini")
-_FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
-_BUNDLES = (
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-)
 _MARK = "obuilder-"
 _SAID = "runtime.log"
 
@@ -78,7 +71,7 @@ class OciSandbox:
             limits=self._groups.limits | {"seconds", "pids"},
             platforms=(Platform("linux", _architecture(linux.machine())),),
             isolation=True,
-            policies=frozenset(Policy.__struct_fields__),
+            policies=frozenset(Policy.__struct_fields__) - {"isolation"},
         )
 
     @classmethod
@@ -91,7 +84,7 @@ class OciSandbox:
         policy: Policy = Policy(),  # noqa: B008 - frozen
     ) -> "OciSandbox":
         """Pick a runtime that works here. BackendUnavailable if none does."""
-        init = next((p for name in _INITS if (p := _find(name)) and _is_static(p)), None)
+        init = static_init()
         if init is None:
             raise BackendUnavailable(
                 "no static init for steps was found",
@@ -99,7 +92,7 @@ class OciSandbox:
             )
         said = []
         for name in (policy.runtime,) if policy.runtime else _RUNTIMES:
-            path = _find(name)
+            path = find_program(name)
             if path is None:
                 said.append(f"{name}: not installed")
                 continue
@@ -321,7 +314,7 @@ class OciSandbox:
             init=self._init,
             hosts=hosts,
             resolv_conf=resolv,
-            ca_bundle=next((p for p in _BUNDLES if os.path.exists(p)), None) if offered else None,
+            ca_bundle=ca_bundle() if offered else None,
             binds=tuple(binds),
             seccomp=self._seccomp,
             seccomp_bpf=self._seccomp_bpf,
@@ -347,20 +340,6 @@ def _user(user: User) -> UnixUser:
     if not isinstance(user, UnixUser):
         raise Unsupported("this sandbox takes users by number: (user (uid N) (gid N))")
     return user
-
-
-def _find(name: str) -> str | None:
-    for folder in _FOLDERS:
-        path = os.path.join(folder, name)  # a name with a slash at its start stands for itself
-        if os.access(path, os.X_OK):
-            return os.path.realpath(path)
-    return None
-
-
-def _is_static(path: str) -> bool:
-    """Whether a program needs no loader, which a step's root may lack."""
-    with open(path, "rb") as stream:
-        return b"/ld-" not in stream.read(4096)
 
 
 def _identity(directory: str) -> str:

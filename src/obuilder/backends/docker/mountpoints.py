@@ -1,0 +1,90 @@
+"""The places that a runtime made in a root to mount something there, taken away after the step.
+
+An engine removes nothing from a container that ended, so a layer says that they are gone.
+"""
+
+import posixpath
+import tarfile
+from collections.abc import Collection, Iterable, Sequence
+from functools import partial
+from typing import BinaryIO
+
+from obuilder.backends.docker import images
+from obuilder.backends.docker.archives import resolved
+from obuilder.backends.docker.engine import Engine
+from obuilder.backends.docker.model import Change, Image
+from obuilder.oci.streams import read_tar
+
+_ADDED = 1
+
+
+def left_behind(places: Iterable[str], changes: Sequence[Change], cwd: str) -> list[str]:
+    """What was made for the sake of `places` alone: the topmost paths, sorted.
+
+    Where a step started is made too, but for good.
+    """
+    added = {change.path for change in changes if change.kind == _ADDED}
+    gone = set[str]()
+    for place in sorted(places, key=len, reverse=True):
+        at = place
+        while at in added and not _within(cwd, at):
+            below = {change.path for change in changes if _within(change.path, at)}
+            if below - gone - {at}:
+                break
+            gone.add(at)
+            at = posixpath.dirname(at)
+    return sorted(place for place in gone if posixpath.dirname(place) not in gone)
+
+
+def _within(path: str, place: str) -> bool:
+    return path == place or path.startswith(f"{place}/")
+
+
+async def take_away(
+    engine: Engine, container: str, name: str, image: Image, targets: Collection[str],
+    changes: Sequence[Change], *, cwd: str, folder: str,
+) -> None:  # fmt: skip
+    """Give `name` to `image` without what was made to mount at `targets`.
+
+    `container` is one of that image, and never ran.
+    """
+    places = [await resolved(engine, container, target) for target in targets]
+    start = await resolved(engine, container, cwd)
+    gone = left_behind(places, changes, start)
+    if not gone:
+        return
+    parents = {parent: None for place in gone for parent in _above(place)}
+    headers = [await _header(engine, container, parent) for parent in parents]
+    await images.stack(engine, name, image, partial(_write, headers, gone), folder=folder)
+
+
+def _above(path: str) -> list[str]:
+    parts = path.split("/")
+    return ["/".join(parts[:size]) for size in range(2, len(parts))]
+
+
+async def _header(engine: Engine, container: str, path: str) -> tarfile.TarInfo:
+    """A directory's attributes, which a layer has to tell of whatever it has something in."""
+    answer = engine.reading(container, path)
+
+    def work() -> tarfile.TarInfo:
+        with answer, read_tar(answer.file()) as tar:
+            member = tar.next()
+            assert member is not None
+            return member
+
+    found = await engine.streamed(work, answer)
+    found.name = path.lstrip("/")
+    return found
+
+
+def _write(headers: list[tarfile.TarInfo], gone: list[str], file: BinaryIO) -> None:
+    with tarfile.open(
+        fileobj=file, mode="w", format=tarfile.PAX_FORMAT,
+        encoding="utf-8", errors="surrogateescape",
+    ) as tar:  # fmt: skip
+        for header in headers:
+            tar.addfile(header)
+        for place in gone:
+            folder, name = posixpath.split(place)
+            tar.addfile(tarfile.TarInfo(posixpath.join(folder, f".wh.{name}").lstrip("/")))

@@ -1,0 +1,336 @@
+"""Steps run by a Docker engine: a container for each, whose changes become the root's image."""
+
+import itertools
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import partial
+from typing import ClassVar
+
+import anyio
+import anyio.from_thread
+import anyio.to_thread
+import msgspec
+
+from obuilder.backends.docker import guard, images, mountpoints
+from obuilder.backends.docker.api import DockerEngine, Refused
+from obuilder.backends.docker.archives import parked
+from obuilder.backends.docker.containers import ENGINES_INIT, Bind, Guest, body, network
+from obuilder.backends.docker.copying import copy_in
+from obuilder.backends.docker.engine import Engine, dropping, told
+from obuilder.backends.docker.memory import Memory
+from obuilder.backends.docker.model import Image, Info
+from obuilder.backends.docker.names import SESSION, Names
+from obuilder.backends.docker.streams import pieces
+from obuilder.backends.docker.sweep import sweep_containers
+from obuilder.backends.protocols import Command, EngineImage, Exit, Features, HostDir, Root
+from obuilder.backends.sandboxes.programs import ca_bundle, static_init
+from obuilder.errors import BackendUnavailable, SandboxError, Unsupported
+from obuilder.oci.config import Settings
+from obuilder.oci.reference import host_platform, platform_of
+from obuilder.oci.seccomp import filter_for
+from obuilder.system import linux, process
+from obuilder.system.sessions import alive
+from obuilder.system.tree import Manifest
+from obuilder.values import IdMap, Limits, Policy, UnixUser, User, shown
+
+
+class DockerSandbox:
+    """Runs commands in an engine's containers. Made by `open`."""
+
+    accepts: ClassVar[frozenset[type]] = frozenset({EngineImage})
+
+    def __init__(
+        self, directory: str, *, session: str, policy: Policy, engine: Engine, info: Info,
+        networks: list[str],
+    ) -> None:  # fmt: skip
+        self._directory, self._session, self._policy = directory, session, policy
+        self._engine, self._info = engine, info
+        self._names = Names.of_store(directory, session)
+        self._memory = Memory(self._names, info)
+        self._guest = _guest(info, policy)
+        self._numbers = itertools.count()
+        self._guard: process.Started | None = None
+        self.features = _features(info, networks, self._guest)
+
+    @classmethod
+    async def open(
+        cls,
+        directory: str,
+        idmap: IdMap,  # noqa: ARG003 - the engine's ids are those inside
+        *,
+        session: str,
+        policy: Policy = Policy(),  # noqa: B008 - frozen
+    ) -> "DockerSandbox":
+        """Find the engine. BackendUnavailable, also if it lacks the runtime that is asked for."""
+        with told(BackendUnavailable, "steps can't be run by a Docker engine"):
+            engine = Engine(DockerEngine.found())
+            info, networks = await engine.info(), await engine.networks()
+        known = info.runtimes or {}
+        if policy.runtime is not None and policy.runtime not in known:
+            raise BackendUnavailable(
+                f"the Docker engine has no runtime called {policy.runtime!r}",
+                hint=f"it has: {', '.join(sorted(known))}",
+            )
+        return cls(
+            directory, session=session, policy=policy, engine=engine, info=info, networks=networks
+        )
+
+    async def check(self) -> None:
+        """BackendUnavailable if the engine does not answer."""
+        with told(BackendUnavailable, "steps can't be run by a Docker engine"):
+            await self._engine.info()
+
+    async def describe(self) -> str:
+        """The engine, its runtime and the limits that bite."""
+        info = self._info
+        runtime = self._policy.runtime or info.default_runtime
+        if self._guest.os == "windows":
+            runtime = f"isolation {self._policy.isolation}"
+        limits = ", ".join(sorted(self.features.limits))
+        return (
+            f"a Docker engine ({info.server_version}, {info.driver}) at {self._engine.api.path}, "
+            f"{runtime}; limits: {limits}"
+        )
+
+    async def recover(self) -> None:
+        """See `Sandbox`."""
+        with told(SandboxError, "what dead sessions left can't be removed"):
+            await sweep_containers(self._engine, self._names, self._lives)
+        await anyio.to_thread.run_sync(self._memory.sweep, self._lives)
+
+    def _lives(self, session: str) -> bool:
+        return alive(self._directory, session)
+
+    async def close(self) -> None:
+        """See `Sandbox`."""
+        if self._guard is not None:
+            self._guard.discard()
+            self._guard = None
+
+    # --- running ---------------------------------------------------------------------------------
+
+    async def run(self, root: Root, command: Command, *, output: Callable[[bytes], None]) -> Exit:
+        """See `Sandbox`."""
+        name = self._name()
+        async with self._container(root, command, name) as (container, image):
+            timed_out = await self._follow(container, command.limits, output)
+            with _trouble("the step's end was not seen"):
+                status = await self._engine.wait(container)
+                out_of_memory = await self._engine.out_of_memory(container)
+            with _trouble("what the step changed could not be kept"):
+                await self._keep(container, _image(root), image, command, name)
+        return Exit(status, timed_out=timed_out, out_of_memory=out_of_memory)
+
+    async def enter(self, root: Root, command: Command) -> Exit:
+        """See `Sandbox`. What is changed is dropped."""
+        from obuilder.backends.sandboxes.docker_terminal import attend
+
+        terminal = os.isatty(0)
+        async with self._container(
+            root, command, self._name(), terminal=terminal, interactive=True
+        ) as (container, _):
+            with _trouble("the step was cut off"):
+                await attend(self._engine, container, terminal=terminal)
+                return Exit(await self._engine.wait(container))
+
+    def _name(self) -> str:
+        return f"{self._session}.step{next(self._numbers)}"
+
+    @asynccontextmanager
+    async def _container(
+        self, root: Root, command: Command, name: str, *,
+        terminal: bool = False, interactive: bool = False,
+    ) -> AsyncIterator[tuple[str, Image]]:  # fmt: skip
+        """A step's container, not started yet, and the image that it is of."""
+        container = self._names.thing(name)
+        with self._shown(name, command) as binds:
+            try:
+                with _trouble("the step could not be started"):
+                    self._watch()
+                    image = await self._engine.image(_image(root))
+                    made = partial(
+                        body, command, image, policy=self._policy, labels=self._names.labels,
+                        binds=binds, terminal=terminal, interactive=interactive,
+                    )  # fmt: skip
+                    await self._create(container, made)
+                    for other in command.network[1:]:
+                        await self._connect(container, network(other, self._guest))
+                yield container, image
+            finally:
+                async with dropping():
+                    await self._engine.remove(container)
+
+    @contextmanager
+    def _shown(self, name: str, command: Command) -> Iterator[list[Bind]]:
+        with ExitStack() as stack:
+            with _trouble("the step's secrets could not be shown"):
+                shown_ = self._memory.shown(name, command.secrets, command.user)
+                binds = stack.enter_context(shown_)
+            yield binds
+
+    async def _create(self, container: str, made: "partial[dict[str, object]]") -> None:
+        try:
+            await self._engine.create(container, made(guest=self._guest))
+        except Refused as error:
+            if self._guest.init is None or "bind source path does not exist" not in error.message:
+                raise
+            # The engine has other files than this machine: then it has to bring what steps need.
+            self._guest = msgspec.structs.replace(self._guest, init=None, ca_bundle=None)
+            await self._engine.create(container, made(guest=self._guest))
+
+    async def _connect(self, container: str, name: str) -> None:
+        await self._engine.call("POST", f"/networks/{name}/connect", None, {"Container": container})
+
+    def _watch(self) -> None:
+        """Have somebody end the steps of this session when it does not end them itself."""
+        if self._guard is None:
+            argv = [sys.executable, "-I", "-S", guard.__file__]
+            argv += [self._engine.api.path, f"{SESSION}={self._session}"]
+            self._guard = process.start(argv, held=True)
+
+    async def _follow(
+        self, container: str, limits: Limits, output: Callable[[bytes], None]
+    ) -> bool:
+        """Start a container and follow it to its end. Whether that was its time limit."""
+        api = self._engine.api
+        query = {"stream": "1", "stdout": "1", "stderr": "1"}
+        answer = api.ask(
+            "POST", f"/containers/{container}/attach", query, timeout=None, upgrade=True
+        )
+        timed_out = False
+
+        def work() -> None:
+            with answer:
+                api.call("POST", f"/containers/{container}/start")
+                for _, piece in pieces(answer):
+                    anyio.from_thread.run_sync(output, piece)
+
+        async def stop(seconds: float) -> None:
+            nonlocal timed_out
+            await anyio.sleep(seconds)
+            timed_out = True
+            while True:  # it may not have been started yet
+                await self._engine.kill(container)
+                await anyio.sleep(0.1)
+
+        with _trouble("the step could not be started"):
+            async with anyio.create_task_group() as tasks:
+                if limits.seconds is not None:
+                    tasks.start_soon(stop, limits.seconds)
+                await self._engine.streamed(work, answer)
+                tasks.cancel_scope.cancel()
+        return timed_out
+
+    # --- what becomes of the root ------------------------------------------------------------------
+
+    async def _keep(
+        self, container: str, name: str, image: Image, command: Command, step: str
+    ) -> None:
+        """Make what a container changed the root's."""
+        await self._commit(container, name, image)
+        if self._guest.os == "windows":
+            return
+        targets = [secret.target for secret in command.secrets]
+        targets += [mount.target for mount in command.mounts]
+        targets += [ENGINES_INIT] if self._guest.init is None else []
+        if targets:
+            changes = await self._engine.changes(container)
+            made = await self._engine.image(name)
+            async with parked(self._engine, self._names, f"{step}.after", name) as after:
+                await mountpoints.take_away(
+                    self._engine, after, name, made, targets, changes,
+                    cwd=command.cwd, folder=self._directory,
+                )  # fmt: skip
+
+    async def _commit(self, container: str, name: str, image: Image) -> None:
+        wanted = image.config or Settings()
+        await self._engine.commit(container, name, wanted)
+        made = await self._engine.image(name)
+        found = made.config or Settings()
+        if (found.entrypoint or None, found.cmd or None) != (
+            wanted.entrypoint or None, wanted.cmd or None,
+        ):  # fmt: skip
+            # Not every engine does with a commit as it is asked to.
+            made = msgspec.structs.replace(made, config=wanted)
+            await images.stack(self._engine, name, made, folder=self._directory)
+
+    async def put(self, root: Root, tree: Manifest, source: Root, *, to: str, owner: User) -> None:
+        """See `Sandbox`."""
+        if not isinstance(source, HostDir):
+            raise SandboxError("files are copied in from directories only")
+        user = owner if isinstance(owner, UnixUser) else UnixUser(0, 0)
+        if self._guest.os == "windows":
+            to = to.partition(":")[2] or to
+        name = _image(root)
+        with _trouble(f"can't copy to {to}"):
+            image = await self._engine.image(name)
+            async with parked(self._engine, self._names, self._name(), name) as container:
+                await copy_in(
+                    self._engine, container, tree, source.path, to=to, owner=(user.uid, user.gid)
+                )
+                await self._commit(container, name, image)
+
+
+@contextmanager
+def _trouble(what: str) -> Iterator[None]:
+    """An engine's errors, and the machine's, as the sandbox's."""
+    try:
+        with told(SandboxError, what):
+            yield
+    except OSError as error:
+        raise SandboxError(f"{what}: {error}") from error
+    except UnicodeEncodeError as error:
+        raise Unsupported(
+            f"a Docker engine takes UTF-8 only, which '{shown(str(error.object))[:60]}' is not",
+            hint=r"let the command make such bytes itself, as with printf '\377'",
+        ) from error
+
+
+def _image(root: Root) -> str:
+    if not isinstance(root, EngineImage):
+        raise SandboxError("a Docker engine works on images only")
+    return root.ref
+
+
+def _guest(info: Info, policy: Policy) -> Guest:
+    if info.os_type == "windows":
+        return Guest("windows")
+    ours = platform_of(info.os_type, info.architecture) == host_platform()
+    profile = b""
+    if ours:
+        profile = msgspec.json.encode(
+            filter_for(
+                linux.machine(), nested_userns=policy.nested_userns, fast_sync=policy.fast_sync
+            )
+        )
+    return Guest(
+        init=static_init(),
+        ca_bundle=ca_bundle() if policy.ca_bundle else None,
+        seccomp=profile.decode(),
+    )
+
+
+def _features(info: Info, networks: list[str], guest: Guest) -> Features:
+    linux_ = guest.os == "linux"
+    limits = {"seconds"}
+    if not linux_ or info.memory_limit:
+        limits.add("memory")
+    if not linux_ or info.cpu_cfs_quota:
+        limits.add("cpus")
+    if linux_ and info.pids_limit:
+        limits.add("pids")
+    policies = {"runtime", "no_new_privileges", "ca_bundle"} if linux_ else {"isolation"}
+    if guest.seccomp:
+        policies |= {"nested_userns", "fast_sync"}
+    return Features(
+        users=linux_,
+        networks=frozenset({"host", *networks} - {"none"}),
+        secrets=linux_ and Memory.works(),
+        limits=frozenset(limits),
+        platforms=(platform_of(info.os_type, info.architecture),),
+        isolation=True,
+        policies=frozenset(policies),
+        named_users=not linux_,
+    )
