@@ -34,7 +34,7 @@ class TestDocker(_Suite):
     subject = Subject(
         SANDBOXES["docker"].target,
         store=STORES["docker"].target,
-        left="obuilder.testing.engines:containers_of",
+        left="obuilder.testing.engines:left_by",
     )
 
     @pytest.fixture(autouse=True)

@@ -83,9 +83,18 @@ def try_docker() -> str | None:
         forget_docker(directory)
 
 
-def containers_of(session: str) -> list[str]:
-    """The containers of a session in the engine that DOCKER_HOST names."""
+def left_by(session: str) -> list[str]:
+    """What a session has in the engine that DOCKER_HOST names."""
+    engine = DockerEngine.found()
     filters = msgspec.json.encode({"label": [f"{SESSION}={session}"]}).decode()
-    query = {"all": "1", "filters": filters}
-    found = DockerEngine.found().call("GET", "/containers/json", query)
-    return [container["Id"] for container in msgspec.json.decode(found)]
+    containers = engine.call("GET", "/containers/json", {"all": "1", "filters": filters})
+    images = engine.call("GET", "/images/json")
+    return [
+        *(f"container {found['Id']}" for found in msgspec.json.decode(containers)),
+        *(
+            f"image {tag}"
+            for found in msgspec.json.decode(images)
+            for tag in found["RepoTags"] or ()
+            if f":{session}." in tag
+        ),
+    ]

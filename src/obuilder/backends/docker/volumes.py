@@ -57,16 +57,19 @@ class Volumes:
         """The volume of a draft."""
         return EngineVolume(self._names.thing(name))
 
-    async def make(self, name: str, base: EngineVolume | None, owner: User) -> None:
-        """Make a draft's volume, a copy of another. Its top is `owner`'s."""
+    async def make(self, name: str, owner: User, base: str | None) -> None:
+        """Make a draft's volume, a copy of the one that a container `base` has.
+
+        Its top is `owner`'s.
+        """
         volume = self.called(name)
         await self._engine.make_volume(volume.name, **self._names.labels)
         async with self.held(f"{name}.to", volume) as target:
-            if base is not None:
-                async with self.held(f"{name}.from", base) as source:
-                    answer = self._engine.reading(source, f"/{_TOP}")
-                    await self._engine.put(target, "/", _pieces(answer), answer)
-            await self._give(target, owner)
+            if base is None:
+                await self._give(target, owner)
+            else:
+                answer = self._engine.reading(base, f"/{_TOP}")
+                await self._engine.put(target, "/", _copied(answer, owner), answer)
 
     async def shared(self, name: str, place: str, owner: User) -> EngineVolume:
         """The volume of that place, which is no session's. Made if missing."""
@@ -147,10 +150,24 @@ class Volumes:
             await self.forget(EngineVolume(name))
 
 
-def _pieces(answer: Answer) -> Iterator[bytes]:
+def _copied(answer: Answer, owner: User) -> Iterator[bytes]:
+    """An archive of a volume as it comes, but for the owner of its top, which comes first."""
     with answer:
-        while piece := answer.read(_PIECE):
-            yield piece
+        file = answer.file()
+        head, top = _header(file)
+        while top.type in (tarfile.XHDTYPE, tarfile.XGLTYPE):  # says more of what comes next
+            yield head + file.read(-(-top.size // len(head)) * len(head))
+            head, top = _header(file)
+        if isinstance(owner, UnixUser):
+            top.uid, top.gid = owner.uid, owner.gid
+            head = top.tobuf(tarfile.PAX_FORMAT)
+        yield head
+        yield from _read(file)
+
+
+def _header(file: BinaryIO) -> tuple[bytes, tarfile.TarInfo]:
+    head = file.read(tarfile.BLOCKSIZE)
+    return head, tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
 
 
 def _read(file: BinaryIO) -> Iterator[bytes]:

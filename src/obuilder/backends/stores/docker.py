@@ -196,9 +196,13 @@ class DockerStore(DirectoryStore):
         """See `Store`."""
         with translated("can't show a result"):
             root = self._kept(key).root
-        held = self._held_volume if isinstance(root, EngineVolume) else self._held_image
-        async with held(key, self._draft_name()) as found:
-            yield found
+        name = self._draft_name()
+        if isinstance(root, EngineVolume):
+            async with self._held_volume(key, name):
+                yield root
+        else:
+            async with self._held_image(key, name) as image:
+                yield image
 
     @asynccontextmanager
     async def _held_image(self, key: Key, name: str) -> AsyncIterator[Root]:
@@ -213,17 +217,18 @@ class DockerStore(DirectoryStore):
                 await self._engine.untag(image)
 
     @asynccontextmanager
-    async def _held_volume(self, key: Key, name: str) -> AsyncIterator[Root]:
-        """The volume of a result, which is not lost while a container has it."""
+    async def _held_volume(self, key: Key, name: str) -> AsyncIterator[str]:
+        """A container that has the volume of a result, which is not lost while it has."""
         root = self._kept(key).root
-        assert isinstance(root, EngineVolume), root
+        if not isinstance(root, EngineVolume):
+            raise StoreError(f"the result {key[:12]} is no volume: nothing can mount it")
         try:
             async with AsyncExitStack() as stack:
                 with self._trouble("can't show a volume"):
                     if not await self._volumes.exists(root):
                         raise missing(key)
-                    await stack.enter_async_context(self._volumes.held(name, root))
-                yield root
+                    container = await stack.enter_async_context(self._volumes.held(name, root))
+                yield container
         finally:
             if not self._published(key):
                 async with dropping():
@@ -294,11 +299,10 @@ class DockerStore(DirectoryStore):
             with self._trouble("can't make a volume"):
                 os.mkdir(self.path("drafts", name), 0o700)
                 if base is None:
-                    await self._volumes.make(name, None, owner)
+                    await self._volumes.make(name, owner, None)
                 else:
-                    async with self.view(base) as old:
-                        assert isinstance(old, EngineVolume), old
-                        await self._volumes.make(name, old, owner)
+                    async with self._held_volume(base, f"{name}.from") as container:
+                        await self._volumes.make(name, owner, container)
             yield draft
         finally:
             if not draft.done:
