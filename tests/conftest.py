@@ -12,7 +12,7 @@ from engines import docker_engine
 from groups import pytest_xdist_make_scheduler
 from images import layout
 from obuilder.testing.needs import pytest_runtest_setup
-from places import Opened, opened
+from places import PLACES, Opened, opened
 from program import Program
 
 __all__ = ["docker_engine", "layout", "pytest_runtest_setup", "pytest_xdist_make_scheduler"]
@@ -33,9 +33,12 @@ def seed() -> int:
 
 
 @pytest.fixture
-def place(request: pytest.FixtureRequest) -> Iterator[Opened]:
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
     """The place that `places.each_place` names, else the machine's own file system."""
-    with opened(getattr(request, "param", "overlayfs")) as ready:
+    name = getattr(request, "param", "overlayfs")
+    if PLACES[name].engine:
+        monkeypatch.setenv("DOCKER_HOST", request.getfixturevalue("docker_engine").host)
+    with opened(name) as ready:
         yield ready
 
 

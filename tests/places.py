@@ -77,17 +77,24 @@ def loop(kind: str, size: int = 1 << 30) -> Iterator[str]:
 
 
 class Place(NamedTuple):
-    """A kind of store, and how to make a directory that it can work in."""
+    """A kind of store, and how to make a directory that it can work in.
+
+    `slow`: how much longer than others a step there takes; tests that do things often do them less
+    often there. `engine`: it needs a Docker engine.
+    """
 
     kind: str
     directory: Callable[[], AbstractContextManager[str]]
     needs: tuple[str, ...]
+    slow: int = 1
+    engine: bool = False
 
 
 PLACES = {
     "overlayfs": Place("overlayfs", scratch, ("overlay",)),
     "overlayfs-on-tmpfs": Place("overlayfs", tmpfs, ("overlay", "tmpfs")),
     "btrfs": Place("btrfs", lambda: loop("btrfs"), ("btrfs",)),
+    "docker": Place("docker", scratch, ("docker",), slow=12, engine=True),
 }
 
 
@@ -109,6 +116,7 @@ class Opened(NamedTuple):
     name: str
     kind: str
     directory: str
+    slow: int
 
     @property
     def store(self) -> str:
@@ -120,4 +128,4 @@ class Opened(NamedTuple):
 def opened(name: str) -> Iterator[Opened]:
     """The place of that name, for as long as the context lasts."""
     with PLACES[name].directory() as directory:
-        yield Opened(name, PLACES[name].kind, directory)
+        yield Opened(name, PLACES[name].kind, directory, PLACES[name].slow)

@@ -18,7 +18,7 @@ import pytest
 
 from leftovers import leftovers, processes
 from obuilder import Builder, Settings
-from places import each_kind
+from places import Opened, each_kind
 from program import Program, cached, compile_c, running, shell, until
 
 MODES = ("private", "locked", "append", "shared")
@@ -110,14 +110,17 @@ def image(program: Program, number: int) -> tuple[str, ...]:
 KILLS: dict[Prepare, int] = {
     everything: 20, squash: 10, new_store: 5, prune: 5, delete: 3, image: 4, failing: 3,
 }  # fmt: skip
-"""Fifty for each store."""
+"""Fifty for each store, fewer for a slow one."""
 
 
 @each_kind
 @pytest.mark.needs("root", "crun")
 @pytest.mark.parametrize("prepare", KILLS, ids=lambda prepare: prepare.__name__)
-def test_a_killed_builder_leaves_nothing(program: Program, prepare: Prepare, seed: int) -> None:
-    chance, kills, length = random.Random(seed), KILLS[prepare], 0.0
+def test_a_killed_builder_leaves_nothing(
+    place: Opened, program: Program, prepare: Prepare, seed: int
+) -> None:
+    chance, length = random.Random(seed), 0.0
+    kills = -(-KILLS[prepare] // place.slow)
     wanted: object = None
     for number in range(kills + 2):
         arguments = prepare(program, number)
@@ -159,8 +162,8 @@ def _build(program: Program, arguments: tuple[str, ...], *, fails: bool) -> str:
 
 async def _listing(settings: Settings, key: str) -> dict[str, object]:
     """Every path but the number's, with its kind, mode, owner and content."""
-    async with Builder.open(settings) as builder, builder.view(key) as root:
-        return _walk(root.path)
+    async with Builder.open(settings) as builder, builder.files(key) as path:
+        return _walk(path)
 
 
 def _walk(root: str) -> dict[str, object]:
