@@ -14,7 +14,7 @@ from obuilder.backends.docker.api import DockerEngine, Refused
 from obuilder.backends.docker.names import STORE, Names
 from obuilder.system import linux
 
-_EMPTY = ("run", "drafts", "locks", "sessions", "mnt")
+_EMPTY = ("run", "drafts", "files", "locks", "sessions", "mnt")
 _KNOWN = {
     *_EMPTY, "results", "layers", "layers.lock", "empty", "logs", "volumes", "store.json",
     "sandbox-id", "runtime.json", "index.sqlite", "reserve",

@@ -165,7 +165,7 @@ class TestBtrfs(_Suite):
 @pytest.mark.xdist_group("docker")
 class TestDocker(_Suite):
     target = STORES["docker"].target
-    steps = 60
+    steps = 40
 
     @pytest.fixture
     def place(self, docker_engine, monkeypatch):

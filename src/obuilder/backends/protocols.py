@@ -291,6 +291,9 @@ class Fetcher(Protocol):
         Local kinds never really wait: the cached path drives this without an event loop.
         """
 
+    def takes(self, root: Root) -> bool:
+        """Whether `fetch` can put layers into such a root itself. Into a directory it can."""
+
     async def fetch(
         self,
         base: Base,

@@ -53,7 +53,7 @@ async def stack(
     image: Image,
     write: Callable[[BinaryIO], None] | None = None,
     *,
-    folder: str,
+    folder: str = "",
 ) -> None:
     """Give `name` to an image with the layers and settings of `image`, and one more if there is a
     `write`, which writes that.

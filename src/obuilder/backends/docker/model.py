@@ -7,6 +7,7 @@ from msgspec import Struct, field
 
 from obuilder.errors import Unreachable
 from obuilder.oci.config import Settings
+from obuilder.values import Platform
 
 T = TypeVar("T")
 
@@ -26,6 +27,14 @@ class Image(Struct, rename="pascal"):
     config: Settings | None = None
     rootfs: _Layers = field(default_factory=_Layers, name="RootFS")
     repo_tags: list[str] | None = None
+
+    @classmethod
+    def of(cls, layers: list[str], platform: Platform, settings: Settings | None = None) -> "Image":
+        """One that an engine can be asked to make."""
+        system, architecture = platform.os, platform.architecture
+        return cls(
+            "", architecture, system, platform.variant, config=settings, rootfs=_Layers(layers)
+        )
 
     @property
     def layers(self) -> list[str]:

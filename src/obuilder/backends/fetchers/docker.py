@@ -11,7 +11,7 @@ from obuilder.backends.docker.api import Answer, DockerEngine, Refused
 from obuilder.backends.docker.model import Image
 from obuilder.backends.fetchers import directory_of, in_thread
 from obuilder.errors import BadImage, NotFound, StoreError, Unreachable
-from obuilder.oci.config import Config, Rootfs, base_of, decode, is_sha256
+from obuilder.oci.config import Config, Rootfs, Settings, base_of, decode, is_sha256
 from obuilder.oci.parts import DOCUMENT
 from obuilder.plan.model import Base
 from obuilder.values import IdMap, Platform
@@ -53,6 +53,12 @@ class DockerFetcher:
         config = Config(Rootfs(contents), found.architecture, found.os, found.variant, found.config)
         return base_of(name, found.id, config, [""] * len(contents))
 
+    def takes(self, root: "Root") -> bool:
+        """Directories, and images of the engine, which has the layers already."""
+        from obuilder.backends.protocols import EngineImage, HostDir
+
+        return isinstance(root, HostDir | EngineImage)
+
     async def fetch(
         self,
         base: Base,
@@ -63,6 +69,11 @@ class DockerFetcher:
         output: Callable[[bytes], None],
     ) -> None:
         """Unpack a layer. NotFound if the engine has the image no more; else as `resolve`."""
+        from obuilder.backends.protocols import EngineImage
+
+        if isinstance(into, EngineImage):
+            await _stacked(base, index, into.ref)
+            return
         root = directory_of(into)
         export = self._exports.pop(base.digest, None) or await _exported(base)
         try:
@@ -105,6 +116,32 @@ def _inspected(image: str, name: str) -> Image:
         hint = f"`docker pull {name}` fetches it; `docker images` lists what there is"
         raise NotFound(error.message, hint=hint) from error
     return decode(said, Image, f"what the Docker engine says of {image}")
+
+
+async def _stacked(base: Base, index: int, name: str) -> None:
+    """Give `name` to an image of the first layers, with the settings of all."""
+    from anyio import to_thread
+
+    from obuilder.backends.docker import images
+    from obuilder.backends.docker.engine import Engine
+
+    told = base.config
+    settings = Settings(
+        env=[f"{name}={value}" for name, value in told.env],
+        user=told.user,
+        working_dir=told.workdir,
+        shell=list(told.shell) or None,
+        entrypoint=list(told.entrypoint) or None,
+        cmd=list(told.cmd) or None,
+        labels=dict(told.labels) or None,
+    )
+    layers = [layer.digest for layer in base.layers[: index + 1]]
+    wanted = Image.of(layers, base.platform, settings)
+    try:
+        await images.stack(Engine(DockerEngine.found()), name, wanted)
+    except Unreachable:
+        await to_thread.run_sync(_inspected, base.digest, base.name.partition(":")[2])
+        raise
 
 
 async def _exported(base: Base) -> _Export:

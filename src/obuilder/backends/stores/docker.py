@@ -2,6 +2,7 @@
 
     results/<key>/root          the image by its id, or the volume by its name
     volumes/<name>              for each volume that is a result's
+    files/<session>.<n>/        the files of a root, for who looks at them or changes them
 
 In the engine an image is called after its key, and after a draft while it is one.
 
@@ -11,15 +12,16 @@ Nothing of an engine can be held against it: views and what is published are cop
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from typing import BinaryIO, ClassVar, final
+from typing import ClassVar, final
 
 import anyio
 import anyio.to_thread
 import msgspec
 
-from obuilder.backends.docker import archives, images
+from obuilder.backends.docker import images
 from obuilder.backends.docker.api import DockerEngine, Refused
 from obuilder.backends.docker.engine import Engine, dropping, told
+from obuilder.backends.docker.files import Copy, Files
 from obuilder.backends.docker.model import Image, Info
 from obuilder.backends.docker.names import Names
 from obuilder.backends.docker.sweep import sweep_containers
@@ -32,7 +34,6 @@ from obuilder.backends.stores.directory import (
     write_file,
 )
 from obuilder.errors import BackendUnavailable, StoreError
-from obuilder.oci.archive import Seen, look, write_since, write_tar
 from obuilder.oci.reference import platform_of
 from obuilder.system.files import remove_tree
 from obuilder.system.sessions import alive
@@ -71,7 +72,7 @@ class DockerStore(DirectoryStore):
     produces: ClassVar[type] = EngineImage
     guarded: ClassVar[bool] = False
     kind: ClassVar[str] = "docker"
-    folders: ClassVar[tuple[str, ...]] = ("results", "drafts", "volumes")
+    folders: ClassVar[tuple[str, ...]] = ("results", "drafts", "files", "volumes")
     deepest = 100
     """Layers of an image that another layer is put on; engines take 125. More become one."""
 
@@ -81,6 +82,7 @@ class DockerStore(DirectoryStore):
         self._names: Names
         self._info: Info
         self._volumes: Volumes
+        self._files: Files
 
     @classmethod
     async def open(cls, directory: str, idmap: IdMap, *, session: str) -> "DockerStore":
@@ -93,10 +95,11 @@ class DockerStore(DirectoryStore):
         store._volumes = Volumes(
             store._engine, names, idmap, store.path("volumes"), store._empty_id
         )
+        store._files = Files(store._engine, names, store._volumes, idmap, store.path("files"))
         return store
 
     def _let_go(self) -> None:
-        """Nothing is kept open."""
+        self._files.close()
 
     def _swept(self) -> None:
         """The engine's own things are looked for by name."""
@@ -124,7 +127,7 @@ class DockerStore(DirectoryStore):
                 draft.below = found.size
                 await self._engine.tag(found.id, image)
                 if len(found.layers) >= self.deepest:
-                    await self._flatten(found, image, name)
+                    await self._files.flatten(name, found, image)
                     draft.below = 0
             yield draft
         finally:
@@ -148,7 +151,7 @@ class DockerStore(DirectoryStore):
             if error.status != 404:
                 raise
         platform = platform_of(self._info.os_type, self._info.architecture)
-        wanted = Image("", platform.architecture, platform.os, platform.variant)
+        wanted = Image.of([], platform)
         await self._engine.load(images.archive(name, wanted))
         return await self._engine.image(name)
 
@@ -174,20 +177,6 @@ class DockerStore(DirectoryStore):
                 return msgspec.json.decode(file.read(), type=_Kept)
         except FileNotFoundError:
             raise missing(key) from None
-
-    async def _flatten(self, image: Image, name: str, draft: str) -> None:
-        """Give `name` to an image with the files of `image` in one layer."""
-        folder = self.path("drafts", draft)
-        files = os.path.join(folder, "files")
-        self._empty_root(files)
-        await images.export(self._engine, image, files, self.idmap, folder=folder)
-        bare = msgspec.structs.replace(image, rootfs=type(image.rootfs)())
-
-        def write(file: BinaryIO) -> None:
-            write_tar(files, file, self.idmap, exact=True)
-
-        await images.stack(self._engine, name, bare, write, folder=folder)
-        await anyio.to_thread.run_sync(remove_tree, files)
 
     # --- views and files -------------------------------------------------------------------------
 
@@ -242,49 +231,17 @@ class DockerStore(DirectoryStore):
         self, root: Root, *, only: tuple[str, ...] | None = None, write: bool = False
     ) -> AsyncIterator[str]:
         """See `Store`. A copy, which goes back into the engine if it is for writing."""
-        name = self._draft_name()
-        place = self.path("drafts", name)
-        files = os.path.join(place, "files")
+        copy = Copy(self._draft_name(), root, only=None if write else only)
         try:
             with self._trouble("can't show the files of a root"):
-                os.mkdir(place, 0o700)
-                self._empty_root(files)
-                await self._export(root, files, None if write else only, name)
-                before = await anyio.to_thread.run_sync(look, files) if write else {}
-            yield files
+                path = await self._files.take_out(copy, write=write)
+            yield path
             if write:
                 with self._trouble("can't keep the files of a root"):
-                    await self._import(root, files, before, name)
+                    await self._files.bring_back(copy)
         finally:
-            await self._drop(place)
-
-    async def _export(
-        self, root: Root, files: str, only: tuple[str, ...] | None, name: str
-    ) -> None:
-        if isinstance(root, EngineVolume):
-            await self._volumes.export(name, root, files)
-            return
-        assert isinstance(root, EngineImage), root
-        if only is not None and archives.told_apart(only):
-            async with archives.parked(self._engine, self._names, name, root.ref) as container:
-                await archives.export_paths(self._engine, container, only, files, self.idmap)
-        else:
-            image = await self._engine.image(root.ref)
-            folder = self.path("drafts", name)
-            await images.export(self._engine, image, files, self.idmap, folder=folder)
-
-    async def _import(self, root: Root, files: str, before: Seen, name: str) -> None:
-        folder = self.path("drafts", name)
-        if isinstance(root, EngineVolume):
-            await self._volumes.replace(name, root, files, folder=folder)
-            return
-        assert isinstance(root, EngineImage), root
-        image = await self._engine.image(root.ref)
-
-        def write(file: BinaryIO) -> None:
-            write_since(before, files, file, self.idmap)
-
-        await images.stack(self._engine, root.ref, image, write, folder=folder)
+            with anyio.CancelScope(shield=True):
+                await self._files.drop(copy)
 
     # --- volumes -----------------------------------------------------------------------------------
 
@@ -382,6 +339,7 @@ class DockerStore(DirectoryStore):
         """See `Store`."""
         await super().recover()
         with self._trouble("can't remove what a dead session left"):
+            await anyio.to_thread.run_sync(self._files.sweep, self._lives)
             await sweep_containers(self._engine, self._names, self._lives)
             await self._sweep_images()
             await self._volumes.sweep(self._lives, self._published)
