@@ -39,7 +39,8 @@ def parts_of(path: str) -> list[str]:
 
 def told_apart(paths: tuple[str, ...]) -> bool:
     """Whether a container shows at these paths what its image has there, and nothing else."""
-    return all((parts := parts_of(path)) and parts[0] not in _BUSY for path in paths)
+    tops = [parts[0] if (parts := parts_of(path)) else "" for path in paths]
+    return "" not in tops and not _BUSY.intersection(tops)
 
 
 async def export_paths(

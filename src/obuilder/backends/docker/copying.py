@@ -11,15 +11,18 @@ import tarfile
 import time
 from collections.abc import Iterable, Iterator
 
+from obuilder.backends.docker import images
 from obuilder.backends.docker.api import Refused
 from obuilder.backends.docker.archives import parts_of
 from obuilder.backends.docker.engine import Engine
+from obuilder.backends.docker.model import Image
 from obuilder.errors import CopyError
 from obuilder.system.copying import changed, open_entry
 from obuilder.system.tree import Entry, Manifest
 
 _PIECE = 1 << 20
-_MOST_SYMLINKS = 40
+_ENGINES = frozenset({"dev", "dev/pts", "dev/shm", "etc", "proc", "sys"})
+"""Directories that an engine puts into containers whose image has none."""
 _EXECUTABLE, _PLAIN, _LINK = 0o755, 0o644, 0o777
 
 Member = tuple[tarfile.TarInfo, Entry | None]
@@ -27,11 +30,14 @@ Member = tuple[tarfile.TarInfo, Entry | None]
 
 
 async def copy_in(
-    engine: Engine, container: str, manifest: Manifest, source: str, *, to: str,
-    owner: tuple[int, int],
+    engine: Engine, container: str, image: Image, manifest: Manifest, source: str, *, to: str,
+    owner: tuple[int, int], folder: str,
 ) -> None:  # fmt: skip
-    """Copy what `manifest` lists from the directory `source` to `to`: see `system.copying`."""
-    looked = _Looked(engine, container)
+    """Copy what `manifest` lists from the directory `source` to `to`: see `system.copying`.
+
+    `container` is one of `image`; `folder` is for a file without a name.
+    """
+    looked = _Looked(engine, container, image, folder)
     members = await _members(looked, manifest, "/".join(parts_of(to)), owner)
     try:
         await engine.put(container, "/", _archive(members, source))
@@ -45,8 +51,9 @@ async def copy_in(
 class _Looked:
     """Which directories a container has."""
 
-    def __init__(self, engine: Engine, container: str) -> None:
+    def __init__(self, engine: Engine, container: str, image: Image, folder: str) -> None:
         self._engine, self._container = engine, container
+        self._image, self._folder = image, folder
         self._known = {"": True}
 
     async def has(self, path: str) -> bool:
@@ -69,6 +76,14 @@ class _Looked:
             raise CopyError(f"can't copy to /{path}: a file is in the way of a directory")
         return True
 
+    async def has_itself(self, path: str) -> bool:
+        """The same, of a directory that may have come with the container."""
+        if not await self.has(path):
+            return False
+        if path not in _ENGINES:
+            return True
+        return path in await images.directories(self._engine, self._image, folder=self._folder)
+
 
 async def _members(
     looked: _Looked, manifest: Manifest, base: str, owner: tuple[int, int]
@@ -80,15 +95,22 @@ async def _members(
         for parent in _above(base)
         if not await looked.has(parent)
     ]
+    modes = dict[str, int]()
     for entry in (*top, *entries):
         path = f"{base}/{entry.path}" if base and entry.path else base or entry.path
         if entry.kind == "dir":
-            if not await looked.has(path):
+            # What comes with a container is root's, as a parent that is missing would be.
+            has = looked.has if owner == (0, 0) else looked.has_itself
+            if not await has(path):
                 members.append((_directory(path, owner), None))
         elif not path:
             raise CopyError("a file can't become the root directory")
         else:
-            members.append((_file(entry, path, base, owner), entry))
+            info = _file(entry, path, base, owner)
+            if entry.kind == "hardlink":  # an engine gives the file the mode of its last name
+                info.mode = modes[entry.target]
+            modes[entry.path] = info.mode
+            members.append((info, entry))
     return members
 
 

@@ -6,6 +6,7 @@ is empty: to put a layer over an image costs as much as that layer.
 
 import hashlib
 import os
+import posixpath
 import tarfile
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -19,11 +20,12 @@ from msgspec import Struct
 
 from obuilder.backends.docker.engine import Engine, passed_over
 from obuilder.backends.docker.model import Image
+from obuilder.errors import StoreError
 from obuilder.oci import docker_archive
 from obuilder.oci.config import Config, Rootfs, Settings
 from obuilder.oci.image_archive import Archive
 from obuilder.oci.layers import unpack
-from obuilder.oci.streams import Window
+from obuilder.oci.streams import Window, read_tar
 from obuilder.values import IdMap
 
 _PIECE = 1 << 20
@@ -92,6 +94,11 @@ async def export(engine: Engine, image: Image, path: str, idmap: IdMap, *, folde
 
     By its layers, as they were put in: containers have more files than their images.
     """
+    if image.os == "windows":
+        raise StoreError(
+            "the files of a Windows image can't be shown as a whole",
+            hint="copy from stages by name, and take base images from the engine: docker-daemon:NAME",
+        )
     if not image.layers:
         return
     with tempfile.TemporaryFile(dir=folder) as file:
@@ -100,11 +107,39 @@ async def export(engine: Engine, image: Image, path: str, idmap: IdMap, *, folde
 
 
 def _unpack(file: BinaryIO, image: Image, path: str, idmap: IdMap) -> None:
+    for layer in _layers(file, image):
+        unpack(layer, path, idmap, lambda _: None)
+
+
+def _layers(file: BinaryIO, image: Image) -> Iterator[BinaryIO]:
+    """The layers in an archive of an image, the lowest first, each to be read before the next."""
     file.seek(0)
     for offset, size in docker_archive.spans(Archive(file, image.id), tuple(image.layers)):
         file.seek(offset)
-        layer: BinaryIO = Window(file, size)  # type: ignore[assignment] # reads like one
-        unpack(layer, path, idmap, lambda _: None)
+        yield Window(file, size)  # type: ignore[misc] # reads like one
+
+
+async def directories(engine: Engine, image: Image, *, folder: str) -> set[str]:
+    """The directories of an image, without what engines add in its containers."""
+    if not image.layers:
+        return set()
+    with tempfile.TemporaryFile(dir=folder) as file:
+        await engine.save(image.id, file)
+        return await anyio.to_thread.run_sync(_directories, file, image)
+
+
+def _directories(file: BinaryIO, image: Image) -> set[str]:
+    found = set[str]()
+    for layer in _layers(file, image):
+        with read_tar(layer) as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined,unused-ignore] # else all stay in memory
+                parent, name = posixpath.split(posixpath.normpath(member.name))
+                if name.startswith(".wh."):
+                    found.discard(posixpath.join(parent, name[4:]))
+                elif member.isdir():
+                    found.add(posixpath.join(parent, name))
+    return found
 
 
 def archive(name: str, image: Image, new: NewLayer | None = None) -> Iterator[bytes]:

@@ -268,8 +268,9 @@ class DockerSandbox:
             image = await self._engine.image(name)
             async with parked(self._engine, self._names, self._name(), name) as container:
                 await copy_in(
-                    self._engine, container, tree, source.path, to=to, owner=(user.uid, user.gid)
-                )
+                    self._engine, container, image, tree, source.path, to=to,
+                    owner=(user.uid, user.gid), folder=self._directory,
+                )  # fmt: skip
                 await self._commit(container, name, image)
 
 
