@@ -120,7 +120,7 @@ def _loop_devices(store: str) -> Iterator[str]:
 
 def _files(store: str) -> Iterator[str]:
     for name in set(os.listdir(store)) - _KNOWN:
-        if not re.fullmatch(r"seccomp-[0-9a-f]{64}\.bpf", name):
+        if not re.fullmatch(r"seccomp-[0-9a-f]{64}\.(bpf|json)", name):
             yield f"in the store: {name}"
     for folder in _EMPTY:
         yield from (f"in {folder}: {name}" for name in _names(store, folder))

@@ -161,9 +161,12 @@ def add_sandbox(parser: argparse.ArgumentParser) -> None:
         "--isolation",
         "--docker-isolation",
         choices=("default", "process", "hyperv"),
-        help="of Windows containers",
+        metavar="KIND",
+        help="of Windows containers: process, hyperv, or the engine's default",
     )
-    group.add_argument("--docker-network", metavar="NAME", help=argparse.SUPPRESS)
+    group.add_argument(
+        "--docker-network", metavar="NAME", help="OBuilder's, for a helper that is not needed here"
+    )
     group = parser.add_argument_group("limits of a step that sets none of its own")
     group.add_argument(
         "--memory", "--docker-memory", type=size, metavar="SIZE", help="bytes, or with k, m, g, t"

@@ -17,6 +17,7 @@ from obuilder.values import Limits, Policy, UnixUser, User
 
 INIT = "/dev/.init"
 """Where a step's PID 1 is shown: on /dev's own tmpfs, so that nothing of it is left in the image."""
+_ENV = "/dev/.bin/env"
 ENGINES_INIT = "/sbin/docker-init"
 """Where engines show their own, which leaves an empty file."""
 
@@ -32,13 +33,17 @@ class Guest(Struct, frozen=True):
     """What containers of an engine are like, and what of this machine they see.
 
     `init` is a path, or None: the engine has to bring one. `ca_bundle` is for steps with the host's
-    network, `seccomp` a profile.
+    network, `seccomp` a profile, or for podman where one is. `busybox` is a static one, for an engine
+    that puts into a step's environment what can't be kept out. `limits` are the soft and the hard
+    ones of a user's open files, say, by their names.
     """
 
     os: Literal["linux", "windows"] = "linux"
     init: str | None = None
     ca_bundle: str | None = None
     seccomp: str = ""
+    busybox: str | None = None
+    limits: tuple[tuple[str, int, int], ...] = (("core", 0, 0),)
 
 
 class Bind(Struct, frozen=True):
@@ -65,9 +70,14 @@ def body(
     """
     windows = guest.os == "windows"
     argv, env, binds = list(command.argv), dict(command.env), list(binds)
-    if windows:
-        argv[0] = windows_path(argv[0]) if argv[0].startswith("/") else argv[0]
-    elif guest.init is not None:
+    if windows and argv[0].startswith("/"):
+        argv[0] = windows_path(argv[0])
+    unset = _unset(env, image, guest)
+    if guest.busybox is not None:
+        argv = [_ENV, *(word for name in unset for word in ("-u", name)), *argv]
+        binds.append(Bind(guest.busybox, _ENV))
+        unset = []
+    if guest.init is not None:
         argv = [INIT, "--", *argv]
         binds.append(Bind(guest.init, INIT))
     if guest.ca_bundle is not None and "host" in command.network:
@@ -79,7 +89,7 @@ def body(
         "Hostname": command.hostname,
         "User": _windows_user(command.user) if windows else _linux_user(command.user),
         "WorkingDir": windows_path(command.cwd) if windows else command.cwd,
-        "Env": _environment(env, image, windows=windows),
+        "Env": [*(f"{name}={value}" for name, value in env.items()), *unset],
         "Labels": labels,
         "Tty": terminal,
         "OpenStdin": interactive,
@@ -127,13 +137,14 @@ def _windows_user(user: User) -> str:
     raise Unsupported("Windows has users by name: (user (name NAME))")
 
 
-def _environment(env: dict[str, str], image: Image, *, windows: bool) -> list[str]:
-    """All that a step has in its environment. A name alone takes one away that the engine sets."""
+def _unset(env: dict[str, str], image: Image, guest: Guest) -> list[str]:
+    """What a step would have in its environment besides. To Docker a name alone means: not that."""
     theirs = [item.partition("=")[0] for item in (image.config and image.config.env) or ()]
-    if not windows:
+    if guest.os != "windows":
         theirs.append("HOSTNAME")
-    unset = dict.fromkeys(name for name in theirs if name not in env)
-    return [*(f"{name}={value}" for name, value in env.items()), *unset]
+    if guest.busybox is not None:
+        theirs += ["PATH", "TERM", "container"]
+    return list(dict.fromkeys(name for name in theirs if name not in env))
 
 
 def _mount(mount: Mount, *, windows: bool) -> dict[str, Any]:
@@ -180,7 +191,9 @@ def _linux(command: Command, guest: Guest, policy: Policy) -> dict[str, Any]:
         "CapAdd": list(_CAPABILITIES),
         "SecurityOpt": options,
         "ExtraHosts": [f"{command.hostname}:127.0.0.1"],
-        "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}],
+        "Ulimits": [
+            {"Name": name, "Soft": soft, "Hard": hard} for name, soft, hard in guest.limits
+        ],
         "IpcMode": "private",
     }
     if policy.runtime is not None:

@@ -23,6 +23,8 @@ from obuilder.backends.docker.model import (
     Named,
     Progress,
     Use,
+    Version,
+    Volume,
     Volumes,
     decoded,
 )
@@ -97,7 +99,10 @@ class Engine:
 
     async def info(self) -> Info:
         """What it is."""
-        return await self._said(Info, "/info")
+        found = await self._said(Info, "/info")
+        version = await self._said(Version, "/version")
+        found.podman = any(part.name == "Podman Engine" for part in version.components or ())
+        return found
 
     async def networks(self) -> list[str]:
         """The networks there are."""
@@ -252,15 +257,14 @@ class Engine:
 
     # --- volumes -------------------------------------------------------------------------------
 
-    async def has_volume(self, name: str) -> bool:
-        """Whether there is a volume of that name."""
+    async def volume(self, name: str) -> Volume | None:
+        """A volume; None if there is none of that name."""
         try:
-            await self.call("GET", f"/volumes/{name}")
+            return await self._said(Volume, f"/volumes/{name}")
         except Refused as error:
             if error.status != 404:
                 raise
-            return False
-        return True
+            return None
 
     async def make_volume(self, name: str, **labels: str) -> None:
         """Make a volume; no error if it is there."""

@@ -31,11 +31,18 @@ class Copy:
 
 
 class Files:
-    """The copies of a session, in a directory of the store."""
+    """The copies of a session, in a directory of the store.
+
+    Without `volumes`, of images alone. `parts`: the engine can be asked for a part of an image;
+    podman follows symlinks.
+    """
 
     def __init__(
-        self, engine: Engine, names: Names, volumes: Volumes, idmap: IdMap, folder: str
-    ) -> None:
+        self, engine: Engine, names: Names, volumes: Volumes | None, idmap: IdMap,
+        folder: str, *,
+        parts: bool,
+    ) -> None:  # fmt: skip
+        self._parts = parts
         self._engine, self._names, self._volumes = engine, names, volumes
         self._idmap, self._folder = idmap, folder
         self._left: tuple[str, str] | None = None
@@ -67,10 +74,11 @@ class Files:
     async def _export(self, copy: Copy) -> None:
         root, path, name = copy.root, self._path(copy.name), copy.name
         if isinstance(root, EngineVolume):
+            assert self._volumes is not None
             await self._volumes.export(name, root, path)
             return
         assert isinstance(root, EngineImage), root
-        if copy.only is not None and archives.told_apart(copy.only):
+        if self._parts and copy.only is not None and archives.told_apart(copy.only):
             async with archives.parked(self._engine, self._names, name, root.ref) as container:
                 await archives.export_paths(self._engine, container, copy.only, path, self._idmap)
         else:
@@ -81,6 +89,7 @@ class Files:
         """Make what changed in the copy a change of the root."""
         root, path, folder = copy.root, self._path(copy.name), self._place(copy.name)
         if isinstance(root, EngineVolume):
+            assert self._volumes is not None
             await self._volumes.replace(copy.name, root, path, folder=folder)
             return
         assert isinstance(root, EngineImage), root
@@ -143,8 +152,9 @@ class Files:
         if left is not None:
             remove_tree(left[1])
 
-    def sweep(self, alive: Callable[[str], bool]) -> None:
-        """Remove the copies of dead sessions."""
-        for name in os.listdir(self._folder):
-            if not alive(name.partition(".")[0]):
-                remove_tree(self._place(name))
+
+def sweep_files(folder: str, alive: Callable[[str], bool]) -> None:
+    """Remove the copies of dead sessions, and what else they left beside them."""
+    for name in os.listdir(folder):
+        if not alive(name.partition(".")[0]):
+            remove_tree(os.path.join(folder, name))

@@ -53,9 +53,26 @@ class Info(Struct, rename="pascal"):
     security_options: list[str] | None = None
     runtimes: dict[str, msgspec.Raw] | None = None
     default_runtime: str = ""
+    podman: bool = False
+    """Whether it is podman, which has Docker's API but does not do everything as Docker does."""
     memory_limit: bool = False
     cpu_cfs_quota: bool = False
     pids_limit: bool = False
+
+
+class Named(Struct, rename="pascal"):
+    """Something in a list: engines name containers by several names, all else by one."""
+
+    id: str = ""
+    name: str = ""
+    names: list[str] | None = None
+    labels: dict[str, str] | None = None
+
+
+class Version(Struct, rename="pascal"):
+    """What an engine is made of."""
+
+    components: list[Named] | None = None
 
 
 class Change(Struct, rename="pascal"):
@@ -88,13 +105,10 @@ class Found(Struct):
         return self.mode & 0o777 | sum(bit for place, bit in special if self.mode & 1 << place)
 
 
-class Named(Struct, rename="pascal"):
-    """Something in a list: engines name containers by several names, all else by one."""
+class Volume(Struct, rename="pascal"):
+    """What an engine says of a volume."""
 
-    id: str = ""
-    name: str = ""
-    names: list[str] | None = None
-    labels: dict[str, str] | None = None
+    mountpoint: str = ""
 
 
 class Volumes(Struct, rename="pascal"):

@@ -9,7 +9,7 @@ import tarfile
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -19,8 +19,9 @@ from obuilder.backends.docker.archives import parked, receive
 from obuilder.backends.docker.engine import Engine
 from obuilder.backends.docker.names import STORE, Names
 from obuilder.backends.protocols import EngineVolume
-from obuilder.errors import StoreBusy
+from obuilder.errors import StoreBusy, StoreError
 from obuilder.oci.archive import write_tar
+from obuilder.system.files import copy_tree
 from obuilder.values import IdMap, UnixUser, User
 
 _TOP = "volume"
@@ -29,10 +30,17 @@ _SHARED = "shared-"
 _PIECE = 1 << 20
 
 
+class Held(NamedTuple):
+    """A volume, and a container that has it, so that it can't be removed."""
+
+    volume: EngineVolume
+    container: str
+
+
 class Volumes:
     """A store's volumes. `empty` gives the image of nothing; `notes` is the directory of notes.
 
-    `name` is one that nothing else of the session has.
+    What is in them goes in and out as archives. A `name` is one that nothing else of the session has.
     """
 
     def __init__(
@@ -43,68 +51,41 @@ class Volumes:
         self._notes, self._empty = notes, empty
 
     @asynccontextmanager
-    async def held(self, name: str, volume: EngineVolume) -> AsyncIterator[str]:
-        """A container that has the volume, which can't be removed for as long."""
+    async def held(self, name: str, volume: EngineVolume) -> AsyncIterator[Held]:
+        """Keep a volume for as long as the context lasts."""
         mount = {"Type": "volume", "Source": volume.name, "Target": f"/{_TOP}"}
         async with parked(self._engine, self._names, name, await self._empty(), mount) as found:
-            yield found
+            yield Held(volume, found)
 
     async def exists(self, volume: EngineVolume) -> bool:
         """Whether nobody else removed it."""
-        return await self._engine.has_volume(volume.name)
+        return await self._engine.volume(volume.name) is not None
 
     def called(self, name: str) -> EngineVolume:
         """The volume of a draft."""
         return EngineVolume(self._names.thing(name))
 
-    async def make(self, name: str, owner: User, base: str | None) -> None:
-        """Make a draft's volume, a copy of the one that a container `base` has.
-
-        Its top is `owner`'s.
-        """
+    async def make(self, name: str, owner: User, base: Held | None) -> None:
+        """Make a draft's volume, a copy of another. Its top is `owner`'s."""
         volume = self.called(name)
         await self._engine.make_volume(volume.name, **self._names.labels)
-        async with self.held(f"{name}.to", volume) as target:
+        async with self.held(f"{name}.to", volume) as held:
             if base is None:
-                await self._give(target, owner)
+                await self._give(held, owner)
             else:
-                answer = self._engine.reading(base, f"/{_TOP}")
-                await self._engine.put(target, "/", _copied(answer, owner), answer)
+                await self._copy(base, held, owner)
 
     async def shared(self, name: str, place: str, owner: User) -> EngineVolume:
         """The volume of that place, which is no session's. Made if missing."""
         volume = self.called(f"{_SHARED}{place}")
         await self._engine.make_volume(volume.name, **{STORE: self._names.store})
-        async with self.held(name, volume) as container:
-            await self._give(container, owner)
+        async with self.held(name, volume) as held:
+            await self._give(held, owner)
         return volume
 
     async def remove_shared(self, place: str) -> None:
         """Remove it. StoreBusy while a step has it."""
         await self._remove(self.called(f"{_SHARED}{place}"))
-
-    async def _remove(self, volume: EngineVolume) -> None:
-        if not await self._engine.remove_volume(volume.name):
-            raise StoreBusy("a volume can't be removed or replaced while a step has it")
-
-    async def _give(self, container: str, owner: User) -> None:
-        if isinstance(owner, UnixUser):
-            found = await self._engine.at(container, f"/{_TOP}")
-            mode = found.permissions if found is not None else 0o755
-            await self._set_top(container, (owner.uid, owner.gid), mode)
-
-    async def _set_top(self, container: str, owner: tuple[int, int], mode: int) -> None:
-        top = tarfile.TarInfo(_TOP)
-        top.type, top.mode = tarfile.DIRTYPE, mode
-        top.uid, top.gid = owner
-        await self._engine.put(container, "/", [top.tobuf(tarfile.PAX_FORMAT), bytes(1024)])
-
-    # --- files ---------------------------------------------------------------------------------
-
-    async def export(self, name: str, volume: EngineVolume, directory: str) -> None:
-        """Put the files of a volume into an empty directory, which becomes like its top."""
-        async with self.held(name, volume) as container:
-            await receive(self._engine, container, f"/{_TOP}/.", directory, self._idmap)
 
     async def replace(
         self, name: str, volume: EngineVolume, directory: str, *, folder: str
@@ -112,17 +93,47 @@ class Volumes:
         """Make a volume anew, of the files in a directory. `folder`: for a file without a name."""
         await self._remove(volume)  # an engine takes nothing out of a volume
         await self._engine.make_volume(volume.name, **self._names.labels)
+        async with self.held(name, volume) as held:
+            await self._fill(held, directory, folder)
+
+    async def _remove(self, volume: EngineVolume) -> None:
+        if not await self._engine.remove_volume(volume.name):
+            raise StoreBusy("a volume can't be removed or replaced while a step has it")
+
+    # --- what is in them -----------------------------------------------------------------------
+
+    async def export(self, name: str, volume: EngineVolume, directory: str) -> None:
+        """Put the files of a volume into an empty directory, which becomes like its top."""
+        async with self.held(name, volume) as held:
+            await receive(self._engine, held.container, f"/{_TOP}/.", directory, self._idmap)
+
+    async def _copy(self, source: Held, target: Held, owner: User) -> None:
+        answer = self._engine.reading(source.container, f"/{_TOP}")
+        await self._engine.put(target.container, "/", _copied(answer, owner), answer)
+
+    async def _give(self, held: Held, owner: User) -> None:
+        """Give the top to its owner; its mode stays."""
+        if isinstance(owner, UnixUser):
+            found = await self._engine.at(held.container, f"/{_TOP}")
+            mode = found.permissions if found is not None else 0o755
+            await self._set_top(held, (owner.uid, owner.gid), mode)
+
+    async def _set_top(self, held: Held, owner: tuple[int, int], mode: int) -> None:
+        top = tarfile.TarInfo(_TOP)
+        top.type, top.mode = tarfile.DIRTYPE, mode
+        top.uid, top.gid = owner
+        archive = [top.tobuf(tarfile.PAX_FORMAT), bytes(1024)]
+        await self._engine.put(held.container, "/", archive)
+
+    async def _fill(self, held: Held, directory: str, folder: str) -> None:
         status, idmap, owner = os.stat(directory), self._idmap, (0, 0)
         if not idmap.single:
             owner = idmap.to_inside(status.st_uid), idmap.to_inside(status.st_gid)
-        async with self.held(name, volume) as container:
-            await self._set_top(container, owner, status.st_mode & 0o7777)
-            with tempfile.TemporaryFile(dir=folder) as file:
-                await anyio.to_thread.run_sync(
-                    lambda: write_tar(directory, file, idmap, exact=True)
-                )
-                file.seek(0)
-                await self._engine.put(container, f"/{_TOP}", _read(file))
+        await self._set_top(held, owner, status.st_mode & 0o7777)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            await anyio.to_thread.run_sync(lambda: write_tar(directory, file, idmap, exact=True))
+            file.seek(0)
+            await self._engine.put(held.container, f"/{_TOP}", _read(file))
 
     # --- results -------------------------------------------------------------------------------
 
@@ -148,6 +159,57 @@ class Volumes:
                 if published(file.read()):
                     continue
             await self.forget(EngineVolume(name))
+
+
+class OpenVolumes(Volumes):
+    """The volumes of an engine whose archives lose owners (podman's): by the directories they are.
+
+    The engine says where those are; they have to be this machine's, and may be entered.
+    """
+
+    async def _directory(self, volume: EngineVolume) -> str:
+        found = await self._engine.volume(volume.name)
+        place = found.mountpoint if found is not None else ""
+        if not place or not os.access(place, os.R_OK | os.W_OK | os.X_OK):
+            raise StoreError(
+                f"the volume {volume.name} can't be opened at {place or 'any place'}",
+                hint="cache volumes of podman need a service of this machine, of one's own or of root",
+            )
+        return place
+
+    async def export(self, name: str, volume: EngineVolume, directory: str) -> None:
+        """See `Volumes`."""
+        async with self.held(name, volume):
+            place = await self._directory(volume)
+            await anyio.to_thread.run_sync(
+                lambda: _copy_all(place, directory, self._idmap.to_disk, onto=self._idmap)
+            )
+
+    async def _copy(self, source: Held, target: Held, owner: User) -> None:
+        old, new = await self._directory(source.volume), await self._directory(target.volume)
+        await anyio.to_thread.run_sync(_copy_all, old, new)
+        await self._give(target, owner)
+
+    async def _give(self, held: Held, owner: User) -> None:
+        if isinstance(owner, UnixUser):
+            os.chown(await self._directory(held.volume), owner.uid, owner.gid)
+
+    async def _fill(self, held: Held, directory: str, folder: str) -> None:
+        place = await self._directory(held.volume)
+        await anyio.to_thread.run_sync(
+            lambda: _copy_all(directory, place, self._idmap.to_inside, idmap=self._idmap)
+        )
+
+
+def _copy_all(
+    source: str, target: str, owned: Callable[[int], int] = int, *,
+    idmap: IdMap | None = None, onto: IdMap | None = None,
+) -> None:  # fmt: skip
+    """Copy what is in a directory, and what it is like itself; `owned` says whose its owner's is."""
+    copy_tree(source, target, idmap=idmap, onto=onto, existing="keep")
+    status = os.stat(source)
+    os.chown(target, owned(status.st_uid), owned(status.st_gid))
+    os.chmod(target, status.st_mode & 0o7777)
 
 
 def _copied(answer: Answer, owner: User) -> Iterator[bytes]:

@@ -1,7 +1,9 @@
 """Steps run by a Docker engine: a container for each, whose changes become the root's image."""
 
+import hashlib
 import itertools
 import os
+import resource
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -13,27 +15,33 @@ import anyio.from_thread
 import anyio.to_thread
 import msgspec
 
-from obuilder.backends.docker import guard, images, mountpoints
+from obuilder.backends.docker import guard, images, mountpoints, podman
 from obuilder.backends.docker.api import DockerEngine, Refused
 from obuilder.backends.docker.archives import parked
 from obuilder.backends.docker.containers import ENGINES_INIT, Bind, Guest, body, network
 from obuilder.backends.docker.copying import copy_in
 from obuilder.backends.docker.engine import Engine, dropping, told
+from obuilder.backends.docker.files import Copy, Files, sweep_files
 from obuilder.backends.docker.memory import Memory
-from obuilder.backends.docker.model import Image, Info
+from obuilder.backends.docker.model import Change, Image, Info
 from obuilder.backends.docker.names import SESSION, Names
 from obuilder.backends.docker.streams import pieces
 from obuilder.backends.docker.sweep import sweep_containers
+from obuilder.backends.fetchers.micro import static_busybox
 from obuilder.backends.protocols import Command, EngineImage, Exit, Features, HostDir, Root
 from obuilder.backends.sandboxes.programs import ca_bundle, static_init
 from obuilder.errors import BackendUnavailable, SandboxError, Unsupported
 from obuilder.oci.config import Settings
 from obuilder.oci.reference import host_platform, platform_of
 from obuilder.oci.seccomp import filter_for
-from obuilder.system import linux, process
+from obuilder.system import copying, linux, process
 from obuilder.system.sessions import alive
 from obuilder.system.tree import Manifest
 from obuilder.values import IdMap, Limits, Policy, UnixUser, User, shown
+
+_KILLED = 137
+_OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+"""As many as this process may have: more can't be given without power."""
 
 
 class DockerSandbox:
@@ -42,14 +50,15 @@ class DockerSandbox:
     accepts: ClassVar[frozenset[type]] = frozenset({EngineImage})
 
     def __init__(
-        self, directory: str, *, session: str, policy: Policy, engine: Engine, info: Info,
-        networks: list[str],
+        self, directory: str, idmap: IdMap, *, session: str, policy: Policy, engine: Engine,
+        info: Info, guest: Guest, networks: list[str],
     ) -> None:  # fmt: skip
         self._directory, self._session, self._policy = directory, session, policy
         self._engine, self._info = engine, info
+        self._folder = os.path.join(directory, "files")
         self._names = Names.of_store(directory, session)
         self._memory = Memory(self._names, info)
-        self._guest = _guest(info, policy)
+        self._guest, self._idmap = guest, idmap
         self._numbers = itertools.count()
         self._guard: process.Started | None = None
         self.features = _features(info, networks, self._guest)
@@ -58,7 +67,7 @@ class DockerSandbox:
     async def open(
         cls,
         directory: str,
-        idmap: IdMap,  # noqa: ARG003 - the engine's ids are those inside
+        idmap: IdMap,
         *,
         session: str,
         policy: Policy = Policy(),  # noqa: B008 - frozen
@@ -67,6 +76,17 @@ class DockerSandbox:
         with told(BackendUnavailable, "steps can't be run by a Docker engine"):
             engine = Engine(DockerEngine.found())
             info, networks = await engine.info(), await engine.networks()
+        folder = os.path.join(directory, "files")
+        os.makedirs(folder, exist_ok=True)
+        guest = _guest(info, policy)
+        if info.podman and guest.seccomp:
+            place = _in_file(guest.seccomp, directory, os.path.join(folder, f"{session}.seccomp"))
+            guest = msgspec.structs.replace(guest, seccomp=place)
+        if info.podman and guest.busybox is None:
+            raise BackendUnavailable(
+                "steps in podman need a static busybox, to clear what it puts into their environment",
+                hint="install the package busybox-static",
+            )
         known = info.runtimes or {}
         if policy.runtime is not None and policy.runtime not in known:
             raise BackendUnavailable(
@@ -74,8 +94,9 @@ class DockerSandbox:
                 hint=f"it has: {', '.join(sorted(known))}",
             )
         return cls(
-            directory, session=session, policy=policy, engine=engine, info=info, networks=networks
-        )
+            directory, idmap, session=session, policy=policy, engine=engine, info=info,
+            guest=guest, networks=networks,
+        )  # fmt: skip
 
     async def check(self) -> None:
         """BackendUnavailable if the engine does not answer."""
@@ -99,6 +120,7 @@ class DockerSandbox:
         with told(SandboxError, "what dead sessions left can't be removed"):
             await sweep_containers(self._engine, self._names, self._lives)
         await anyio.to_thread.run_sync(self._memory.sweep, self._lives)
+        await anyio.to_thread.run_sync(sweep_files, self._folder, self._lives)
 
     def _lives(self, session: str) -> bool:
         return alive(self._directory, session)
@@ -115,13 +137,24 @@ class DockerSandbox:
         """See `Sandbox`."""
         name = self._name()
         async with self._container(root, command, name) as (container, image):
+            theirs = await self._theirs(_image(root), f"{name}.before")
             timed_out = await self._follow(container, command.limits, output)
             with _trouble("the step's end was not seen"):
                 status = await self._engine.wait(container)
                 out_of_memory = await self._engine.out_of_memory(container)
             with _trouble("what the step changed could not be kept"):
-                await self._keep(container, _image(root), image, command, name)
+                await self._keep(container, _image(root), image, command, name, theirs)
+        if self._info.podman and status == _KILLED and command.limits.memory and not timed_out:
+            out_of_memory = True  # it does not tell everywhere
         return Exit(status, timed_out=timed_out, out_of_memory=out_of_memory)
+
+    async def _theirs(self, name: str, step: str) -> list[Change]:
+        """What the engine is going to put into the root, as no change of the step's."""
+        if not self._info.podman:
+            return []
+        with _trouble("the step could not be started"):
+            async with parked(self._engine, self._names, step, name) as before:
+                return await podman.lacking(self._engine, before)
 
     async def enter(self, root: Root, command: Command) -> Exit:
         """See `Sandbox`. What is changed is dropped."""
@@ -177,7 +210,9 @@ class DockerSandbox:
             if self._guest.init is None or "bind source path does not exist" not in error.message:
                 raise
             # The engine has other files than this machine: then it has to bring what steps need.
-            self._guest = msgspec.structs.replace(self._guest, init=None, ca_bundle=None)
+            self._guest = msgspec.structs.replace(
+                self._guest, init=None, ca_bundle=None, busybox=None
+            )
             await self._engine.create(container, made(guest=self._guest))
 
     async def _connect(self, container: str, name: str) -> None:
@@ -216,18 +251,22 @@ class DockerSandbox:
                 await anyio.sleep(0.1)
 
         with _trouble("the step could not be started"):
-            async with anyio.create_task_group() as tasks:
-                if limits.seconds is not None:
-                    tasks.start_soon(stop, limits.seconds)
-                await self._engine.streamed(work, answer)
-                tasks.cancel_scope.cancel()
+            try:
+                async with anyio.create_task_group() as tasks:
+                    if limits.seconds is not None:
+                        tasks.start_soon(stop, limits.seconds)
+                    await self._engine.streamed(work, answer)
+                    tasks.cancel_scope.cancel()
+            except BaseExceptionGroup as group:
+                raise group.exceptions[0] from None
         return timed_out
 
     # --- what becomes of the root ------------------------------------------------------------------
 
     async def _keep(
-        self, container: str, name: str, image: Image, command: Command, step: str
-    ) -> None:
+        self, container: str, name: str, image: Image, command: Command, step: str,
+        theirs: list[Change],
+    ) -> None:  # fmt: skip
         """Make what a container changed the root's."""
         await self._commit(container, name, image)
         if self._guest.os == "windows":
@@ -235,8 +274,9 @@ class DockerSandbox:
         targets = [secret.target for secret in command.secrets]
         targets += [mount.target for mount in command.mounts]
         targets += [ENGINES_INIT] if self._guest.init is None else []
+        targets += [change.path for change in theirs]
         if targets:
-            changes = await self._engine.changes(container)
+            changes = await self._engine.changes(container) + theirs
             made = await self._engine.image(name)
             async with parked(self._engine, self._names, f"{step}.after", name) as after:
                 await mountpoints.take_away(
@@ -266,12 +306,34 @@ class DockerSandbox:
         name = _image(root)
         with _trouble(f"can't copy to {to}"):
             image = await self._engine.image(name)
+            if self._info.podman:
+                await self._put_by_files(name, tree, source.path, to, user)
+                return
             async with parked(self._engine, self._names, self._name(), name) as container:
                 await copy_in(
                     self._engine, container, image, tree, source.path, to=to,
                     owner=(user.uid, user.gid), folder=self._directory,
                 )  # fmt: skip
                 await self._commit(container, name, image)
+
+    async def _put_by_files(
+        self, name: str, tree: Manifest, source: str, to: str, user: UnixUser
+    ) -> None:
+        """The same for podman, whose archives lose owners: into a copy of all that is in the root."""
+        files = Files(self._engine, self._names, None, self._idmap, self._folder, parts=False)
+        copy = Copy(self._name(), EngineImage(name))
+        try:
+            path = await files.take_out(copy, write=True)
+            await anyio.to_thread.run_sync(
+                lambda: copying.copy_in(
+                    path, tree, source, to=to, owner=(user.uid, user.gid), idmap=self._idmap
+                )
+            )
+            await files.bring_back(copy)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await files.drop(copy)
+                files.close()
 
 
 @contextmanager
@@ -298,19 +360,33 @@ def _image(root: Root) -> str:
 def _guest(info: Info, policy: Policy) -> Guest:
     if info.os_type == "windows":
         return Guest("windows")
-    ours = platform_of(info.os_type, info.architecture) == host_platform()
-    profile = b""
-    if ours:
-        profile = msgspec.json.encode(
-            filter_for(
-                linux.machine(), nested_userns=policy.nested_userns, fast_sync=policy.fast_sync
-            )
+    profile = ""
+    if platform_of(info.os_type, info.architecture) == host_platform():
+        rules = filter_for(
+            linux.machine(), nested_userns=policy.nested_userns, fast_sync=policy.fast_sync
         )
+        profile = msgspec.json.encode(rules).decode()
+    limits = [("core", 0, 0), ("nofile", min(1024, _OPEN_FILES), min(1 << 19, _OPEN_FILES))]
+    if info.podman:  # which else would give more than it may
+        limits.append(("nproc", *resource.getrlimit(resource.RLIMIT_NPROC)))
     return Guest(
         init=static_init(),
         ca_bundle=ca_bundle() if policy.ca_bundle else None,
-        seccomp=profile.decode(),
+        seccomp=profile,
+        busybox=static_busybox() if info.podman else None,
+        limits=tuple(limits),
     )
+
+
+def _in_file(profile: str, directory: str, temporary: str) -> str:
+    """Where a profile is, for podman, which wants no more than that."""
+    digest = hashlib.sha256(profile.encode()).hexdigest()
+    path = os.path.join(directory, f"seccomp-{digest}.json")
+    if not os.path.exists(path):
+        with open(temporary, "x", encoding="utf-8") as file:
+            file.write(profile)
+        os.rename(temporary, path)
+    return path
 
 
 def _features(info: Info, networks: list[str], guest: Guest) -> Features:

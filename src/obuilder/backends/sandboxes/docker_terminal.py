@@ -45,12 +45,15 @@ async def attend(engine: Engine, container: str, *, terminal: bool) -> None:
         await _fit(engine, container)
 
     with _raw() if terminal else nullcontext():
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(say)
-            if terminal:
-                tasks.start_soon(fit)
-            await engine.streamed(work, answer)
-            tasks.cancel_scope.cancel()
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(say)
+                if terminal:
+                    tasks.start_soon(fit)
+                await engine.streamed(work, answer)
+                tasks.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
 
 
 def _show(answer: Answer, *, terminal: bool) -> None:

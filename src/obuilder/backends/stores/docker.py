@@ -21,11 +21,11 @@ import msgspec
 from obuilder.backends.docker import images
 from obuilder.backends.docker.api import DockerEngine, Refused
 from obuilder.backends.docker.engine import Engine, dropping, told
-from obuilder.backends.docker.files import Copy, Files
+from obuilder.backends.docker.files import Copy, Files, sweep_files
 from obuilder.backends.docker.model import Image, Info
 from obuilder.backends.docker.names import Names
 from obuilder.backends.docker.sweep import sweep_containers
-from obuilder.backends.docker.volumes import Volumes
+from obuilder.backends.docker.volumes import Held, OpenVolumes, Volumes
 from obuilder.backends.protocols import EngineImage, EngineVolume, Root, Usage
 from obuilder.backends.stores.directory import (
     DirectoryStore,
@@ -92,10 +92,14 @@ class DockerStore(DirectoryStore):
             store._info = await store._engine.info()
         store._prepare()
         store._names = names = Names.of_store(store.directory, session)
-        store._volumes = Volumes(
+        volumes = OpenVolumes if store._info.podman else Volumes
+        store._volumes = volumes(
             store._engine, names, idmap, store.path("volumes"), store._empty_id
         )
-        store._files = Files(store._engine, names, store._volumes, idmap, store.path("files"))
+        store._files = Files(
+            store._engine, names, store._volumes, idmap, store.path("files"),
+            parts=not store._info.podman,
+        )  # fmt: skip
         return store
 
     def _let_go(self) -> None:
@@ -206,8 +210,8 @@ class DockerStore(DirectoryStore):
                 await self._engine.untag(image)
 
     @asynccontextmanager
-    async def _held_volume(self, key: Key, name: str) -> AsyncIterator[str]:
-        """A container that has the volume of a result, which is not lost while it has."""
+    async def _held_volume(self, key: Key, name: str) -> AsyncIterator[Held]:
+        """The volume of a result, which is not lost while it is held."""
         root = self._kept(key).root
         if not isinstance(root, EngineVolume):
             raise StoreError(f"the result {key[:12]} is no volume: nothing can mount it")
@@ -216,8 +220,8 @@ class DockerStore(DirectoryStore):
                 with self._trouble("can't show a volume"):
                     if not await self._volumes.exists(root):
                         raise missing(key)
-                    container = await stack.enter_async_context(self._volumes.held(name, root))
-                yield container
+                    held = await stack.enter_async_context(self._volumes.held(name, root))
+                yield held
         finally:
             if not self._published(key):
                 async with dropping():
@@ -258,8 +262,8 @@ class DockerStore(DirectoryStore):
                 if base is None:
                     await self._volumes.make(name, owner, None)
                 else:
-                    async with self._held_volume(base, f"{name}.from") as container:
-                        await self._volumes.make(name, owner, container)
+                    async with self._held_volume(base, f"{name}.from") as held:
+                        await self._volumes.make(name, owner, held)
             yield draft
         finally:
             if not draft.done:
@@ -339,7 +343,7 @@ class DockerStore(DirectoryStore):
         """See `Store`."""
         await super().recover()
         with self._trouble("can't remove what a dead session left"):
-            await anyio.to_thread.run_sync(self._files.sweep, self._lives)
+            await anyio.to_thread.run_sync(sweep_files, self.path("files"), self._lives)
             await sweep_containers(self._engine, self._names, self._lives)
             await self._sweep_images()
             await self._volumes.sweep(self._lives, self._published)
