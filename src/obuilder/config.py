@@ -5,9 +5,9 @@ from typing import Literal
 
 import msgspec
 
-from obuilder.backends.registry import check_sandbox, home
-from obuilder.engine.settings import Settings
-from obuilder.errors import ConfigError
+from obuilder.backends.registry import check_sandbox
+from obuilder.engine.settings import RsyncMode, Settings
+from obuilder.errors import ConfigError, UsageError
 from obuilder.values import Limits
 
 
@@ -15,6 +15,7 @@ class FileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     """What a config file may say. Sizes are bytes, times seconds."""
 
     store: str | None = None
+    rsync_mode: RsyncMode | None = None
     sandbox: str | None = None
     runtime: str | None = None
     fast_sync: bool | None = None
@@ -33,7 +34,10 @@ class FileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
 
 def default_store() -> str:
     """The store of who names none: the machine's for root, one's own else."""
-    return f"overlayfs:{home()}/obuilder"
+    if os.geteuid() == 0:
+        return "overlayfs:/var/lib/obuilder"
+    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    return f"overlayfs:{data}/obuilder"
 
 
 def _files() -> list[str]:
@@ -97,6 +101,8 @@ def load(given: FileConfig) -> Settings:
     )  # fmt: skip
     settings = msgspec.convert(values, Settings)
     settings = msgspec.structs.replace(settings, limits=limits.over(settings.limits))
+    if given.rsync_mode is not None and not settings.named_store.startswith("rsync+"):
+        raise UsageError("--rsync-mode is for a store of the kind rsync")
     settings.directory  # noqa: B018 # says at once what is wrong with the store's name
     check_sandbox(settings.sandbox)
     return settings

@@ -4,10 +4,12 @@ import os
 import re
 import signal
 import time
+from functools import partial
 
 import pytest
 
 from leftovers import leftovers
+from obuilder.system.sessions import alive
 from places import each_kind
 from program import Process, Program, cached, finish, heard, running, shell, until
 
@@ -25,6 +27,11 @@ def _ended_by(process: Process, number: int, mark: str) -> float:
     )
 
 
+def _is_open(store: str) -> bool:
+    """Whether a builder lives; one that was ended by a signal may have left its file there."""
+    return any(alive(store, name) for name in os.listdir(os.path.join(store, "sessions")))
+
+
 @each_kind
 def test_a_step_that_resists_is_gone_within_a_second(program: Program) -> None:
     program.spec()
@@ -34,8 +41,9 @@ def test_a_step_that_resists_is_gone_within_a_second(program: Program) -> None:
         program.spec(shell(RESIST.format(mark)))
         process = program.start("build", "--progress=plain")
         wanted = signal.SIGINT if number % 2 else signal.SIGTERM
-        if number < 5:  # from before the program listens to well within the step
-            time.sleep(0.05 + number * 0.09)
+        if number < 5:  # from when the builder opens the store to well within the step
+            until(partial(_is_open, program.store), "the builder opens")
+            time.sleep(number * 0.06)
         else:
             heard(process, b"begun")
         taken = _ended_by(process, wanted, mark)

@@ -18,7 +18,7 @@ import pytest
 
 from leftovers import leftovers, processes
 from obuilder import Builder, Settings
-from places import Opened, each_kind
+from places import Opened, each, each_kind
 from program import Program, cached, compile_c, running, shell, until
 
 MODES = ("private", "locked", "append", "shared")
@@ -108,9 +108,9 @@ def image(program: Program, number: int) -> tuple[str, ...]:
 
 
 KILLS: dict[Prepare, int] = {
-    everything: 20, squash: 10, new_store: 5, prune: 5, delete: 3, image: 4, failing: 3,
+    everything: 20, new_store: 5, prune: 5, delete: 3, image: 4, failing: 3,
 }  # fmt: skip
-"""Fifty for each store, fewer for a slow one."""
+"""Forty for each store, fewer for a slow one, and ten more where layers become one."""
 
 
 @each_kind
@@ -119,8 +119,17 @@ KILLS: dict[Prepare, int] = {
 def test_a_killed_builder_leaves_nothing(
     place: Opened, program: Program, prepare: Prepare, seed: int
 ) -> None:
+    _killed(program, prepare, seed, -(-KILLS[prepare] // place.slow))
+
+
+@each("overlayfs", "xfs")
+@pytest.mark.needs("root", "crun")
+def test_a_builder_killed_while_layers_become_one(program: Program, seed: int) -> None:
+    _killed(program, squash, seed, 10)
+
+
+def _killed(program: Program, prepare: Prepare, seed: int, kills: int) -> None:
     chance, length = random.Random(seed), 0.0
-    kills = -(-KILLS[prepare] // place.slow)
     wanted: object = None
     for number in range(kills + 2):
         arguments = prepare(program, number)
@@ -184,9 +193,9 @@ def _walk(root: str) -> dict[str, object]:
 
 SLOW = """
 import sys
-from obuilder.backends.sandboxes import oci
+from obuilder.backends.sandboxes import programs
 from obuilder.cli.main import main
-oci._INITS = (sys.argv.pop(1),)
+programs._INITS = (sys.argv.pop(1),)
 main()
 """
 

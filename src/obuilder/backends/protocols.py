@@ -173,6 +173,12 @@ class StoreClass(Protocol):
 
     produces: type
 
+    def prepare(self, directory: str) -> None:
+        """Make the store's directory, if there is none, where it outlives this process.
+
+        Called before the process enters namespaces of its own. BackendUnavailable, StoreError.
+        """
+
     async def open(self, directory: str, idmap: IdMap, *, session: str) -> Store:
         """Open, or make, the store in `directory`. BackendUnavailable, StoreError."""
 
@@ -219,6 +225,8 @@ class Features(Struct, frozen=True):
 
     users: bool
     networks: frozenset[str]
+    """What `(network …)` of a run may say; the empty text: that it may say nothing, and then has
+    no network (but for a sandbox that keeps nothing from steps, and warns of it)."""
     secrets: bool
     limits: frozenset[str]
     """Fields of `Limits` that bite here."""
@@ -230,6 +238,18 @@ class Features(Struct, frozen=True):
     """Fields of `Policy` that are heeded here."""
     named_users: bool = False
     """Users by name, not by number alone."""
+    places: tuple[str, ...] = ("/",)
+    """A step's files are below these: where a copy may go, and what a run may start in or mount
+    on. A run may start in / too."""
+    domain: str = ""
+    """Goes into the keys of runs, where what a step can do depends on more than its root; the
+    same as in the registry's row."""
+    warning: str = ""
+    """What whoever starts a build should be told."""
+
+    def holds(self, path: str) -> bool:
+        """Whether a normalised path is one of the places or below one."""
+        return any(f"{path}/".startswith(f"{place.rstrip('/')}/") for place in self.places)
 
 
 class Sandbox(Protocol):

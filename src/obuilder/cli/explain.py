@@ -3,7 +3,14 @@
 import argparse
 import sys
 
-from obuilder.cli.options import add_spec, add_store, document, settings, spec_name
+from obuilder.cli.options import (
+    add_sandbox_kind,
+    add_spec,
+    add_store,
+    document,
+    settings,
+    spec_name,
+)
 from obuilder.cli.plan import place
 from obuilder.engine.cached import last_build, look
 from obuilder.errors import UsageError
@@ -15,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("spec", nargs="?", help="the spec, in place of -f")
     add_spec(parser, context=True)
     add_store(parser)
+    add_sandbox_kind(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ import sys
 
 import msgspec
 
-from obuilder.cli.options import add_spec, add_store, document, settings
+from obuilder.cli.options import add_sandbox_kind, add_spec, add_store, document, settings
 from obuilder.engine.cached import look
 from obuilder.plan.render import mermaid, text
 from obuilder.ui.jsonl import as_json
@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form.add_argument("--json", action="store_true", help="every step with all that is in its key")
     form.add_argument("--mermaid", action="store_true", help="a graph in Mermaid's syntax")
     add_store(parser)
+    add_sandbox_kind(parser)
 
 
 def run(args: argparse.Namespace) -> int:

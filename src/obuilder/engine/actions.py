@@ -19,7 +19,7 @@ from obuilder.engine.volumes import Volumes
 from obuilder.errors import LimitHit, StepFailed, StepTimedOut, Unsupported, UsageError
 from obuilder.plan.model import Action, CopyAction, LayerAction, RunAction
 from obuilder.system.tree import Manifest
-from obuilder.values import Key, Limits, NamedUser, User
+from obuilder.values import ROOT, Key, Limits, NamedUser, User
 
 Output = Callable[[bytes], None]
 
@@ -42,14 +42,15 @@ class Workshop:
             return
         self._refuse_user(action.user)
         if isinstance(action, CopyAction):
+            self._refuse_place("copy to", action.dst)
             return
         features = self.sandbox.features
-        for network in action.network:
-            if network not in features.networks:
-                raise Unsupported(
-                    f"this sandbox has no network called {network!r}",
-                    hint="networks here: " + (", ".join(sorted(features.networks)) or "none"),
-                )
+        self._refuse_network(action.network)
+        if action.cwd != "/":
+            self._refuse_place("start in", action.cwd)
+        targets = [secret.target for secret in action.secrets]
+        for target in targets + [cache.target for cache in action.caches]:
+            self._refuse_place("mount on", target)
         if action.secrets and not features.secrets:
             raise Unsupported("this sandbox can't show secrets to a step")
         for name in msgspec.structs.fields(Limits):
@@ -60,6 +61,28 @@ class Workshop:
                     hint="`obuilder healthcheck` says what would be needed",
                 )
 
+    def _refuse_network(self, asked: tuple[str, ...]) -> None:
+        names = self.sandbox.features.networks
+        if not asked and "" not in names:
+            raise Unsupported(
+                "this sandbox can't keep a step off the network",
+                hint="write (network host) in the run, or build with --sandbox=oci",
+            )
+        for name in asked:
+            if name not in names:
+                raise Unsupported(
+                    f"this sandbox has no network called {name!r}",
+                    hint="networks here: " + (", ".join(sorted(names - {""})) or "none"),
+                )
+
+    def _refuse_place(self, what: str, path: str) -> None:
+        features = self.sandbox.features
+        if not features.holds(path):
+            raise Unsupported(
+                f"this sandbox can't {what} {path}: steps do not have it for their own",
+                hint=f"what they have: {', '.join(features.places)}",
+            )
+
     def _refuse_user(self, user: User) -> None:
         if isinstance(user, NamedUser):
             if self.sandbox.features.named_users:
@@ -69,6 +92,11 @@ class Workshop:
                 hint="write (user (uid N) (gid N))",
             )
         idmap = self.store.idmap
+        if user != ROOT and not (self.sandbox.features.users or idmap.single):
+            raise Unsupported(
+                "all steps are of one user here, who is root to the spec",
+                hint="leave (user …) out, or build with --sandbox=oci",
+            )
         largest = max(user.uid, user.gid)
         if not idmap.single and largest >= idmap.count:
             raise Unsupported(
@@ -120,7 +148,8 @@ class Workshop:
     ) -> None:
         """Run a command. StepFailed, StepTimedOut, LimitHit."""
         limits = self.limits(action)
-        async with self.volumes.mounted(action.caches, action.user) as mounts:
+        owner = action.user if self.sandbox.features.users else ROOT
+        async with self.volumes.mounted(action.caches, owner) as mounts:
             ended = await self.sandbox.run(
                 draft.root,
                 Command(

@@ -103,10 +103,11 @@ class Attempt:
         return full
 
     async def _keep(self, error: ObuilderError, draft: Draft | None, *, full: bool) -> None:
-        """Keep the log and the root, in the place of an earlier attempt's."""
+        """Keep the log (one that says something) and the root, in an earlier attempt's place."""
         key = failed_key(self._record.key)
         failed = msgspec.structs.replace(self._record, key=key, kind="failed")
-        if full and self._log.size > _SMALL:
+        size = self._log.size
+        if (full and size > _SMALL) or (size == 0 and not isinstance(error, StepFailed)):
             self._log.discard()
             return
         try:

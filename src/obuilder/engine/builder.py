@@ -113,7 +113,9 @@ class Builder:
         """The plan of a build, what went into it, and which of its steps have results."""
         stats = IndexStats(self._index, os.path.abspath(context))
         try:
-            plan, inputs = make_plan(spec, Context(context, stats), self._index)
+            plan, inputs = make_plan(
+                spec, Context(context, stats), self._index, domain=self.sandbox.features.domain
+            )
         finally:
             stats.flush()
         return plan, inputs, self._index.find(plan.steps)
@@ -194,13 +196,15 @@ class Builder:
         stats = IndexStats(self._index, os.path.abspath(directory))
         context = Context(directory, stats)
         try:
-            plan, _ = make_plan(spec, context, self._index)
+            plan, _ = make_plan(spec, context, self._index, domain=self.sandbox.features.domain)
         finally:
             stats.flush()
         actions = [step.action for step in plan.steps.values()]
         check_secrets(actions, secrets)
         for action in actions:
             self._workshop.refuse(action)
+        if warning := self.sandbox.features.warning:
+            sink(events.Note(text=f"warning: {warning}"))
         if fresh:
             await self._forget(plan)
         remember(self._index, plan, directory, name)
@@ -265,7 +269,7 @@ class Builder:
 
     async def size(self, key: Key) -> int:
         """Bytes that a result adds to what it was made from."""
-        return await self.store.size(key)
+        return await pruning.taken(self.store, key)
 
     async def usage(self) -> Usage:
         """Space."""
@@ -375,26 +379,15 @@ class Builder:
                 plan, Context("/", None), {}, sink, keep_failed=False,
             )  # fmt: skip
             await runner.run()
-            self._index.pin(plan.steps, pinned=True)
-        self._index.put_image(name, base)
+            self._index.put_image(name, base)
         await self.sync()
         return base
 
     def remove_image(self, name: str) -> None:
         """Take a name away; its layers may be pruned then. UsageError."""
-        base = self._index.image(name)
-        if base is None:
+        if self._index.image(name) is None:
             raise UsageError(f"there is no image called {name!r}", hint="`obuilder image ls`")
         self._index.put_image(name, None)
-        kept = [
-            key
-            for other in self._index.images().values()
-            for key in lower(
-                Spec(base=other.name), Inputs(bases={other.name: other}, copies={})
-            ).steps
-        ]
-        plan = lower(Spec(base=base.name), Inputs(bases={base.name: base}, copies={}))
-        self._index.pin([key for key in plan.steps if key not in kept], pinned=False)
 
     def volumes(self) -> list[tuple[str, str, Key | None, float]]:
         """Place, name, newest generation and last use of every cache volume."""

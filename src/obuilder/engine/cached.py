@@ -19,10 +19,10 @@ from obuilder.spec.model import Spec
 from obuilder.values import Key, shown
 
 
-def make_plan(spec: Spec, context: Context, index: Index) -> tuple[Plan, Inputs]:
+def make_plan(spec: Spec, context: Context, index: Index, *, domain: str) -> tuple[Plan, Inputs]:
     """Look at the outside world, and plan. SpecError, CopyError, FetchError, MustWait."""
     inputs = gather(wanted(spec), context, index)
-    return lower(spec, inputs), inputs
+    return lower(spec, inputs, domain=domain), inputs
 
 
 def started(plan: Plan, found: dict[Key, Key]) -> events.BuildStarted:
@@ -48,7 +48,7 @@ def look(spec: Spec, context: str, settings: Settings) -> tuple[Plan, dict[Key, 
         index = Index(None)
     try:
         stats = IndexStats(index, os.path.abspath(context))
-        plan, _ = make_plan(spec, Context(context, stats), index)
+        plan, _ = make_plan(spec, Context(context, stats), index, domain=settings.domain)
         stats.flush()
         return plan, index.find(plan.steps)
     finally:
@@ -96,7 +96,7 @@ def replay(
     try:
         stats = IndexStats(index, os.path.abspath(context))
         try:
-            plan, _ = make_plan(spec, Context(context, stats), index)
+            plan, _ = make_plan(spec, Context(context, stats), index, domain=settings.domain)
         except MustWait:
             return None
         finally:

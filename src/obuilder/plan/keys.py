@@ -1,7 +1,8 @@
 """Keys: the SHA-256 of what decides a step's result, and of nothing else.
 
 In: argv, environment, user, working directory, network, ids and targets of secrets, the base, the
-manifest of copied files. Out: values of secrets, cache volumes, limits, comments, where it ran.
+manifest of copied files, the domain of a sandbox that does not isolate. Out: values of secrets,
+cache volumes, limits, comments, where it ran.
 A golden test holds the keys: when one changes, KEY_VERSION must.
 """
 
@@ -9,7 +10,7 @@ import hashlib
 
 import msgspec
 
-from obuilder.plan.model import CopyAction, LayerAction, RunAction, Step
+from obuilder.plan.model import Base, CopyAction, LayerAction, RunAction, Step
 from obuilder.values import Key, NamedUser, User
 
 KEY_VERSION = 1
@@ -47,6 +48,14 @@ def layer_key(action: LayerAction, base: Key | None) -> Key:
     return _key(action="layer", base=base, digest=layer.digest, platform=str(action.base.platform))
 
 
+def layer_keys(base: Base) -> list[Key]:
+    """All layers of an image, the lowest first."""
+    keys = list[Key]()
+    for index in range(len(base.layers)):
+        keys.append(layer_key(LayerAction(base, index), keys[-1] if keys else None))
+    return keys
+
+
 def run_key(action: RunAction, base: Key | None) -> Key:
     """A command."""
     return _key(
@@ -58,6 +67,7 @@ def run_key(action: RunAction, base: Key | None) -> Key:
         env=[[_text(name), _text(value)] for name, value in action.env],
         network=_texts(action.network),
         secrets=sorted([_text(secret.id), _text(secret.target)] for secret in action.secrets),
+        **({"domain": action.domain} if action.domain else {}),
     )
 
 

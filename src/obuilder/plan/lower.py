@@ -92,8 +92,8 @@ def _destination(op: Copy, cwd: str) -> tuple[str, bool]:
 
 
 class _Lowering:
-    def __init__(self, inputs: Inputs, shell: tuple[str, ...]) -> None:
-        self.inputs, self.shell = inputs, shell
+    def __init__(self, inputs: Inputs, shell: tuple[str, ...], domain: str) -> None:
+        self.inputs, self.shell, self.domain = inputs, shell, domain
         self.steps: dict[Key, Step] = {}
         self.contexts: dict[Key, FinalContext] = {}
         self.done: dict[OpPath, Key] = {}
@@ -148,7 +148,7 @@ class _Lowering:
                     notes.append(text)
                     continue
                 case Run():
-                    action = _run(op, cwd, current, env, shell)
+                    action = _run(op, cwd, current, env, shell, self.domain)
                     step_key = run_key(action, key)
                 case _:
                     action = self.copy(op, at, cwd, current, stage)
@@ -190,7 +190,9 @@ def _headline(cwd: str, op: Op) -> str:
     return f"{cwd}: " + heading(op).replace("\n", "\n" + " " * (len(cwd) + 2))
 
 
-def _run(op: Run, cwd: str, user: User, env: dict[str, str], shell: tuple[str, ...]) -> RunAction:
+def _run(
+    op: Run, cwd: str, user: User, env: dict[str, str], shell: tuple[str, ...], domain: str
+) -> RunAction:
     top = _WINDOWS_TOP if cwd[1:2] == ":" else "/"
     return RunAction(
         argv=(*shell, op.shell),
@@ -201,12 +203,18 @@ def _run(op: Run, cwd: str, user: User, env: dict[str, str], shell: tuple[str, .
         secrets=tuple(SecretMount(s.id, normalise(s.target, top)) for s in op.secrets),
         caches=tuple(CacheMount(c.id, normalise(c.target, top), c.mode) for c in op.cache),
         limits=op.limits,
+        domain=domain,
     )
 
 
-def lower(spec: Spec, inputs: Inputs, *, shell: tuple[str, ...] = DEFAULT_SHELL) -> Plan:
-    """The plan of `spec`. `inputs` must hold what `wanted(spec)` asks for."""
-    lowering = _Lowering(inputs, shell)
+def lower(
+    spec: Spec, inputs: Inputs, *, shell: tuple[str, ...] = DEFAULT_SHELL, domain: str = ""
+) -> Plan:
+    """The plan of `spec`. `inputs` must hold what `wanted(spec)` asks for.
+
+    `domain` is that of the sandbox that will run it.
+    """
+    lowering = _Lowering(inputs, shell, domain)
     *before, last = needed(spec)
     for stage in before:
         lowering.stage(stage)

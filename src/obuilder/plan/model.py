@@ -87,6 +87,8 @@ class RunAction(Struct, frozen=True, tag="run"):
     secrets: tuple[SecretMount, ...] = ()
     caches: tuple[CacheMount, ...] = ()
     limits: Limits = Limits()
+    domain: str = ""
+    """Of the sandbox (`Features.domain`): results of one are never those of another."""
 
 
 class CopyAction(Struct, frozen=True, tag="copy"):

@@ -193,7 +193,7 @@ class FakeSandbox:
         self.programs: dict[str, Program] = {}
         self.features = Features(
             users=True,
-            networks=frozenset(),
+            networks=frozenset({""}),
             secrets=True,
             limits=frozenset({"seconds"}),
             platforms=(host_platform(),),
