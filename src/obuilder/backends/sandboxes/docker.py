@@ -403,7 +403,7 @@ def _features(info: Info, networks: list[str], guest: Guest) -> Features:
         policies |= {"nested_userns", "fast_sync"}
     return Features(
         users=linux_,
-        networks=frozenset({"host", *networks} - {"none"}),
+        networks=frozenset({"", "host", *networks} - {"none"}),
         secrets=linux_ and Memory.works(),
         limits=frozenset(limits),
         platforms=(platform_of(info.os_type, info.architecture),),
