@@ -9,7 +9,7 @@ import subprocess  # mount and mkfs are no part of the program
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pytest
 
@@ -105,21 +105,21 @@ class Place(NamedTuple):
     """A kind of store, and how to make a directory that it can work in.
 
     `slow`: how much longer than others a step there takes; tests that do things often do them less
-    often there. `engine`: it needs a Docker engine.
+    often there. `engine`: the one that it is in, of those in `engines`.
     """
 
     kind: str
     directory: Callable[[], AbstractContextManager[str]]
     needs: tuple[str, ...]
     slow: int = 1
-    engine: bool = False
+    engine: Literal["", "docker", "podman"] = ""
 
 
 PLACES = {
     "overlayfs": Place("overlayfs", scratch, ("overlay",)),
     "overlayfs-on-tmpfs": Place("overlayfs", tmpfs, ("overlay", "tmpfs")),
     "btrfs": Place("btrfs", lambda: loop("btrfs"), ("btrfs",)),
-    "docker": Place("docker", scratch, ("docker",), slow=12, engine=True),
+    "docker": Place("docker", scratch, ("docker",), slow=12, engine="docker"),
     "xfs": Place("xfs", lambda: loop("xfs"), ("xfs", "overlay")),
     "rsync+hardlink": Place("rsync+hardlink", without_overlays, ("overlay",)),
     "copy": Place("copy", memory, ("namespaces",)),

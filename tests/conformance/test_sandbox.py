@@ -31,7 +31,6 @@ class TestRunc(_Suite):
 
 
 @pytest.mark.needs("docker")
-@pytest.mark.xdist_group("docker")
 class TestDocker(_Suite):
     subject = Subject(
         SANDBOXES["docker"].target,
@@ -42,6 +41,15 @@ class TestDocker(_Suite):
     @pytest.fixture(autouse=True)
     def engine(self, docker_engine, monkeypatch):
         monkeypatch.setenv("DOCKER_HOST", docker_engine.host)
+
+
+@pytest.mark.needs("podman")
+class TestPodman(_Suite):
+    subject = TestDocker.subject
+
+    @pytest.fixture(autouse=True)
+    def engine(self, podman_engine, monkeypatch):
+        monkeypatch.setenv("DOCKER_HOST", podman_engine.host)
 
 
 @pytest.mark.needs("root", "runsc")

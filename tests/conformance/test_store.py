@@ -162,17 +162,27 @@ class TestBtrfs(_Suite):
 
 
 @pytest.mark.needs("docker")
-@pytest.mark.xdist_group("docker")
 class TestDocker(_Suite):
     target = STORES["docker"].target
     steps = 40
 
     @pytest.fixture
-    def place(self, docker_engine, monkeypatch):
-        monkeypatch.setenv("DOCKER_HOST", docker_engine.host)
+    def engine(self, docker_engine):
+        return docker_engine
+
+    @pytest.fixture
+    def place(self, engine, monkeypatch):
+        monkeypatch.setenv("DOCKER_HOST", engine.host)
         monkeypatch.setattr(load(self.target), "deepest", 9)
         with places.scratch() as path:
             yield path
+
+
+@pytest.mark.needs("podman")
+class TestPodman(TestDocker):
+    @pytest.fixture
+    def engine(self, podman_engine):
+        return podman_engine
 
 
 class _Trees(_Suite):

@@ -369,11 +369,9 @@ def test_names_no_image_has(name):
 _VICTIM = """
 import sys, time
 import engines
-from obuilder.testing.engines import docker_command
-generator = engines.docker_engine.__wrapped__()
-engine = next(generator)
-print(engine.directory, flush=True)
-time.sleep(60)
+with engines.started("docker") as engine:
+    print(engine.directory, flush=True)
+    time.sleep(60)
 """
 
 
