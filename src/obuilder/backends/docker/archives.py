@@ -84,12 +84,17 @@ async def receive(engine: Engine, container: str, path: str, directory: str, idm
     await engine.streamed(work, answer)
 
 
-async def resolved(engine: Engine, container: str, path: str) -> str:
-    """Where a path of a container is without its symlinks; what is not there has none."""
+async def resolved(engine: Engine, container: str, path: str, known: dict[str, str]) -> str:
+    """Where a path of a container is without its symlinks; what is not there has none.
+
+    `known` are the answers so far.
+    """
     place = ""
     for part in parts_of(path):
-        place = f"{place}/{part}"
-        found = await engine.at(container, place)
-        if found is not None and found.is_symlink:
-            place = "/" + "/".join(parts_of(found.link_target))
+        asked = f"{place}/{part}"
+        if asked not in known:
+            found = await engine.at(container, asked)
+            link = found.link_target if found is not None and found.is_symlink else asked
+            known[asked] = "/" + "/".join(parts_of(link))
+        place = known[asked]
     return place or "/"

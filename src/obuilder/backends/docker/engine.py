@@ -3,7 +3,7 @@
 Whatever goes wrong is Refused, Unreachable or Denied; `told` makes a back end's own errors of them.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any, BinaryIO, TypeVar
@@ -293,6 +293,25 @@ class Engine:
         used = {one.name: one.usage_data for one in found.volumes or ()}
         use = used.get(name)
         return max(use.size, 0) if use is not None else 0
+
+
+@asynccontextmanager
+async def beside(*tasks: Callable[[], Coroutine[None, None, None]]) -> AsyncIterator[None]:
+    """Have these run for as long as the context lasts.
+
+    What fails first ends all and is raised; what else fails then is told as notes of it.
+    """
+    try:
+        async with anyio.create_task_group() as group:
+            for task in tasks:
+                group.start_soon(task)
+            yield
+            group.cancel_scope.cancel()
+    except BaseExceptionGroup as failed:
+        first, *others = failed.exceptions
+        for other in others:
+            first.add_note(f"and then: {other}")
+        raise first from None
 
 
 @asynccontextmanager

@@ -58,6 +58,7 @@ class Info(Struct, rename="pascal"):
     memory_limit: bool = False
     cpu_cfs_quota: bool = False
     pids_limit: bool = False
+    cgroup_version: str = ""
 
 
 class Named(Struct, rename="pascal"):

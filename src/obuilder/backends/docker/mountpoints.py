@@ -43,19 +43,21 @@ def _within(path: str, place: str) -> bool:
 async def take_away(
     engine: Engine, container: str, name: str, image: Image, targets: Collection[str],
     changes: Sequence[Change], *, cwd: str, folder: str,
-) -> None:  # fmt: skip
-    """Give `name` to `image` without what was made to mount at `targets`.
+) -> bool:  # fmt: skip
+    """Give `name` to `image` without what was made to mount at `targets`. False: there is nothing.
 
     `container` is one of that image, and never ran.
     """
-    places = [await resolved(engine, container, target) for target in targets]
-    start = await resolved(engine, container, cwd)
+    known = dict[str, str]()
+    places = [await resolved(engine, container, target, known) for target in targets]
+    start = await resolved(engine, container, cwd, known)
     gone = left_behind(places, changes, start)
     if not gone:
-        return
+        return False
     parents = {parent: None for place in gone for parent in _above(place)}
     headers = [await _header(engine, container, parent) for parent in parents]
     await images.stack(engine, name, image, partial(_write, headers, gone), folder=folder)
+    return True
 
 
 def _above(path: str) -> list[str]:

@@ -8,13 +8,21 @@ import tarfile
 
 from obuilder.backends.docker.api import Refused
 from obuilder.backends.docker.engine import Engine
-from obuilder.backends.docker.model import Change
+from obuilder.backends.docker.model import Change, Info
 from obuilder.errors import SandboxError
 from obuilder.oci.streams import read_tar
 
 _FIXED = ("dev", "etc", "proc", "sys")
 _OWN = ("hostname", "hosts", "mtab", "resolv.conf")
 _MARK = "/run/.containerenv"
+
+
+def misses_memory(info: Info) -> bool:
+    """Whether the engine does not always tell that the memory limit ended a step.
+
+    Where controllers stand in hierarchies of version 1, podman's monitor hears of it too late.
+    """
+    return info.podman and info.cgroup_version == "1"
 
 
 async def lacking(engine: Engine, container: str) -> list[Change]:

@@ -20,7 +20,7 @@ from obuilder.backends.docker.api import DockerEngine, Refused
 from obuilder.backends.docker.archives import parked
 from obuilder.backends.docker.containers import ENGINES_INIT, Bind, Guest, body, network
 from obuilder.backends.docker.copying import copy_in
-from obuilder.backends.docker.engine import Engine, dropping, told
+from obuilder.backends.docker.engine import Engine, beside, dropping, told
 from obuilder.backends.docker.files import Copy, Files, sweep_files
 from obuilder.backends.docker.memory import Memory
 from obuilder.backends.docker.model import Change, Image, Info
@@ -144,8 +144,9 @@ class DockerSandbox:
                 out_of_memory = await self._engine.out_of_memory(container)
             with _trouble("what the step changed could not be kept"):
                 await self._keep(container, _image(root), image, command, name, theirs)
-        if self._info.podman and status == _KILLED and command.limits.memory and not timed_out:
-            out_of_memory = True  # it does not tell everywhere
+        if podman.misses_memory(self._info) and command.limits.memory is not None:
+            # Then a kill that is not ours is taken for the limit's.
+            out_of_memory = out_of_memory or (status == _KILLED and not timed_out)
         return Exit(status, timed_out=timed_out, out_of_memory=out_of_memory)
 
     async def _theirs(self, name: str, step: str) -> list[Change]:
@@ -242,23 +243,18 @@ class DockerSandbox:
                 for _, piece in pieces(answer):
                     anyio.from_thread.run_sync(output, piece)
 
-        async def stop(seconds: float) -> None:
+        async def stop() -> None:
             nonlocal timed_out
-            await anyio.sleep(seconds)
+            assert limits.seconds is not None
+            await anyio.sleep(limits.seconds)
             timed_out = True
             while True:  # it may not have been started yet
                 await self._engine.kill(container)
                 await anyio.sleep(0.1)
 
         with _trouble("the step could not be started"):
-            try:
-                async with anyio.create_task_group() as tasks:
-                    if limits.seconds is not None:
-                        tasks.start_soon(stop, limits.seconds)
-                    await self._engine.streamed(work, answer)
-                    tasks.cancel_scope.cancel()
-            except BaseExceptionGroup as group:
-                raise group.exceptions[0] from None
+            async with beside(*([] if limits.seconds is None else [stop])):
+                await self._engine.streamed(work, answer)
         return timed_out
 
     # --- what becomes of the root ------------------------------------------------------------------
@@ -268,31 +264,35 @@ class DockerSandbox:
         theirs: list[Change],
     ) -> None:  # fmt: skip
         """Make what a container changed the root's."""
-        await self._commit(container, name, image)
-        if self._guest.os == "windows":
-            return
+        made = await self._commit(container, name, image)
         targets = [secret.target for secret in command.secrets]
         targets += [mount.target for mount in command.mounts]
         targets += [ENGINES_INIT] if self._guest.init is None else []
         targets += [change.path for change in theirs]
-        if targets:
-            changes = await self._engine.changes(container) + theirs
-            made = await self._engine.image(name)
-            async with parked(self._engine, self._names, f"{step}.after", name) as after:
-                await mountpoints.take_away(
-                    self._engine, after, name, made, targets, changes,
-                    cwd=command.cwd, folder=self._directory,
-                )  # fmt: skip
+        if self._guest.os == "windows" or not targets:
+            await self._settle(made, name, image)
+            return
+        changes = await self._engine.changes(container) + theirs
+        async with parked(self._engine, self._names, f"{step}.after", name) as after:
+            wanted = msgspec.structs.replace(made, config=image.config)
+            taken = await mountpoints.take_away(
+                self._engine, after, name, wanted, targets, changes,
+                cwd=command.cwd, folder=self._directory,
+            )  # fmt: skip
+        if not taken:
+            await self._settle(made, name, image)
 
-    async def _commit(self, container: str, name: str, image: Image) -> None:
-        wanted = image.config or Settings()
-        await self._engine.commit(container, name, wanted)
-        made = await self._engine.image(name)
-        found = made.config or Settings()
+    async def _commit(self, container: str, name: str, image: Image) -> Image:
+        """Give `name` to an image of what is in a container, made from `image`."""
+        await self._engine.commit(container, name, image.config or Settings())
+        return await self._engine.image(name)
+
+    async def _settle(self, made: Image, name: str, image: Image) -> None:
+        """Have what was committed say of itself what `image` says: not every engine does."""
+        wanted, found = image.config or Settings(), made.config or Settings()
         if (found.entrypoint or None, found.cmd or None) != (
             wanted.entrypoint or None, wanted.cmd or None,
         ):  # fmt: skip
-            # Not every engine does with a commit as it is asked to.
             made = msgspec.structs.replace(made, config=wanted)
             await images.stack(self._engine, name, made, folder=self._directory)
 
@@ -314,7 +314,7 @@ class DockerSandbox:
                     self._engine, container, image, tree, source.path, to=to,
                     owner=(user.uid, user.gid), folder=self._directory,
                 )  # fmt: skip
-                await self._commit(container, name, image)
+                await self._settle(await self._commit(container, name, image), name, image)
 
     async def _put_by_files(
         self, name: str, tree: Manifest, source: str, to: str, user: UnixUser

@@ -13,7 +13,7 @@ import anyio.from_thread
 import anyio.to_thread
 
 from obuilder.backends.docker.api import Answer, Refused
-from obuilder.backends.docker.engine import Engine
+from obuilder.backends.docker.engine import Engine, beside
 from obuilder.backends.docker.streams import pieces
 from obuilder.errors import Unreachable
 from obuilder.system.files import write_all
@@ -45,15 +45,8 @@ async def attend(engine: Engine, container: str, *, terminal: bool) -> None:
         await _fit(engine, container)
 
     with _raw() if terminal else nullcontext():
-        try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(say)
-                if terminal:
-                    tasks.start_soon(fit)
-                await engine.streamed(work, answer)
-                tasks.cancel_scope.cancel()
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
+        async with beside(say, *([fit] if terminal else [])):
+            await engine.streamed(work, answer)
 
 
 def _show(answer: Answer, *, terminal: bool) -> None:
