@@ -42,16 +42,23 @@ def _within(path: str, place: str) -> bool:
 
 async def take_away(
     engine: Engine, container: str, name: str, image: Image, targets: Collection[str],
-    changes: Sequence[Change], *, cwd: str, folder: str,
+    changes: Sequence[Change], own: Sequence[Change], *, cwd: str, folder: str,
 ) -> bool:  # fmt: skip
     """Give `name` to `image` without what was made to mount at `targets`. False: there is nothing.
 
-    `container` is one of that image, and never ran.
+    `own` are files that the engine made besides, which `changes` does not tell of. `container` is
+    one of that image, and never ran.
     """
     known = dict[str, str]()
     places = [await resolved(engine, container, target, known) for target in targets]
+    also = list[Change]()
+    for change in own:
+        parent, file = posixpath.split(change.path)
+        place = posixpath.join(await resolved(engine, container, parent, known), file)
+        also.append(Change(place, change.kind))
+    places += [change.path for change in also]
     start = await resolved(engine, container, cwd, known)
-    gone = left_behind(places, changes, start)
+    gone = left_behind(places, [*changes, *also], start)
     if not gone:
         return False
     parents = {parent: None for place in gone for parent in _above(place)}

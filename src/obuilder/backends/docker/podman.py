@@ -1,12 +1,13 @@
 """What podman does otherwise than Docker, whose API it has.
 
-It puts files of its own into the root of what runs, and its runtime may follow links that stand for
-/dev out of the root.
+It puts files of its own into the root of what runs. It, and its runtime, may follow links out of the
+root that stand for /dev, say, or for where a step starts.
 """
 
 import tarfile
 
 from obuilder.backends.docker.api import Refused
+from obuilder.backends.docker.archives import parts_of, resolved
 from obuilder.backends.docker.engine import Engine
 from obuilder.backends.docker.model import Change, Info
 from obuilder.errors import SandboxError
@@ -25,12 +26,20 @@ def misses_memory(info: Info) -> bool:
     return info.podman and info.cgroup_version == "1"
 
 
-async def lacking(engine: Engine, container: str) -> list[Change]:
-    """The changes that podman is going to make, and to tell nobody of. `container` never runs.
+async def vetted(engine: Engine, container: str, cwd: str) -> tuple[str, list[Change]]:
+    """Look at a root before it is run: `container` has it, and never runs.
 
-    SandboxError if what is in the root must not be run.
+    Where `cwd` is without symlinks, which podman would follow out of the root when it makes the
+    directory, and the changes that it is going to make itself and to tell nobody of. SandboxError
+    if what is in the root must not be run.
     """
-    await _refuse_links(engine, container)
+    start = await resolved(engine, container, cwd, {})
+    parts = parts_of(start)
+    await _refuse_links(engine, container, *("/".join(parts[: n + 1]) for n in range(len(parts))))
+    return start, await _lacking(engine, container)
+
+
+async def _lacking(engine: Engine, container: str) -> list[Change]:
     there = await _names(engine, container, "/etc")
     places = [f"/etc/{name}" for name in _OWN if name not in there]
     if await engine.at(container, _MARK) is None:
@@ -38,18 +47,20 @@ async def lacking(engine: Engine, container: str) -> list[Change]:
     return [Change(place, 1) for place in places]
 
 
-async def _refuse_links(engine: Engine, container: str) -> None:
-    """Try to make the directories anew, which changes nothing where they are that."""
+async def _refuse_links(engine: Engine, container: str, *more: str) -> None:
+    """Try to make directories, which an engine refuses where something else is, or a link."""
     archive = []
-    for name in _FIXED:
+    for name in (*_FIXED, *more):
         info = tarfile.TarInfo(name)
         info.type, info.mode = tarfile.DIRTYPE, 0o755
         archive.append(info.tobuf(tarfile.PAX_FORMAT))
     try:
         await engine.put(container, "/", [*archive, bytes(1024)])
     except Refused as error:
+        places = ", ".join(f"/{name}" for name in (*_FIXED, *more))
         raise SandboxError(
-            f"/dev, /etc, /proc or /sys in the image is not a directory: {error.message}"
+            f"one of {places} in the image is a file, or a link that leads nowhere in it",
+            hint="podman would follow such a link out of the image: make a directory there",
         ) from error
 
 

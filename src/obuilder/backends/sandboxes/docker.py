@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import anyio
 import anyio.from_thread
@@ -42,6 +42,14 @@ from obuilder.values import IdMap, Limits, Policy, UnixUser, User, shown
 _KILLED = 137
 _OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 """As many as this process may have: more can't be given without power."""
+
+
+class _Made(NamedTuple):
+    """A container, the image that it is of, and what the engine itself changes in it untold."""
+
+    container: str
+    image: Image
+    own: list[Change]
 
 
 class DockerSandbox:
@@ -136,26 +144,17 @@ class DockerSandbox:
     async def run(self, root: Root, command: Command, *, output: Callable[[bytes], None]) -> Exit:
         """See `Sandbox`."""
         name = self._name()
-        async with self._container(root, command, name) as (container, image):
-            theirs = await self._theirs(_image(root), f"{name}.before")
-            timed_out = await self._follow(container, command.limits, output)
+        async with self._container(root, command, name) as made:
+            timed_out = await self._follow(made.container, command.limits, output)
             with _trouble("the step's end was not seen"):
-                status = await self._engine.wait(container)
-                out_of_memory = await self._engine.out_of_memory(container)
+                status = await self._engine.wait(made.container)
+                out_of_memory = await self._engine.out_of_memory(made.container)
             with _trouble("what the step changed could not be kept"):
-                await self._keep(container, _image(root), image, command, name, theirs)
+                await self._keep(made, _image(root), command, name)
         if podman.misses_memory(self._info) and command.limits.memory is not None:
             # Then a kill that is not ours is taken for the limit's.
             out_of_memory = out_of_memory or (status == _KILLED and not timed_out)
         return Exit(status, timed_out=timed_out, out_of_memory=out_of_memory)
-
-    async def _theirs(self, name: str, step: str) -> list[Change]:
-        """What the engine is going to put into the root, as no change of the step's."""
-        if not self._info.podman:
-            return []
-        with _trouble("the step could not be started"):
-            async with parked(self._engine, self._names, step, name) as before:
-                return await podman.lacking(self._engine, before)
 
     async def enter(self, root: Root, command: Command) -> Exit:
         """See `Sandbox`. What is changed is dropped."""
@@ -164,10 +163,10 @@ class DockerSandbox:
         terminal = os.isatty(0)
         async with self._container(
             root, command, self._name(), terminal=terminal, interactive=True
-        ) as (container, _):
+        ) as made:
             with _trouble("the step was cut off"):
-                await attend(self._engine, container, terminal=terminal)
-                return Exit(await self._engine.wait(container))
+                await attend(self._engine, made.container, terminal=terminal)
+                return Exit(await self._engine.wait(made.container))
 
     def _name(self) -> str:
         return f"{self._session}.step{next(self._numbers)}"
@@ -176,25 +175,33 @@ class DockerSandbox:
     async def _container(
         self, root: Root, command: Command, name: str, *,
         terminal: bool = False, interactive: bool = False,
-    ) -> AsyncIterator[tuple[str, Image]]:  # fmt: skip
-        """A step's container, not started yet, and the image that it is of."""
+    ) -> AsyncIterator[_Made]:  # fmt: skip
+        """A step's container, not started yet."""
         container = self._names.thing(name)
         with self._shown(name, command) as binds:
             try:
                 with _trouble("the step could not be started"):
                     self._watch()
-                    image = await self._engine.image(_image(root))
-                    made = partial(
-                        body, command, image, policy=self._policy, labels=self._names.labels,
-                        binds=binds, terminal=terminal, interactive=interactive,
+                    image, cwd = await self._engine.image(_image(root)), command.cwd
+                    own = list[Change]()
+                    if self._info.podman:
+                        cwd, own = await self._vetted(image, cwd, f"{name}.before")
+                    told_ = partial(
+                        body, msgspec.structs.replace(command, cwd=cwd), image,
+                        policy=self._policy, labels=self._names.labels, binds=binds,
+                        terminal=terminal, interactive=interactive,
                     )  # fmt: skip
-                    await self._create(container, made)
+                    await self._create(container, told_)
                     for other in command.network[1:]:
                         await self._connect(container, network(other, self._guest))
-                yield container, image
+                yield _Made(container, image, own)
             finally:
                 async with dropping():
                     await self._engine.remove(container)
+
+    async def _vetted(self, image: Image, cwd: str, step: str) -> tuple[str, list[Change]]:
+        async with parked(self._engine, self._names, step, image.id) as before:
+            return await podman.vetted(self._engine, before, cwd)
 
     @contextmanager
     def _shown(self, name: str, command: Command) -> Iterator[list[Bind]]:
@@ -259,28 +266,24 @@ class DockerSandbox:
 
     # --- what becomes of the root ------------------------------------------------------------------
 
-    async def _keep(
-        self, container: str, name: str, image: Image, command: Command, step: str,
-        theirs: list[Change],
-    ) -> None:  # fmt: skip
-        """Make what a container changed the root's."""
-        made = await self._commit(container, name, image)
+    async def _keep(self, made: _Made, name: str, command: Command, step: str) -> None:
+        """Give `name` to an image of what a step's container is now."""
+        image = await self._commit(made.container, name, made.image)
         targets = [secret.target for secret in command.secrets]
         targets += [mount.target for mount in command.mounts]
         targets += [ENGINES_INIT] if self._guest.init is None else []
-        targets += [change.path for change in theirs]
-        if self._guest.os == "windows" or not targets:
-            await self._settle(made, name, image)
+        if self._guest.os == "windows" or not (targets or made.own):
+            await self._settle(image, name, made.image)
             return
-        changes = await self._engine.changes(container) + theirs
+        changes = await self._engine.changes(made.container)
         async with parked(self._engine, self._names, f"{step}.after", name) as after:
-            wanted = msgspec.structs.replace(made, config=image.config)
+            wanted = msgspec.structs.replace(image, config=made.image.config)
             taken = await mountpoints.take_away(
-                self._engine, after, name, wanted, targets, changes,
+                self._engine, after, name, wanted, targets, changes, made.own,
                 cwd=command.cwd, folder=self._directory,
             )  # fmt: skip
         if not taken:
-            await self._settle(made, name, image)
+            await self._settle(image, name, made.image)
 
     async def _commit(self, container: str, name: str, image: Image) -> Image:
         """Give `name` to an image of what is in a container, made from `image`."""
