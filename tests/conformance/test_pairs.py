@@ -126,13 +126,15 @@ PAIRS = [
 
 
 @pytest.mark.anyio
-async def test_every_pair_makes_the_same(context):
+async def test_every_pair_makes_the_same(context, request, monkeypatch):
     rows, reference, keys = {}, {}, {}
     for name, sandbox in PAIRS:
         if unmet(WHERE[name].needs) is not None:
             continue
+        if engine := WHERE[name].engine:
+            monkeypatch.setenv("DOCKER_HOST", request.getfixturevalue(f"{engine}_engine").host)
         with WHERE[name].directory() as directory:
-            place = Opened(name, WHERE[name].kind, directory)
+            place = Opened(name, WHERE[name].kind, directory, WHERE[name].slow)
             found, features = await outcomes(place, sandbox, context)
         assert features.domain == registry.domain_of(sandbox)
         for each, outcome in found.items():
