@@ -194,9 +194,9 @@ class Engine:
 
         return decoded(await self.streamed(work, answer), Ended).status_code
 
-    async def out_of_memory(self, name: str) -> bool:
-        """Whether the memory limit ended something in a container."""
-        return (await self._said(Container, f"/containers/{name}/json")).state.oom_killed
+    async def container(self, name: str) -> Container:
+        """What a container is now."""
+        return await self._said(Container, f"/containers/{name}/json")
 
     async def changes(self, name: str) -> list[Change]:
         """How a container differs from its image."""

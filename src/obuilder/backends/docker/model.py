@@ -134,10 +134,20 @@ class _State(Struct, rename="pascal"):
     oom_killed: bool = field(default=False, name="OOMKilled")
 
 
+class _Driver(Struct, rename="pascal"):
+    data: dict[str, str] | None = None
+
+
 class Container(Struct, rename="pascal"):
     """What an engine says of a container."""
 
     state: _State
+    graph_driver: _Driver = field(default_factory=_Driver)
+
+    @property
+    def upper(self) -> str:
+        """The directory, on the engine's machine, of what the container has above its image."""
+        return (self.graph_driver.data or {}).get("UpperDir", "")
 
 
 class _VolumeUse(Struct, rename="pascal"):

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from typing import BinaryIO
 
-from obuilder.backends.docker import images
+from obuilder.backends.docker import images, podman
 from obuilder.backends.docker.archives import resolved
 from obuilder.backends.docker.engine import Engine
 from obuilder.backends.docker.model import Change, Image
@@ -42,12 +42,13 @@ def _within(path: str, place: str) -> bool:
 
 async def take_away(
     engine: Engine, container: str, name: str, image: Image, targets: Collection[str],
-    changes: Sequence[Change], own: Sequence[Change], *, cwd: str, folder: str,
+    changes: Sequence[Change], own: Sequence[Change], *, upper: str, cwd: str, folder: str,
 ) -> bool:  # fmt: skip
     """Give `name` to `image` without what was made to mount at `targets`. False: there is nothing.
 
     `own` are files that the engine made besides, which `changes` does not tell of. `container` is
-    one of that image, and never ran.
+    one of that image, and never ran. `upper`, if the engine's archives lose owners, is the directory
+    of the step's container.
     """
     known = dict[str, str]()
     places = [await resolved(engine, container, target, known) for target in targets]
@@ -62,7 +63,10 @@ async def take_away(
     if not gone:
         return False
     parents = {parent: None for place in gone for parent in _above(place)}
-    headers = [await _header(engine, container, parent) for parent in parents]
+    headers = [
+        podman.header(upper, parent) if upper else await _header(engine, container, parent)
+        for parent in parents
+    ]
     await images.stack(engine, name, image, partial(_write, headers, gone), folder=folder)
     return True
 

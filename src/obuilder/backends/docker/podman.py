@@ -4,6 +4,7 @@ It puts files of its own into the root of what runs. It, and its runtime, may fo
 root that stand for /dev, say, or for where a step starts.
 """
 
+import os
 import tarfile
 
 from obuilder.backends.docker.api import Refused
@@ -12,6 +13,7 @@ from obuilder.backends.docker.engine import Engine
 from obuilder.backends.docker.model import Change, Info
 from obuilder.errors import SandboxError
 from obuilder.oci.streams import read_tar
+from obuilder.system import linux
 
 _FIXED = ("dev", "etc", "proc", "sys")
 _OWN = ("hostname", "hosts", "mtab", "resolv.conf")
@@ -45,6 +47,27 @@ async def _lacking(engine: Engine, container: str) -> list[Change]:
     if await engine.at(container, _MARK) is None:
         places.append(_MARK)
     return [Change(place, 1) for place in places]
+
+
+def header(upper: str, path: str) -> tarfile.TarInfo:
+    """What a directory is like that a step's container has: podman's archives lose its owner.
+
+    `upper` is where the container's own files are; it has to be of this machine. OSError.
+    """
+    top = os.open(upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        inside = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS
+        fd = linux.openat2(path.lstrip("/"), os.O_PATH | os.O_DIRECTORY, at=top, resolve=inside)
+        try:
+            status = os.fstat(fd)
+        finally:
+            os.close(fd)
+    finally:
+        os.close(top)
+    info = tarfile.TarInfo(path.lstrip("/"))
+    info.type, info.mode, info.mtime = tarfile.DIRTYPE, status.st_mode & 0o7777, status.st_mtime
+    info.uid, info.gid = status.st_uid, status.st_gid
+    return info
 
 
 async def _refuse_links(engine: Engine, container: str, *more: str) -> None:

@@ -148,9 +148,10 @@ class DockerSandbox:
             timed_out = await self._follow(made.container, command.limits, output)
             with _trouble("the step's end was not seen"):
                 status = await self._engine.wait(made.container)
-                out_of_memory = await self._engine.out_of_memory(made.container)
+                ended = await self._engine.container(made.container)
             with _trouble("what the step changed could not be kept"):
-                await self._keep(made, _image(root), command, name)
+                await self._keep(made, _image(root), command, name, ended.upper)
+        out_of_memory = ended.state.oom_killed
         if podman.misses_memory(self._info) and command.limits.memory is not None:
             # Then a kill that is not ours is taken for the limit's.
             out_of_memory = out_of_memory or (status == _KILLED and not timed_out)
@@ -266,8 +267,8 @@ class DockerSandbox:
 
     # --- what becomes of the root ------------------------------------------------------------------
 
-    async def _keep(self, made: _Made, name: str, command: Command, step: str) -> None:
-        """Give `name` to an image of what a step's container is now."""
+    async def _keep(self, made: _Made, name: str, command: Command, step: str, upper: str) -> None:
+        """Give `name` to an image of what a step's container is now; its files are in `upper`."""
         image = await self._commit(made.container, name, made.image)
         targets = [secret.target for secret in command.secrets]
         targets += [mount.target for mount in command.mounts]
@@ -280,7 +281,8 @@ class DockerSandbox:
             wanted = msgspec.structs.replace(image, config=made.image.config)
             taken = await mountpoints.take_away(
                 self._engine, after, name, wanted, targets, changes, made.own,
-                cwd=command.cwd, folder=self._directory,
+                upper=upper if self._info.podman else "", cwd=command.cwd,
+                folder=self._directory,
             )  # fmt: skip
         if not taken:
             await self._settle(image, name, made.image)
