@@ -218,7 +218,9 @@ class Docker(Dockerfiles):
         self._directory = os.path.join(place, name)
         os.mkdir(self._directory)
         self._engine = subprocess.Popen(
-            engine_command("docker", self._directory), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            engine_command("docker", self._directory),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         self._host = f"unix://{self._directory}/engine.sock"
         super().__init__(name, place)

@@ -9,7 +9,7 @@ import pytest
 from obuilder.backends.docker import archives
 from obuilder.backends.docker.containers import INIT, Bind, Guest, body, network, windows_path
 from obuilder.backends.docker.images import NewLayer, archive
-from obuilder.backends.docker.model import Change, Found, Image
+from obuilder.backends.docker.model import Change, Found, Image, decoded
 from obuilder.backends.docker.mountpoints import left_behind
 from obuilder.backends.docker.names import Names
 from obuilder.backends.docker.streams import pieces
@@ -155,6 +155,16 @@ def test_an_archive_of_an_image_has_its_new_layer_alone(tmp_path):
     assert config["rootfs"] == {"type": "layers", "diff_ids": ["sha256:a", layer.digest]}
     assert (config["os"], config["architecture"], config["variant"]) == ("linux", "arm", "v7")
     assert config["config"]["Labels"] == {"theirs": "1"}, "what marks containers is no image's"
+
+
+def test_an_image_of_windows_stays_of_its_version():
+    said = b"""{"Id": "sha256:w", "Architecture": "amd64", "Os": "windows", "OsVersion": "10.0.20348.1",
+        "RootFS": {"Type": "layers", "Layers": ["sha256:a"]}, "Config": {"User": "ContainerUser"}}"""
+    with tarfile.open(fileobj=io.BytesIO(b"".join(archive("x:1", decoded(said, Image))))) as tar:
+        (name,) = (name for name in tar.getnames() if name not in ("manifest.json", "0/layer.tar"))
+        config = json.load(tar.extractfile(name))
+    assert (config["os"], config["os.version"]) == ("windows", "10.0.20348.1")
+    assert config["config"]["User"] == "ContainerUser"
 
 
 def test_modes_come_in_gos_bits():

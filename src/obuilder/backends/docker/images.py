@@ -176,6 +176,8 @@ def _config(digests: Sequence[str], image: Image) -> bytes:
     told["rootfs"] = {"type": "layers", "diff_ids": digests}
     if not image.variant:
         del told["variant"]
+    if image.os_version:  # Windows runs what is of its own version
+        told["os.version"] = image.os_version
     return msgspec.json.encode(told)
 
 

@@ -23,6 +23,7 @@ class Image(Struct, rename="pascal"):
     architecture: str = ""
     os: str = "linux"
     variant: str = ""
+    os_version: str = ""
     size: int = 0
     config: Settings | None = None
     rootfs: _Layers = field(default_factory=_Layers, name="RootFS")
