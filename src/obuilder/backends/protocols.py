@@ -238,6 +238,10 @@ class Features(Struct, frozen=True):
     """Fields of `Policy` that are heeded here."""
     named_users: bool = False
     """Users by name, not by number alone."""
+    readonly_mounts: bool = True
+    """A step can be kept from writing to a volume that it sees."""
+    utf8_only: bool = False
+    """Commands, variables and paths may not hold bytes that are no text."""
     places: tuple[str, ...] = ("/",)
     """A step's files are below these: where a copy may go, and what a run may start in or mount
     on. A run may start in / too."""

@@ -16,10 +16,17 @@ from obuilder.backends.protocols import (
     Store,
 )  # fmt: skip
 from obuilder.engine.volumes import Volumes
-from obuilder.errors import LimitHit, StepFailed, StepTimedOut, Unsupported, UsageError
+from obuilder.errors import (
+    LimitHit,
+    StepFailed,
+    StepTimedOut,
+    Unsupported,
+    UsageError,
+    not_text,
+)  # fmt: skip
 from obuilder.plan.model import Action, CopyAction, LayerAction, RunAction
 from obuilder.system.tree import Manifest
-from obuilder.values import ROOT, Key, Limits, NamedUser, User
+from obuilder.values import ROOT, Key, Limits, NamedUser, User, shown
 
 Output = Callable[[bytes], None]
 
@@ -49,10 +56,23 @@ class Workshop:
         if action.cwd != "/":
             self._refuse_place("start in", action.cwd)
         targets = [secret.target for secret in action.secrets]
-        for target in targets + [cache.target for cache in action.caches]:
+        targets += [cache.target for cache in action.caches]
+        for target in targets:
             self._refuse_place("mount on", target)
+        if features.utf8_only:
+            variables = [f"{name}={value}" for name, value in action.env]
+            for text in (*action.argv, action.cwd, *variables, *targets):
+                if shown(text) != text:
+                    raise not_text(text)
+        if not features.readonly_mounts and any(c.mode == "read-only" for c in action.caches):
+            raise Unsupported(
+                "this sandbox can't keep a step from writing to a cache it sees",
+                hint="choose another mode for the cache, or build with --sandbox=oci",
+            )
         if action.secrets and not features.secrets:
-            raise Unsupported("this sandbox can't show secrets to a step")
+            raise Unsupported(
+                "this sandbox can't show secrets to a step", hint="build with --sandbox=oci"
+            )
         for name in msgspec.structs.fields(Limits):
             asked = getattr(action.limits, name.name) is not None
             if asked and name.name not in features.limits and name.name != "log":

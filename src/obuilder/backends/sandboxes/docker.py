@@ -413,6 +413,7 @@ def _features(info: Info, networks: list[str], guest: Guest) -> Features:
         limits=frozenset(limits),
         platforms=(platform_of(info.os_type, info.architecture),),
         isolation=True,
+        utf8_only=True,
         policies=frozenset(policies),
         named_users=not linux_,
     )

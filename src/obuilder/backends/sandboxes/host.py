@@ -37,6 +37,7 @@ class HostSandbox(LaunchedSandbox):
             limits=self._groups.limits | {"seconds"},
             platforms=(host_platform(),),
             isolation=False,
+            utf8_only=True,
             policies=frozenset({"no_new_privileges"}),
             domain="host",
             warning="NO ISOLATION: steps use the network, the devices and the kernel of this "

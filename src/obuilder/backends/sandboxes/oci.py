@@ -69,6 +69,7 @@ class OciSandbox(LocalSandbox):
             limits=(self._groups.limits | {"seconds", "pids"}) - self._kind.lacks,
             platforms=(host_platform(),),
             isolation=True,
+            utf8_only=True,
             policies=frozenset(Policy.__struct_fields__) - {"isolation"} - self._kind.lacks,
         )
 
