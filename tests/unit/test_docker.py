@@ -7,9 +7,17 @@ import tarfile
 import pytest
 
 from obuilder.backends.docker import archives
-from obuilder.backends.docker.containers import INIT, Bind, Guest, body, network, windows_path
+from obuilder.backends.docker.containers import (
+    INIT,
+    Bind,
+    Guest,
+    body,
+    features,
+    network,
+    windows_path,
+)
 from obuilder.backends.docker.images import NewLayer, archive
-from obuilder.backends.docker.model import Change, Found, Image, decoded
+from obuilder.backends.docker.model import Change, Found, Image, Info, decoded
 from obuilder.backends.docker.mountpoints import left_behind
 from obuilder.backends.docker.names import Names
 from obuilder.backends.docker.streams import pieces
@@ -132,6 +140,34 @@ def test_paths_and_users_of_linux_on_windows():
     assert (network("corp", WINDOWS), network("host", LINUX)) == ("corp", "host")
     with pytest.raises(Unsupported, match="by name"):
         told(WINDOWS, user=UnixUser(1000, 1000))
+
+
+def test_what_an_engine_of_windows_can_do():
+    said = features(
+        Info(os_type="windows", architecture="x86_64"), ["nat", "none"], WINDOWS, secrets=True
+    )
+    assert said.platforms == (Platform("windows", "amd64"),)
+    assert said.limits == {"seconds", "memory", "cpus"}
+    assert said.networks == {"", "host", "nat"}
+    assert said.policies == {"isolation"}
+    assert said.named_users
+    assert not said.users
+    assert not said.secrets
+    for path in ("C:/", "C:/src", "d:/x"):
+        assert said.holds(path)
+    assert not said.holds("/src")
+
+
+def test_what_an_engine_of_linux_can_do():
+    info = Info(os_type="linux", architecture="x86_64", memory_limit=True)
+    said = features(info, ["bridge", "none"], LINUX, secrets=True)
+    assert said.platforms == (Platform("linux", "amd64"),)
+    assert said.limits == {"seconds", "memory"}
+    assert said.networks == {"", "host", "bridge"}
+    assert said.policies >= {"runtime", "no_new_privileges", "fast_sync"}
+    assert "isolation" not in said.policies
+    assert said.holds("/src")
+    assert not features(info, [], Guest(), secrets=False).secrets
 
 
 # --- images ----------------------------------------------------------------------------------------

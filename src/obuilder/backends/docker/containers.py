@@ -5,13 +5,15 @@ Linux and Windows containers differ here, and nowhere else.
 
 import re
 from collections.abc import Sequence
+from string import ascii_letters
 from typing import Any, Literal
 
 from msgspec import Struct
 
-from obuilder.backends.docker.model import Image
-from obuilder.backends.protocols import Command, EngineVolume, Mount
+from obuilder.backends.docker.model import Image, Info
+from obuilder.backends.protocols import Command, EngineVolume, Features, Mount
 from obuilder.errors import SandboxError, Unsupported
+from obuilder.oci.reference import platform_of
 from obuilder.oci.runtime_config import CA_BUNDLE, CA_VARIABLES
 from obuilder.values import Limits, Policy, UnixUser, User
 
@@ -109,6 +111,33 @@ def body(
             **(_windows(policy) if windows else _linux(command, guest, policy)),
         },
     }
+
+
+def features(info: Info, networks: Sequence[str], guest: Guest, *, secrets: bool) -> Features:
+    """What steps can have in an engine's containers; `secrets`: this machine has a place for them."""
+    linux_ = guest.os == "linux"
+    limits = {"seconds"}
+    if not linux_ or info.memory_limit:
+        limits.add("memory")
+    if not linux_ or info.cpu_cfs_quota:
+        limits.add("cpus")
+    if linux_ and info.pids_limit:
+        limits.add("pids")
+    policies = {"runtime", "no_new_privileges", "ca_bundle"} if linux_ else {"isolation"}
+    if guest.seccomp:
+        policies |= {"nested_userns", "fast_sync"}
+    return Features(
+        users=linux_,
+        networks=frozenset({"", "host", *networks} - {"none"}),
+        secrets=linux_ and secrets,
+        limits=frozenset(limits),
+        platforms=(platform_of(info.os_type, info.architecture),),
+        isolation=True,
+        utf8_only=True,
+        policies=frozenset(policies),
+        places=("/",) if linux_ else tuple(f"{drive}:/" for drive in ascii_letters),
+        named_users=not linux_,
+    )
 
 
 def network(name: str, guest: Guest) -> str:

@@ -18,7 +18,14 @@ import msgspec
 from obuilder.backends.docker import guard, images, mountpoints, podman
 from obuilder.backends.docker.api import DockerEngine, Refused
 from obuilder.backends.docker.archives import parked
-from obuilder.backends.docker.containers import ENGINES_INIT, Bind, Guest, body, network
+from obuilder.backends.docker.containers import (
+    ENGINES_INIT,
+    Bind,
+    Guest,
+    body,
+    features,
+    network,
+)
 from obuilder.backends.docker.copying import copy_in
 from obuilder.backends.docker.engine import Engine, beside, dropping, told
 from obuilder.backends.docker.files import Copy, Files, sweep_files
@@ -28,7 +35,7 @@ from obuilder.backends.docker.names import SESSION, Names
 from obuilder.backends.docker.streams import pieces
 from obuilder.backends.docker.sweep import sweep_containers
 from obuilder.backends.fetchers.micro import static_busybox
-from obuilder.backends.protocols import Command, EngineImage, Exit, Features, HostDir, Root
+from obuilder.backends.protocols import Command, EngineImage, Exit, HostDir, Root
 from obuilder.backends.sandboxes.programs import ca_bundle, static_init
 from obuilder.errors import BackendUnavailable, SandboxError, Unsupported
 from obuilder.oci.config import Settings
@@ -69,7 +76,7 @@ class DockerSandbox:
         self._guest, self._idmap = guest, idmap
         self._numbers = itertools.count()
         self._guard: process.Started | None = None
-        self.features = _features(info, networks, self._guest)
+        self.features = features(info, networks, guest, secrets=Memory.works())
 
     @classmethod
     async def open(
@@ -392,28 +399,3 @@ def _in_file(profile: str, directory: str, temporary: str) -> str:
             file.write(profile)
         os.rename(temporary, path)
     return path
-
-
-def _features(info: Info, networks: list[str], guest: Guest) -> Features:
-    linux_ = guest.os == "linux"
-    limits = {"seconds"}
-    if not linux_ or info.memory_limit:
-        limits.add("memory")
-    if not linux_ or info.cpu_cfs_quota:
-        limits.add("cpus")
-    if linux_ and info.pids_limit:
-        limits.add("pids")
-    policies = {"runtime", "no_new_privileges", "ca_bundle"} if linux_ else {"isolation"}
-    if guest.seccomp:
-        policies |= {"nested_userns", "fast_sync"}
-    return Features(
-        users=linux_,
-        networks=frozenset({"", "host", *networks} - {"none"}),
-        secrets=linux_ and Memory.works(),
-        limits=frozenset(limits),
-        platforms=(platform_of(info.os_type, info.architecture),),
-        isolation=True,
-        utf8_only=True,
-        policies=frozenset(policies),
-        named_users=not linux_,
-    )
