@@ -4,6 +4,8 @@ import io
 import json
 import tarfile
 
+import anyio
+import anyio.lowlevel
 import pytest
 
 from obuilder.backends.docker import archives
@@ -16,6 +18,7 @@ from obuilder.backends.docker.containers import (
     network,
     windows_path,
 )
+from obuilder.backends.docker.engine import beside
 from obuilder.backends.docker.images import NewLayer, archive
 from obuilder.backends.docker.model import Change, Found, Image, Info, decoded
 from obuilder.backends.docker.mountpoints import left_behind
@@ -223,6 +226,41 @@ def test_streams_come_in_pieces_of_any_size():
                 return left.pop(0) if left else b""
 
         assert list(pieces(Answer())) == [(1, b"out"), (2, b"err\0\xff"), (1, b"")]
+
+
+@pytest.mark.anyio
+async def test_of_errors_side_by_side_the_first_is_raised_and_tells_the_others():
+    async def beaten():
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise OSError("the second")
+
+    with pytest.raises(ValueError, match="the first") as raised:  # noqa: PT012
+        async with beside(beaten):
+            await anyio.lowlevel.checkpoint()
+            raise ValueError("the first")
+    assert raised.value.__notes__ == ["and then: the second"]
+
+    async def first():
+        raise ValueError("of the other")
+
+    with pytest.raises(ValueError, match="of the other"):
+        async with beside(first):
+            await anyio.sleep_forever()
+
+    ended = False
+
+    async def other():
+        nonlocal ended
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended = True
+
+    async with beside(other):
+        await anyio.lowlevel.checkpoint()
+    assert ended
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ names="${1##*/} $(ls "$1/data/overlay-containers" 2> /dev/null | sed 's|^|libpod
 for name in $names; do
     find /sys/fs/cgroup -depth -type d '(' -path "*/$name" -o -path "*/$name/*" ')' -exec rmdir '{}' +
 done
+find /sys/fs/cgroup -depth -type d -name libpod_parent -exec rmdir '{}' +  # stays while others use it
 """
 _TRIAL = """
 "$@" > "$0/log" 2>&1 &

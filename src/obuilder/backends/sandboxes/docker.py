@@ -125,8 +125,9 @@ class DockerSandbox:
         if self._guest.os == "windows":
             runtime = f"isolation {self._policy.isolation}"
         limits = ", ".join(sorted(self.features.limits))
+        kind = "podman" if info.podman else "a Docker engine"
         return (
-            f"a Docker engine ({info.server_version}, {info.driver}) at {self._engine.api.path}, "
+            f"{kind} ({info.server_version}, {info.driver}) at {self._engine.api.path}, "
             f"{runtime}; limits: {limits}"
         )
 
