@@ -185,12 +185,13 @@ def _engine(store: str) -> Iterator[str]:
         return
     names, results = _names_of(store), _names(store, "results")
     yield from (f"container {name}" for name in containers(store))
+    found = _asked("/images/json", {"filters": json.dumps({"reference": [names.repository]})})
+    place = f"{names.repository}:"
     tags = {
-        tag.rpartition(":")[2]
-        for found in _asked(
-            "/images/json", {"filters": json.dumps({"reference": [names.repository]})}
-        )
-        for tag in found["RepoTags"]
+        tag.removeprefix(place)
+        for image in found
+        for tag in image["RepoTags"]
+        if tag.startswith(place)
     }
     volumes = {
         key for key in results if b"volume" in _read(os.path.join(store, "results", key, "root"))

@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from leftovers import containers, engine_volumes, leftovers
+from obuilder import Builder, parse
 from obuilder.backends.docker.api import DockerEngine, Refused
+from obuilder.backends.stores.docker import DockerStore
 from places import scratch
 from program import REPO, Program, cached, heard, shell, until
 
@@ -134,6 +136,21 @@ def test_what_steps_mount_leaves_nothing_where_it_was(program: Program, beside: 
     assert "v/c" in found, "where a step started is made for good"
     assert "v/c/1" not in found
     assert "run/secrets" not in found
+    assert leftovers(program.store, program.temporary) == []
+
+
+@pytest.mark.anyio
+async def test_steps_on_layers_that_became_one_leave_nothing(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DockerStore, "deepest", 2)
+    step = cached("echo 1 >> /v/c/1; echo > /file", c="private")
+    text = f"((from micro) (shell /bin/sh -c) {step} (env N 1) {step} (copy (src f) (dst /f)))"
+    program.file("f", b"")
+    async with Builder.open(program.settings) as builder:
+        key = (await builder.build(parse(text.encode(), file="").spec, program.context)).key
+    layers = image_of(program, key)["RootFS"]["Layers"]
+    assert len(layers) <= 4
     assert leftovers(program.store, program.temporary) == []
 
 

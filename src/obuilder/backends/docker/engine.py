@@ -115,10 +115,11 @@ class Engine:
         """What an image is, by name or id."""
         return await self._said(Image, f"/images/{name}/json")
 
-    async def tagged(self, repository: str) -> list[Image]:
-        """The images with a name in a repository."""
-        filters = _filters(reference=[repository])
-        return await self._said(list[Image], "/images/json", filters)
+    async def tags(self, repository: str) -> list[str]:
+        """The names in a repository that images have: what stands after the colon."""
+        found = await self._said(list[Image], "/images/json", _filters(reference=[repository]))
+        names = [name.rpartition(":") for image in found for name in image.repo_tags or ()]
+        return [tag for place, _, tag in names if place == repository]  # an image has others too
 
     async def tag(self, image: str, name: str) -> None:
         """Give an image one more name; another one loses it."""

@@ -5,14 +5,14 @@ An engine removes nothing from a container that ended, so a layer says that they
 
 import posixpath
 import tarfile
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import BinaryIO
 
-from obuilder.backends.docker import images, podman
+from obuilder.backends.docker import podman
 from obuilder.backends.docker.archives import resolved
 from obuilder.backends.docker.engine import Engine
-from obuilder.backends.docker.model import Change, Image
+from obuilder.backends.docker.model import Change
 from obuilder.oci.streams import read_tar
 
 _ADDED = 1
@@ -40,15 +40,15 @@ def _within(path: str, place: str) -> bool:
     return path == place or path.startswith(f"{place}/")
 
 
-async def take_away(
-    engine: Engine, container: str, name: str, image: Image, targets: Collection[str],
-    changes: Sequence[Change], own: Sequence[Change], *, upper: str, cwd: str, folder: str,
-) -> bool:  # fmt: skip
-    """Give `name` to `image` without what was made to mount at `targets`. False: there is nothing.
+async def without(
+    engine: Engine, container: str, targets: Collection[str], changes: Sequence[Change],
+    own: Sequence[Change], *, upper: str, cwd: str,
+) -> Callable[[BinaryIO], None] | None:  # fmt: skip
+    """What writes a layer that takes away what was made to mount at `targets`; None: nothing was.
 
     `own` are files that the engine made besides, which `changes` does not tell of. `container` is
-    one of that image, and never ran. `upper`, if the engine's archives lose owners, is the directory
-    of the step's container.
+    one of what the step left, and never ran. `upper`, if the engine's archives lose owners, is the
+    directory of the step's container.
     """
     known = dict[str, str]()
     places = [await resolved(engine, container, target, known) for target in targets]
@@ -61,14 +61,13 @@ async def take_away(
     start = await resolved(engine, container, cwd, known)
     gone = left_behind(places, [*changes, *also], start)
     if not gone:
-        return False
+        return None
     parents = {parent: None for place in gone for parent in _above(place)}
     headers = [
         podman.header(upper, parent) if upper else await _header(engine, container, parent)
         for parent in parents
     ]
-    await images.stack(engine, name, image, partial(_write, headers, gone), folder=folder)
-    return True
+    return partial(_write, headers, gone)
 
 
 def _above(path: str) -> list[str]:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import BinaryIO, ClassVar, NamedTuple
 
 import anyio
 import anyio.from_thread
@@ -158,7 +158,11 @@ class DockerSandbox:
                 status = await self._engine.wait(made.container)
                 ended = await self._engine.container(made.container)
             with _trouble("what the step changed could not be kept"):
-                await self._keep(made, _image(root), command, name, ended.upper)
+                await self._commit(made.container, _image(root), made.image)
+                layer = await self._without(made, _image(root), command, name, ended.upper)
+        # Only now, that no container is of it, goes what had the root's name before.
+        with _trouble("what the step changed could not be kept"):
+            await self._settle(_image(root), made.image, layer)
         out_of_memory = ended.state.oom_killed
         if podman.misses_memory(self._info) and command.limits.memory is not None:
             # Then a kill that is not ours is taken for the limit's.
@@ -275,39 +279,40 @@ class DockerSandbox:
 
     # --- what becomes of the root ------------------------------------------------------------------
 
-    async def _keep(self, made: _Made, name: str, command: Command, step: str, upper: str) -> None:
-        """Give `name` to an image of what a step's container is now; its files are in `upper`."""
-        image = await self._commit(made.container, name, made.image)
+    async def _commit(self, container: str, name: str, image: Image) -> None:
+        """Give `name` to an image of what is in a container, made from `image`."""
+        await self._engine.commit(container, name, image.config or Settings())
+
+    async def _without(
+        self, made: _Made, name: str, command: Command, step: str, upper: str
+    ) -> Callable[[BinaryIO], None] | None:
+        """What writes a layer without what was mounted in a step, whose files are in `upper`."""
         targets = [secret.target for secret in command.secrets]
         targets += [mount.target for mount in command.mounts]
         targets += [ENGINES_INIT] if self._guest.init is None else []
         if self._guest.os == "windows" or not (targets or made.own):
-            await self._settle(image, name, made.image)
-            return
+            return None
         changes = await self._engine.changes(made.container)
         async with parked(self._engine, self._names, f"{step}.after", name) as after:
-            wanted = msgspec.structs.replace(image, config=made.image.config)
-            taken = await mountpoints.take_away(
-                self._engine, after, name, wanted, targets, changes, made.own,
+            return await mountpoints.without(
+                self._engine, after, targets, changes, made.own,
                 upper=upper if self._info.podman else "", cwd=command.cwd,
-                folder=self._directory,
             )  # fmt: skip
-        if not taken:
-            await self._settle(image, name, made.image)
 
-    async def _commit(self, container: str, name: str, image: Image) -> Image:
-        """Give `name` to an image of what is in a container, made from `image`."""
-        await self._engine.commit(container, name, image.config or Settings())
-        return await self._engine.image(name)
+    async def _settle(
+        self, name: str, image: Image, layer: Callable[[BinaryIO], None] | None = None
+    ) -> None:
+        """Put a layer on what was committed, which says of itself what `image` says.
 
-    async def _settle(self, made: Image, name: str, image: Image) -> None:
-        """Have what was committed say of itself what `image` says: not every engine does."""
+        Not every engine does with a commit as it is asked to.
+        """
+        made = await self._engine.image(name)
         wanted, found = image.config or Settings(), made.config or Settings()
-        if (found.entrypoint or None, found.cmd or None) != (
+        if layer is not None or (found.entrypoint or None, found.cmd or None) != (
             wanted.entrypoint or None, wanted.cmd or None,
         ):  # fmt: skip
             made = msgspec.structs.replace(made, config=wanted)
-            await images.stack(self._engine, name, made, folder=self._directory)
+            await images.stack(self._engine, name, made, layer, folder=self._directory)
 
     async def put(self, root: Root, tree: Manifest, source: Root, *, to: str, owner: User) -> None:
         """See `Sandbox`."""
@@ -327,7 +332,8 @@ class DockerSandbox:
                     self._engine, container, image, tree, source.path, to=to,
                     owner=(user.uid, user.gid), folder=self._directory,
                 )  # fmt: skip
-                await self._settle(await self._commit(container, name, image), name, image)
+                await self._commit(container, name, image)
+            await self._settle(name, image)
 
     async def _put_by_files(
         self, name: str, tree: Manifest, source: str, to: str, user: UnixUser

@@ -352,12 +352,9 @@ class DockerStore(DirectoryStore):
         return alive(self.directory, session)
 
     async def _sweep_images(self) -> None:
-        found = await self._engine.tagged(self._names.repository)
-        tags = {tag.rpartition(":")[2]: image for image in found for tag in image.repo_tags or ()}
+        tags = set(await self._engine.tags(self._names.repository)) - {_EMPTY}
         keys = {tag for tag in tags if len(tag) == 64}
-        dead = [
-            tag for tag in set(tags) - keys - {_EMPTY} if not self._lives(tag.partition(".")[0])
-        ]
+        dead = [tag for tag in tags - keys if not self._lives(tag.partition(".")[0])]
         if dead:
             await self._name_results(keys)
         for tag in (*dead, *(key for key in keys if not self._published(key))):
