@@ -180,6 +180,8 @@ class TestDocker(_Suite):
 
 @pytest.mark.needs("podman")
 class TestPodman(TestDocker):
+    steps = 12
+
     @pytest.fixture
     def engine(self, podman_engine):
         return podman_engine
