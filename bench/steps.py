@@ -24,7 +24,7 @@ from obuilder.oci.runtime_config import Box, runtime_config
 from obuilder.oci.seccomp import filter_for
 from obuilder.system.linux import machine
 from obuilder.system.namespaces import enter
-from obuilder.testing.engines import docker_command, forget_docker
+from obuilder.testing.engines import engine_command, forget_engine
 from obuilder.values import Policy, UnixUser
 
 STEPS, CACHED, ROUNDS = 10, 50, 9
@@ -219,9 +219,11 @@ class Docker(Dockerfiles):
         self._directory = os.path.join(place, name)
         os.mkdir(self._directory)
         self._engine = subprocess.Popen(
-            docker_command(self._directory), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            engine_command("docker", self._directory),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
-        self._host = f"unix://{self._directory}/docker.sock"
+        self._host = f"unix://{self._directory}/engine.sock"
         super().__init__(name, place)
 
     def prepare(self) -> None:
@@ -248,7 +250,7 @@ class Docker(Dockerfiles):
             for child in file.read().split():
                 os.kill(int(child), signal.SIGKILL)
         self._engine.wait(30)
-        forget_docker(self._directory)
+        forget_engine(self._directory)
 
 
 Peer = Runtime | Dockerfiles

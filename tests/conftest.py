@@ -8,14 +8,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from engines import docker_engine
+from engines import docker_engine, podman_engine
 from groups import pytest_xdist_make_scheduler
 from images import layout
 from obuilder.testing.needs import pytest_runtest_setup
-from places import Opened, opened
+from places import PLACES, Opened, opened
 from program import Program
 
-__all__ = ["docker_engine", "layout", "pytest_runtest_setup", "pytest_xdist_make_scheduler"]
+__all__ = [
+    "docker_engine", "layout", "podman_engine", "pytest_runtest_setup",
+    "pytest_xdist_make_scheduler",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -33,9 +36,12 @@ def seed() -> int:
 
 
 @pytest.fixture
-def place(request: pytest.FixtureRequest) -> Iterator[Opened]:
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
     """The place that `places.each_place` names, else the machine's own file system."""
-    with opened(getattr(request, "param", "overlayfs")) as ready:
+    name = getattr(request, "param", "overlayfs")
+    if engine := PLACES[name].engine:
+        monkeypatch.setenv("DOCKER_HOST", request.getfixturevalue(f"{engine}_engine").host)
+    with opened(name) as ready:
         yield ready
 
 

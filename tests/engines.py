@@ -1,10 +1,9 @@
-"""A Docker engine of the tests' own, started once for all tests of a process that ask for it.
+"""Engines of the tests' own, Docker's and podman, each started once for all tests of a process.
 
     @pytest.mark.needs("docker")
-    @pytest.mark.xdist_group("docker")   # else each worker starts one
     def test(docker_engine): ...
 
-It is gone when this process is, however that ends; what a killed one left on disk and of cgroups,
+One is gone when this process is, however that ends; what a killed one left on disk and of cgroups,
 the next one removes.
 """
 
@@ -14,16 +13,16 @@ import signal
 import subprocess  # programs of the tests
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import pytest
 
-from obuilder.backends.docker_api import DockerEngine
+from obuilder.backends.docker.api import DockerEngine
 from obuilder.errors import ObuilderError
 from obuilder.system.sessions import alive, open_session
-from obuilder.testing.engines import docker_command, forget_docker
+from obuilder.testing.engines import Kind, engine_command, forget_engine
 
-_PLACES = "/var/tmp/obuilder-docker-"
+_PLACES = "/var/tmp/obuilder-engine-"
 _PATIENCE = 30
 
 
@@ -32,7 +31,7 @@ class Engine:
 
     def __init__(self, directory):
         self.directory = directory
-        self.socket = os.path.join(directory, "docker.sock")
+        self.socket = os.path.join(directory, "engine.sock")
         self.host = f"unix://{self.socket}"
 
     def get(self, path):
@@ -43,13 +42,27 @@ class Engine:
 
 @pytest.fixture(scope="session")
 def docker_engine():
+    with started("docker") as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def podman_engine():
+    with started("podman") as engine:
+        yield engine
+
+
+@contextmanager
+def started(kind: Kind):
+    """An engine, for as long as the context lasts."""
     sweep()
     directory = tempfile.mkdtemp(prefix=os.path.basename(_PLACES), dir=os.path.dirname(_PLACES))
     owner = open_session(directory)
     log = os.path.join(directory, "log")
+    command = engine_command(kind, directory, memory=kind == "docker")
     try:
         with open(log, "wb") as file:
-            process = subprocess.Popen(docker_command(directory), stdout=file, stderr=file)
+            process = subprocess.Popen(command, stdout=file, stderr=file)
         try:
             engine = Engine(directory)
             _wait(process, engine, log)
@@ -58,7 +71,7 @@ def docker_engine():
             _end(process)
     finally:
         owner.close()
-        forget_docker(directory)
+        forget_engine(directory)
 
 
 def _wait(process, engine, log):
@@ -69,7 +82,7 @@ def _wait(process, engine, log):
             return
         if process.poll() is not None or time.monotonic() > deadline:
             with open(log, errors="replace") as file:
-                pytest.fail("the Docker engine did not start:\n" + file.read()[-2000:])
+                pytest.fail("the engine did not start:\n" + file.read()[-2000:])
         time.sleep(0.02)
 
 
@@ -91,4 +104,4 @@ def sweep():
         with suppress(FileNotFoundError):
             names = os.listdir(os.path.join(directory, "sessions"))
             if names and not any(alive(directory, name) for name in names):
-                forget_docker(directory)
+                forget_engine(directory)

@@ -7,11 +7,15 @@ import re
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
 
+from obuilder.backends.docker.api import DockerEngine, Refused
+from obuilder.backends.docker.names import STORE, Names
 from obuilder.backends.sandboxes.accounts import Account, listed, processes_of
 from obuilder.system import linux
 
-_EMPTY = ("run", "drafts", "locks", "sessions", "mnt")
+_EMPTY = ("run", "drafts", "files", "locks", "sessions", "mnt")
 _KNOWN = {
     *_EMPTY, "results", "layers", "layers.lock", "empty", "logs", "volumes", "store.json",
     "sandbox-id", "runtime.json", "index.sqlite", "reserve", "heads", "heads.lock", "roots",
@@ -28,6 +32,7 @@ def leftovers(store: str, temporary: str) -> list[str]:
         *_loop_devices(store),
         *(f"temporary {name}" for name in os.listdir(temporary)),
         *_files(store),
+        *_engine(store),
     ]
 
 
@@ -60,7 +65,19 @@ def processes(store: str) -> dict[int, str]:
         told = b"\n".join(_read(f"/proc/{pid}/{name}") for name in ("cmdline", "environ", "cgroup"))
         if any(word in told for word in words if word):
             found[pid] = _read(f"/proc/{pid}/cmdline").replace(b"\0", b" ").decode(errors="replace")
-    return found
+    return found | {pid: f"the first of {name}" for name, pid in containers(store).items() if pid}
+
+
+def containers(store: str) -> dict[str, int]:
+    """The containers that an engine has for a store, each with the process that runs in it, or 0."""
+    if not _in_engine(store):
+        return {}
+    query = {"all": "1", "filters": json.dumps({"label": [f"{STORE}={_names_of(store).store}"]})}
+    running = {}
+    for found in _asked("/containers/json", query):
+        with suppress(Refused):  # gone meanwhile
+            running[found["Id"]] = _asked(f"/containers/{found['Id']}/json")["State"]["Pid"]
+    return running
 
 
 def cgroups(store: str) -> list[str]:
@@ -132,7 +149,7 @@ def _loop_devices(store: str) -> Iterator[str]:
 
 def _files(store: str) -> Iterator[str]:
     for name in set(os.listdir(store)) - _KNOWN:
-        if not re.fullmatch(r"seccomp-[0-9a-f]{64}\.bpf", name):
+        if not re.fullmatch(r"seccomp-[0-9a-f]{64}\.(bpf|json)", name):
             yield f"in the store: {name}"
     for folder in _EMPTY:
         yield from (f"in {folder}: {name}" for name in _names(store, folder))
@@ -160,6 +177,53 @@ def _files(store: str) -> Iterator[str]:
     datasets = {snapshot.partition("@")[0] for snapshot in snapshots}
     yield from (f"a dataset nobody uses: {name}" for name in _names(store, "roots") - datasets)
     yield from (f"a head of no result: {name}" for name in _names(store, "heads") - snapshots)
+
+
+def _engine(store: str) -> Iterator[str]:
+    """What an engine should not have of a store: all but its results and what steps share."""
+    if not _in_engine(store):
+        return
+    names, results = _names_of(store), _names(store, "results")
+    yield from (f"container {name}" for name in containers(store))
+    found = _asked("/images/json", {"filters": json.dumps({"reference": [names.repository]})})
+    place = f"{names.repository}:"
+    tags = {
+        tag.removeprefix(place)
+        for image in found
+        for tag in image["RepoTags"]
+        if tag.startswith(place)
+    }
+    volumes = {
+        key for key in results if b"volume" in _read(os.path.join(store, "results", key, "root"))
+    }
+    yield from (f"image of nothing: {tag}" for tag in tags - results - {"empty"})
+    yield from (f"a result without an image: {key}" for key in results - volumes - tags)
+    dangling = _asked("/images/json", {"filters": json.dumps({"dangling": ["true"]})})
+    yield from (f"image without a name: {found['Id']}" for found in dangling)
+    noted, start = _names(store, "volumes"), names.thing("")
+    for name in engine_volumes(store):
+        if name not in noted and not name.startswith(f"{start}shared-"):
+            yield f"volume {name}"
+    yield from (f"note of no volume: {name}" for name in noted - set(engine_volumes(store)))
+    yield from (f"secret {name}" for name in os.listdir("/dev/shm") if name.startswith(start))
+
+
+def engine_volumes(store: str) -> list[str]:
+    """The volumes that an engine has for a store."""
+    query = {"filters": json.dumps({"label": [f"{STORE}={_names_of(store).store}"]})}
+    return [found["Name"] for found in _asked("/volumes", query)["Volumes"] or ()]
+
+
+def _in_engine(store: str) -> bool:
+    return b'"docker"' in _read(os.path.join(store, "store.json"))
+
+
+def _names_of(store: str) -> Names:
+    return Names.of_store(store, "")
+
+
+def _asked(path: str, query: dict[str, str] | None = None) -> Any:
+    return json.loads(DockerEngine.found().call("GET", path, query))
 
 
 def _names(*place: str) -> set[str]:

@@ -1,6 +1,7 @@
 """Settings from the config file, the environment and the command line, in rising order."""
 
 import os
+from typing import Literal
 
 import msgspec
 
@@ -21,6 +22,7 @@ class FileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     nested_userns: bool | None = None
     no_new_privileges: bool | None = None
     ca_bundle: bool | None = None
+    isolation: Literal["default", "process", "hyperv"] | None = None
     keep_failed: bool | None = None
     keep: Keep | None = None
     parallel: int | None = None

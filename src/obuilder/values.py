@@ -4,7 +4,7 @@ Text that may hold any bytes (atoms of a spec, file names, environment) is `str`
 file-system convention: UTF-8 with undecodable bytes kept as lone surrogates (`os.fsdecode`).
 """
 
-from typing import NewType
+from typing import Literal, NewType
 
 from msgspec import Struct
 
@@ -133,3 +133,5 @@ class Policy(Struct, frozen=True):
     """Let sync calls of a step return at once: a crash drops the step anyway."""
     ca_bundle: bool = True
     """Offer the host's certificates to steps that use the host's network."""
+    isolation: Literal["default", "process", "hyperv"] = "default"
+    """What keeps Windows containers apart; the default is the engine's."""

@@ -3,7 +3,7 @@
 import pytest
 
 import places
-from obuilder.backends.registry import SANDBOXES
+from obuilder.backends.registry import SANDBOXES, STORES
 from obuilder.testing.bench import Subject
 from obuilder.testing.sandbox_suite import SandboxSuite
 from obuilder.values import Policy
@@ -28,6 +28,28 @@ class TestCrun(_Suite):
 @pytest.mark.needs("root", "runc")
 class TestRunc(_Suite):
     subject = Subject(OCI, Policy(runtime="runc"))
+
+
+@pytest.mark.needs("docker")
+class TestDocker(_Suite):
+    subject = Subject(
+        SANDBOXES["docker"].target,
+        store=STORES["docker"].target,
+        left="obuilder.testing.engines:left_by",
+    )
+
+    @pytest.fixture(autouse=True)
+    def engine(self, docker_engine, monkeypatch):
+        monkeypatch.setenv("DOCKER_HOST", docker_engine.host)
+
+
+@pytest.mark.needs("podman")
+class TestPodman(_Suite):
+    subject = TestDocker.subject
+
+    @pytest.fixture(autouse=True)
+    def engine(self, podman_engine, monkeypatch):
+        monkeypatch.setenv("DOCKER_HOST", podman_engine.host)
 
 
 @pytest.mark.needs("root", "runsc")

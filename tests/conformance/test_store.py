@@ -201,6 +201,32 @@ class TestBtrfs(_Suite):
             yield path
 
 
+@pytest.mark.needs("docker")
+class TestDocker(_Suite):
+    target = STORES["docker"].target
+    steps = 40
+
+    @pytest.fixture
+    def engine(self, docker_engine):
+        return docker_engine
+
+    @pytest.fixture
+    def place(self, engine, monkeypatch):
+        monkeypatch.setenv("DOCKER_HOST", engine.host)
+        monkeypatch.setattr(load(self.target), "deepest", 9)
+        with places.scratch() as path:
+            yield path
+
+
+@pytest.mark.needs("podman")
+class TestPodman(TestDocker):
+    steps = 12
+
+    @pytest.fixture
+    def engine(self, podman_engine):
+        return podman_engine
+
+
 class _Trees(_Suite):
     steps = 100  # five trees, and as many copies where there are no overlays
 

@@ -3,20 +3,23 @@
 import pytest
 
 from leftovers import leftovers
-from places import each_place
+from places import Opened, each_place
 from program import Program, finish, heard
 
 
 @each_place
 @pytest.mark.needs("root", "crun")
-def test_what_runs_is_seen(program: Program) -> None:
+def test_what_runs_is_seen(place: Opened, program: Program) -> None:
     program.spec('(run (secrets (s (target /s))) (shell "echo started; sleep 60"))')
     program.file("secret", b"hunter2")
     process = program.start("build", "--secret=s:secret")
     heard(process, b"started")
     try:
         found = leftovers(program.store, program.temporary)
-        for kind in ("process", "cgroup", "mount of process", "in run", "in drafts", "in sessions"):
+        kinds = ("cgroup", "mount of process", "in run")
+        if place.kind == "docker":
+            kinds = ("container", "image of nothing", "secret")
+        for kind in ("process", *kinds, "in drafts", "in sessions"):
             assert any(line.startswith(kind) for line in found), (kind, found)
         assert any(line.startswith("in locks") for line in found)
         assert any(line.startswith("a log of nothing") for line in found)

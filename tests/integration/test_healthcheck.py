@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from engines import Engine
 from obuilder.backends import registry
 from obuilder.backends.sandboxes.accounts import listed
 from obuilder.engine.survey import VERSION
@@ -381,3 +382,23 @@ def test_one_pair_for_programs(program: Program) -> None:
     assert (done.status, said["usable"], said["findings"]) == (3, False, [])
     assert said["error"]["code"] == "backend-unavailable"
     assert "not installed" in said["error"]["message"] in done.err
+
+
+@pytest.mark.needs("docker")
+def test_an_engine_has_nothing_of_it_left(program: Program, docker_engine: Engine) -> None:
+    def held() -> list[object]:
+        return [docker_engine.get("/images/json"), docker_engine.get("/system/df")]
+
+    program.variables["DOCKER_HOST"] = docker_engine.host
+    before = held()
+    survey = json.loads(program.ok("healthcheck", "--all", "--json"))
+    assert held() == before
+    for rows in (survey["stores"], survey["sandboxes"]):
+        (row,) = [row for row in rows if row["kind"] == "docker"]
+        assert row["status"] == "usable", row
+    assert [row["status"] for row in survey["pairs"] if row["store"] == "docker"] == ["usable"]
+    program.variables["DOCKER_HOST"] = "unix:///nowhere/engine.sock"
+    survey = json.loads(program.ok("healthcheck", "--all", "--json"))
+    (row,) = [row for row in survey["stores"] if row["kind"] == "docker"]
+    assert row["status"] == "missing"
+    assert row["hint"]

@@ -369,18 +369,19 @@ def test_names_no_image_has(name):
 _VICTIM = """
 import sys, time
 import engines
-from obuilder.testing.engines import docker_command
-generator = engines.docker_engine.__wrapped__()
-engine = next(generator)
-print(engine.directory, flush=True)
-time.sleep(60)
+with engines.started(sys.argv[1]) as engine:
+    print(engine.directory, flush=True)
+    time.sleep(60)
 """
 
 
-@pytest.mark.needs("docker")
-def test_an_engine_ends_with_the_tests_however_they_end():
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.needs(kind)) for kind in ("docker", "podman")]
+)
+def test_an_engine_ends_with_the_tests_however_they_end(kind):
     environ = {**os.environ, "PYTHONPATH": f"{ROOT}/src:{ROOT}/tests"}
-    victim = subprocess.Popen([sys.executable, "-c", _VICTIM], env=environ, stdout=subprocess.PIPE)
+    argv = [sys.executable, "-c", _VICTIM, kind]
+    victim = subprocess.Popen(argv, env=environ, stdout=subprocess.PIPE)
     directory = victim.stdout.readline().decode().strip()
     engine = engines.Engine(directory)
     assert engine.get("/_ping") == b"OK"

@@ -1,6 +1,7 @@
 """What the engine keeps, on the fakes: pruning, leases, deleting, and an index that got lost."""
 
 import os
+import shutil
 import sqlite3
 import time
 from contextlib import closing
@@ -193,3 +194,20 @@ async def test_a_cache_outlives_builds_and_the_first_release_wins(bench):
         assert await builder.delete_volume("c")
         with pytest.raises(errors.StepFailed):
             await last.build(using("cat /c/one  /c/two"))
+
+
+async def test_results_that_somebody_removed_are_made_anew(bench):
+    more = spec(run("mark A; echo A > /a; cat /a"), run("mark B; echo B"), run("cat /a"))
+    async with bench.builder() as builder:
+        first = await Client(builder, bench).build(TWO)
+        for key in await builder.store.keys():
+            shutil.rmtree(os.path.join(bench.store, "results", key))
+        with pytest.raises(errors.SnapshotMissing) as raised:
+            await Client(builder, bench).build(more)
+        assert "build again" in raised.value.hint
+        assert builder.records() == []
+        assert (await Client(builder, bench).build(more)).ran == 4
+        shutil.rmtree(os.path.join(bench.store, "results", first.key))
+        with pytest.raises(errors.SnapshotMissing):
+            await builder.shell(first.key)
+        assert (await Client(builder, bench).build(TWO)).ran == 1

@@ -132,6 +132,24 @@ def test_an_inner_build_may_copy_from_the_outer_one_whose_name_it_takes() -> Non
     assert {"(from one)", "(from two)"} <= set(headings)
 
 
+def test_windows_images_have_paths_users_and_a_shell_of_their_own() -> None:
+    image = Base("w", "sha256:w", Platform("windows", "amd64"), (Layer("sha256:l"),))
+    spec = parse(
+        rb"""((from w) (run (cache (c (target /cache))) (shell dir))
+             (workdir src) (run (shell dir)) (workdir D:\\a\..\b) (workdir c)
+             (user (name ContainerUser)) (shell powershell -Command) (run (shell dir)))""",
+        file="",
+    ).spec
+    _, first, second, third = lower(spec, Inputs(bases={"w": image}, copies={})).steps.values()
+    assert (first.action.argv, first.action.cwd) == (("cmd", "/S", "/C", "dir"), "C:/")
+    assert (first.action.user.name, first.action.env) == ("ContainerAdministrator", ())
+    assert first.action.caches[0].target == "C:/cache"
+    assert second.action.cwd == "C:/src"
+    assert third.action.cwd == "D:/b/c"
+    assert third.action.argv == ("powershell", "-Command", "dir")
+    assert third.action.user.name == "ContainerUser"
+
+
 def test_paths_are_normalised() -> None:
     assert normalise("/a//b/./../c/") == "/a/c"
     assert normalise("x", "/w") == "/w/x"

@@ -195,7 +195,7 @@ class StoreClass(Protocol):
         then what else this machine has that is made for them. BackendUnavailable.
         """
 
-    def discard(self, directory: str) -> None:
+    async def discard(self, directory: str) -> None:
         """Undo `prepare`: a store that nobody has open is no more, with all that is in it.
 
         Called in a process of its own, which has entered no namespaces and may. StoreError.
@@ -333,6 +333,9 @@ class Fetcher(Protocol):
 
         Local kinds never really wait: the cached path drives this without an event loop.
         """
+
+    def takes(self, root: Root) -> bool:
+        """Whether `fetch` can put layers into such a root itself. Into a directory it can."""
 
     async def fetch(
         self,

@@ -81,11 +81,17 @@ STORES = {
         place="name",
         below="state",
     ),
+    "docker": StoreKind(
+        "obuilder.backends.stores.docker:DockerStore", "images of an engine: Docker, podman"
+    ),
 }
 
 SANDBOXES = {
     "oci": SandboxKind(
         "obuilder.backends.sandboxes.oci:OciSandbox", "crun, runc or runsc, in namespaces"
+    ),
+    "docker": SandboxKind(
+        "obuilder.backends.sandboxes.docker:DockerSandbox", "containers of an engine"
     ),
     "users": SandboxKind(
         "obuilder.backends.sandboxes.users:UsersSandbox",

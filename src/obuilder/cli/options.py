@@ -209,20 +209,26 @@ def add_sandbox(parser: argparse.ArgumentParser) -> None:
         "--ca-bundle", action=flag,
         help="offer this machine's certificates to steps that use its network; on",
     )  # fmt: skip
+    group.add_argument(
+        "--isolation", "--docker-isolation", choices=("default", "process", "hyperv"), metavar="KIND",
+        help="of Windows containers: process, hyperv, or the engine's default",
+    )  # fmt: skip
+    group.add_argument(
+        "--docker-network", metavar="NAME", help="OBuilder's, for a helper that is not needed here"
+    )
 
 
 def add_limits(parser: argparse.ArgumentParser) -> None:
     """What a step may use."""
     group = parser.add_argument_group("limits of each step that sets none of its own")
     group.add_argument(
-        "--memory", type=size, metavar="SIZE", help="bytes, or with k, m, g, t; none if not given"
-    )
+        "--memory", "--docker-memory", type=size, metavar="SIZE",
+        help="bytes, or with k, m, g, t; none if not given",
+    )  # fmt: skip
     group.add_argument(
-        "--cpus",
-        type=positive,
-        metavar="N",
+        "--cpus", "--docker-cpus", type=positive, metavar="N",
         help="cores' worth of time, 0.5 say; none if not given",
-    )
+    )  # fmt: skip
     group.add_argument(
         "--pids",
         type=count,

@@ -133,11 +133,14 @@ class Workshop:
         """Unpack a layer."""
         fetcher = fetcher_for(action.base.name)
         fetcher = self._fetchers.setdefault(type(fetcher), fetcher)
-        async with self.store.files(draft.root, write=True) as path:
+        async with AsyncExitStack() as stack:
+            into = draft.root
+            if not fetcher.takes(into):
+                files = self.store.files(into, write=True)
+                into = HostDir(await stack.enter_async_context(files))
             await fetcher.fetch(
-                action.base, action.index, into=HostDir(path), idmap=self.store.idmap,
-                output=output,
-            )  # fmt: skip
+                action.base, action.index, into=into, idmap=self.store.idmap, output=output
+            )
 
     async def copy(
         self, action: CopyAction, draft: Draft, manifest: Manifest, source: str | Key | None

@@ -25,7 +25,7 @@ from obuilder.engine.index import Index, Record
 from obuilder.engine.inflight import InFlight
 from obuilder.engine.inputs import Context, IndexStats, resolve_base
 from obuilder.engine.logs import read_log
-from obuilder.engine.recover import recover
+from obuilder.engine.recover import noticing_loss, recover
 from obuilder.engine.reserve import give_up_reserve, keep_reserve
 from obuilder.engine.result import Result
 from obuilder.engine.run import Runner
@@ -214,7 +214,8 @@ class Builder:
                 plan, context, secrets, sink,
                 keep_failed=self.settings.keep_failed, passing=self.settings.passing(plan),
             )  # fmt: skip
-            result = await runner.run()
+            async with noticing_loss(self.store, self._index):
+                result = await runner.run()
         try:
             await pruning.drop_unused(
                 self.store, self._index, runner.results(passing=True),
@@ -310,7 +311,7 @@ class Builder:
     async def view(self, prefix: str) -> AsyncIterator[Root]:
         """The root of a result, read-only."""
         key = self.record(prefix).key
-        async with self.store.view(key) as root:
+        async with noticing_loss(self.store, self._index), self.store.view(key) as root:
             yield root
 
     @asynccontextmanager
@@ -322,7 +323,10 @@ class Builder:
     async def shell(self, prefix: str, argv: tuple[str, ...] = ("/bin/sh",)) -> int:
         """Enter a result, or a kept failed step, with this terminal; changes are dropped."""
         key = self.record(prefix).key
-        async with self.store.begin(Key(os.urandom(32).hex()), base=key) as draft:
+        async with (
+            noticing_loss(self.store, self._index),
+            self.store.begin(Key(os.urandom(32).hex()), base=key) as draft,
+        ):
             ended = await self.sandbox.enter(
                 draft.root,
                 Command(

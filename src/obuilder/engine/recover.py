@@ -4,6 +4,10 @@ Crash-only: there is no clean shut-down to rely on, so this runs at every start 
 """
 
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
 
 from obuilder.backends.protocols import Sandbox, Store
 from obuilder.engine.database import boot_id
@@ -36,6 +40,24 @@ async def recover(store: Store, sandbox: Sandbox, index: Index) -> None:
     sweep_locks(store.directory)
     for name in dead:
         remove_session(store.directory, name)
+
+
+@asynccontextmanager
+async def noticing_loss(store: Store, index: Index) -> AsyncIterator[None]:
+    """If a result turns out to be missing, all that are: the next build makes them anew.
+
+    Somebody may have removed files or images behind our back, and rarely one of them alone.
+    """
+    try:
+        yield
+    except SnapshotMissing:
+        with anyio.CancelScope(shield=True):
+            for record in index.records():
+                if not await store.contains(record.key):
+                    index.forget([record.key])
+                    await store.delete(record.key)
+                    remove_log(store.directory, record.key)
+        raise
 
 
 async def adopt(store: Store, index: Index, key: Key) -> bool:

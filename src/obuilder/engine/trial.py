@@ -195,7 +195,7 @@ class _Place:
             return Outcome("usable")
 
     async def _remove(self) -> Outcome:
-        self._kind.discard(self.directory)
+        await self._kind.discard(self.directory)
         return Outcome("usable")
 
 

@@ -7,18 +7,22 @@ and an empty `.wh.NAME` for each NAME that is gone.
 import os
 import stat
 import tarfile
-from collections.abc import Iterator
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import BinaryIO
 
 from obuilder.errors import CopyError
 from obuilder.system.files import kept_xattrs, too_deep
+from obuilder.system.tree import signature
 from obuilder.values import IdMap
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _BLOCK = 1 << 20
 _GONE = ".wh."
+_TICK_NS = 20_000_000
 
 
 def write_tar(root: str, file: BinaryIO, idmap: IdMap, *, exact: bool = False) -> None:
@@ -52,6 +56,38 @@ def write_changes(base: str, root: str, file: BinaryIO, idmap: IdMap, *, exact: 
             os.close(new)
     finally:
         os.close(old)
+
+
+Seen = Mapping[str, bytes]
+"""Every path of a root ("" is its top), with what changes of its status when it changes."""
+
+
+def look(root: str) -> Seen:
+    """What there is in `root` now: whatever changes after this call, `write_since` sees."""
+    seen, newest = {"": signature(os.stat(root))}, 0
+    for folder, folders, files, fd in os.fwalk(root):
+        prefix = folder[len(root) :].lstrip("/")
+        for name in (*folders, *files):
+            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            seen[f"{prefix}/{name}" if prefix else name] = signature(status)
+            newest = max(newest, status.st_ctime_ns)
+    # Another change within one tick of the file system's clock would look like none.
+    while time.time_ns() - newest < _TICK_NS:
+        time.sleep(_TICK_NS / 1e9)
+    return seen
+
+
+def write_since(before: Seen, root: str, file: BinaryIO, idmap: IdMap) -> None:
+    """Write what changed in `root` since it was looked at as a layer; else as `write_tar`, exact.
+
+    CopyError for a name that a layer can't hold.
+    """
+    fd = os.open(root, _DIRECTORY)
+    try:
+        with _opened(file, root) as tar:
+            _Since(tar, idmap, before).directory(fd, None, "")
+    finally:
+        os.close(fd)
 
 
 @contextmanager
@@ -103,12 +139,7 @@ class _Writer:
                 below = os.open(name, _DIRECTORY, dir_fd=old)
             # One that did not change goes along with what changed in it: its time has to stay.
             self._parents.append(self._info(path, status, tarfile.DIRTYPE, fd))
-            if (
-                below is None
-                or was is None
-                or not _same_status(was, status)
-                or _xattrs(below) != _xattrs(fd)
-            ):
+            if self._differs(path, status, was, fd, below):
                 self._flush()
             self.directory(fd, below, path + "/")
             if self._parents:
@@ -117,6 +148,15 @@ class _Writer:
             os.close(fd)
             if below is not None:
                 os.close(below)
+
+    def _differs(
+        self, path: str, status: os.stat_result, was: os.stat_result | None,
+        fd: int, below: int | None,
+    ) -> bool:  # fmt: skip
+        """Whether a directory itself, not what is in it, is another than before."""
+        if below is None or was is None:
+            return True
+        return not _same_status(was, status) or _xattrs(below) != _xattrs(fd)
 
     def _flush(self) -> None:
         for info in self._parents:
@@ -190,6 +230,43 @@ class _Writer:
             info.uid = self._idmap.to_inside(status.st_uid)
             info.gid = self._idmap.to_inside(status.st_gid)
         return info
+
+
+class _Since(_Writer):
+    """Writes what changed since a look."""
+
+    def __init__(self, tar: tarfile.TarFile, idmap: IdMap, before: Seen) -> None:
+        super().__init__(tar, idmap, exact=True)
+        self._before = before
+        self._children = defaultdict[str, list[str]](list)
+        for path in before:
+            parent, slash, name = path.rpartition("/")
+            if path:
+                self._children[parent + slash].append(name)
+
+    def directory(self, fd: int, old: int | None, prefix: str) -> None:
+        if not prefix and self._changed("", status := os.fstat(fd)):
+            self._tar.addfile(self._info("./", status, tarfile.DIRTYPE, fd))
+        names = os.listdir(fd)
+        for name in set(self._children[prefix]).difference(names):
+            self._add(tarfile.TarInfo(f"{prefix}{_GONE}{name}"))
+        for name in sorted(names, key=os.fsencode):
+            if name.startswith(_GONE):
+                raise CopyError(f"a layer can't hold {prefix + name!r}: that means a removed file")
+            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode):
+                self._directory(fd, None, name, prefix + name, status, None)
+            elif self._changed(prefix + name, status):
+                self._file(fd, name, prefix + name, status)
+
+    def _differs(
+        self, path: str, status: os.stat_result, was: os.stat_result | None,
+        fd: int, below: int | None,
+    ) -> bool:  # fmt: skip
+        return self._changed(path, status)
+
+    def _changed(self, path: str, status: os.stat_result) -> bool:
+        return self._before.get(path) != signature(status)
 
 
 def _same_status(was: os.stat_result, status: os.stat_result) -> bool:

@@ -28,8 +28,13 @@ _ARCHITECTURES = {
 def host_platform() -> Platform:
     """The platform of this machine; an architecture OCI has no word for keeps its own."""
     names = os.uname()
-    architecture, variant = _ARCHITECTURES.get(names.machine, (names.machine, ""))
-    return Platform(names.sysname.lower(), architecture, variant)
+    return platform_of(names.sysname.lower(), names.machine)
+
+
+def platform_of(system: str, machine: str) -> Platform:
+    """The platform of an operating system on a machine, by the kernel's name or OCI's own."""
+    architecture, variant = _ARCHITECTURES.get(machine, (machine, ""))
+    return Platform(system, architecture, variant)
 
 
 def same_reference(one: str, other: str) -> bool:

@@ -29,9 +29,10 @@ _MASKED = [
 ]  # fmt: skip
 _READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 
-_CA_BUNDLE = "/dev/.ca-certificates.crt"
-_CA_VARIABLES = (
-    "SSL_CERT_FILE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "GIT_SSL_CAINFO",
+CA_BUNDLE = "/dev/.ca-certificates.crt"
+"""Where a step finds the host's certificates, if it may, and the variables that say so."""
+CA_VARIABLES = (
+    "SSL_CERT_FILE", "CURLCA_BUNDLE", "REQUESTSCA_BUNDLE", "PIP_CERT", "GIT_SSL_CAINFO",
     "NODE_EXTRA_CA_CERTS",
 )  # fmt: skip
 
@@ -108,8 +109,8 @@ def _config(box: Box) -> dict[str, Any]:
 def _process(box: Box) -> dict[str, Any]:
     env = dict(box.env)
     if box.ca_bundle is not None:
-        for name in _CA_VARIABLES:
-            env.setdefault(name, _CA_BUNDLE)
+        for name in CA_VARIABLES:
+            env.setdefault(name, CA_BUNDLE)
     soft = min(1024, box.open_files[0])
     hard = min(1 << 19, box.open_files[1])
     rlimits = [
@@ -175,7 +176,7 @@ def _mounts(box: Box) -> list[dict[str, Any]]:
     if box.resolv_conf is not None:
         shown.append(Bind(box.resolv_conf, "/etc/resolv.conf", readonly=True))
     if box.ca_bundle is not None:
-        shown.append(Bind(box.ca_bundle, _CA_BUNDLE, readonly=True))
+        shown.append(Bind(box.ca_bundle, CA_BUNDLE, readonly=True))
     mounts.extend(_bind(bind) for bind in (*shown, *box.binds))
     return mounts
 

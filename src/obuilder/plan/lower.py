@@ -24,9 +24,11 @@ from obuilder.spec.encode import heading
 from obuilder.spec.model import Comment, Copy, Env, Op, Run, SetUser, Shell, Spec, Workdir
 from obuilder.spec.sexp import quote
 from obuilder.spec.stages import Stage, needed
-from obuilder.values import ROOT, Key, OpPath, User, shown
+from obuilder.values import ROOT, Key, NamedUser, OpPath, User, shown
 
 DEFAULT_SHELL = ("/usr/bin/env", "bash", "-c")
+_WINDOWS_SHELL = ("cmd", "/S", "/C")
+_WINDOWS_TOP = "C:/"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """For images that bring no PATH, as most that are no OCI images do not."""
 
@@ -49,7 +51,15 @@ class Wanted(Struct, frozen=True):
 
 
 def normalise(path: str, cwd: str = "/") -> str:
-    """An absolute path without `.`, `..`, doubled or final slashes; relative ones start at `cwd`."""
+    """An absolute path without `.`, `..`, doubled or final slashes; relative ones start at `cwd`.
+
+    Where `cwd` has a drive, paths are those of Windows.
+    """
+    drive = ""
+    if cwd[1:2] == ":":
+        drive, cwd, path = cwd[:2], cwd[2:], path.replace("\\", "/")
+        if path[1:2] == ":":
+            drive, path = path[:2], "/" + path[2:]
     parts: list[str] = []
     for part in (path if path.startswith("/") else f"{cwd}/{path}").split("/"):
         if part == "..":
@@ -57,7 +67,7 @@ def normalise(path: str, cwd: str = "/") -> str:
                 parts.pop()
         elif part not in ("", "."):
             parts.append(part)
-    return "/" + "/".join(parts)
+    return drive + "/" + "/".join(parts)
 
 
 def wanted(spec: Spec) -> Wanted:
@@ -106,9 +116,12 @@ class _Lowering:
         if key is None:
             message = f"the image {spec.base} has no layers"
             raise Unsupported(message)
-        cwd, user, shell = "/", ROOT, self.shell
-        current: User = user
-        env = {"PATH": DEFAULT_PATH, **dict(base.config.env)}
+        cwd, shell, env = "/", self.shell, {"PATH": DEFAULT_PATH}
+        current: User = ROOT
+        if base.platform.os == "windows":
+            cwd, current, env = _WINDOWS_TOP, NamedUser("ContainerAdministrator"), {}
+            shell = _WINDOWS_SHELL if shell == DEFAULT_SHELL else shell
+        env |= dict(base.config.env)
         for index, op in enumerate(spec.ops):
             text = _headline(cwd, op)
             at = (*path, index)
@@ -180,14 +193,15 @@ def _headline(cwd: str, op: Op) -> str:
 def _run(
     op: Run, cwd: str, user: User, env: dict[str, str], shell: tuple[str, ...], domain: str
 ) -> RunAction:
+    top = _WINDOWS_TOP if cwd[1:2] == ":" else "/"
     return RunAction(
         argv=(*shell, op.shell),
         cwd=cwd,
         user=user,
         env=tuple(sorted(env.items())),
         network=op.network,
-        secrets=tuple(SecretMount(s.id, normalise(s.target)) for s in op.secrets),
-        caches=tuple(CacheMount(c.id, normalise(c.target), c.mode) for c in op.cache),
+        secrets=tuple(SecretMount(s.id, normalise(s.target, top)) for s in op.secrets),
+        caches=tuple(CacheMount(c.id, normalise(c.target, top), c.mode) for c in op.cache),
         limits=op.limits,
         domain=domain,
     )

@@ -75,6 +75,22 @@ def dead_sessions(directory: str) -> list[str]:
     return [name for name in names if not alive(directory, name)]
 
 
+def identity(directory: str) -> str:
+    """A random name that stays with a directory that has sessions; a copy of it has the same."""
+    path = os.path.join(directory, "sandbox-id")
+    while not os.path.exists(path):
+        name = os.urandom(8).hex()
+        temporary = _path(directory, name)  # left behind, it is swept as a dead session is
+        with open(temporary, "x", encoding="ascii") as file:
+            file.write(name)
+        with contextlib.suppress(FileExistsError, FileNotFoundError):
+            os.link(temporary, path)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+    with open(path, encoding="ascii") as file:
+        return file.read()
+
+
 def remove_session(directory: str, name: str) -> None:
     """Take the file of a dead session away."""
     try:

@@ -23,7 +23,7 @@ from obuilder.backends.protocols import (
 from obuilder.backends.registry import load
 from obuilder.oci.reference import host_platform
 from obuilder.system.namespaces import enter
-from obuilder.system.sessions import open_session
+from obuilder.system.sessions import dead_sessions, open_session
 from obuilder.values import ROOT, IdMap, Key, Limits, Policy, User
 
 
@@ -156,11 +156,15 @@ class Bench:
         async with self.files() as inside:
             return [name.removeprefix(inside("/")) for name in below(inside("/"))]
 
-    def left(self, place: str, session: str) -> list[str]:
-        """What there is of a session of the sandbox of the bench in that directory."""
-        listed = load(self.subject.left)(session) if self.subject.left else []
-        found = below(self.path(f"{place}/store"))
-        return [*listed, *(name for name in found if f"/{session}." in name)]
+    def left(self, place: str) -> list[str]:
+        """What there is of dead sessions of the bench in that directory."""
+        found = list[str]()
+        for top in (self.path(f"{place}/store"), self.path(f"{place}/roots")):
+            paths = below(top)
+            for session in dead_sessions(top):
+                found += load(self.subject.left)(session) if self.subject.left else []
+                found += [path for path in paths if f"/{session}." in path]
+        return found
 
     async def run(
         self,

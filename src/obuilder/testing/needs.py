@@ -20,7 +20,7 @@ from obuilder.errors import ObuilderError
 from obuilder.system import linux, process
 from obuilder.system.namespaces import enter
 from obuilder.system.process import capture
-from obuilder.testing.engines import try_docker
+from obuilder.testing.engines import try_engine
 
 
 @functools.cache
@@ -44,7 +44,9 @@ def probe(capability: str) -> str | None:
     if capability == "zfs":
         return probe("root") or _program("zpool") or _attempt_zfs()
     if capability == "docker":
-        return probe("root") or _program("dockerd") or try_docker()
+        return probe("root") or _program("dockerd") or try_engine("docker")
+    if capability == "podman":
+        return probe("root") or _program("podman") or try_engine("podman")
     if capability in ("skopeo", "umoci"):
         return _attempt_program(capability, "--version")
     if capability in (

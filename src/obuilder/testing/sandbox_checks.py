@@ -220,9 +220,12 @@ async def cancel_at_once(bench: Bench) -> None:
 async def time_limit(bench: Bench) -> None:
     """A step is ended when its time is up, and that is told."""
     began = time.monotonic()
+    await bench.run("true")
+    alone = time.monotonic() - began
+    began = time.monotonic()
     ended = await bench.run("echo first; sleep 100", limits=Limits(seconds=1))
     assert ended.timed_out
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 2.5 + alone
     assert bench.said == b"first\n", bench.said
 
 
@@ -247,10 +250,9 @@ async def killed_builder(bench: Bench) -> None:
         patience.deadline = anyio.current_time() + 2
         while running("86421"):
             await anyio.sleep(0.05)
-    (victim,) = os.listdir(bench.path("other/store/sessions"))
-    assert bench.left("other", victim) != []
+    assert bench.left("other") != []
     await bench.recover("other")
-    assert bench.left("other", victim) == []
+    assert bench.left("other") == []
 
 
 async def neighbours(bench: Bench) -> None:

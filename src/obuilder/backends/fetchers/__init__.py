@@ -61,6 +61,12 @@ class LocalFetcher:
     def __init__(self, stats: StatCache | None = None) -> None:
         self._stats = stats
 
+    def takes(self, root: "Root") -> bool:
+        """Directories of this machine only."""
+        from obuilder.backends.protocols import HostDir
+
+        return isinstance(root, HostDir)
+
     async def close(self) -> None:
         """Nothing was kept."""
 

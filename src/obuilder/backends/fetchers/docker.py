@@ -5,11 +5,12 @@ import re
 from collections.abc import Callable
 from typing import BinaryIO
 
-from msgspec import Struct, field
+from msgspec import Struct
 
-from obuilder.backends.docker_api import Answer, DockerEngine
+from obuilder.backends.docker.api import Answer, DockerEngine, Refused
+from obuilder.backends.docker.model import Image
 from obuilder.backends.fetchers import directory_of, in_thread
-from obuilder.errors import BadImage, NotFound, ObuilderError, StoreError, Unreachable
+from obuilder.errors import BadImage, NotFound, StoreError, Unreachable
 from obuilder.oci.config import Config, Rootfs, Settings, base_of, decode, is_sha256
 from obuilder.oci.parts import DOCUMENT
 from obuilder.plan.model import Base
@@ -21,21 +22,6 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*([:/@][A-Za-z0-9][\w.-]*)*", re.ASCII)
 _PIECE = 1 << 20
-
-
-class _Layers(Struct, rename="pascal"):
-    layers: list[str] | None = None
-
-
-class _Image(Struct, rename="pascal"):
-    """What an engine says of an image."""
-
-    id: str
-    architecture: str = ""
-    os: str = "linux"
-    variant: str = ""
-    config: Settings | None = None
-    rootfs: _Layers = field(default_factory=_Layers, name="RootFS")
 
 
 class _Export(Struct):
@@ -63,9 +49,15 @@ class DockerFetcher:
         found = _inspected(image, image)
         if not is_sha256(found.id):
             raise BadImage(f"{name}: {found.id!r} is no SHA-256 digest")
-        contents = found.rootfs.layers or []
+        contents = found.layers
         config = Config(Rootfs(contents), found.architecture, found.os, found.variant, found.config)
         return base_of(name, found.id, config, [""] * len(contents))
+
+    def takes(self, root: "Root") -> bool:
+        """Directories, and images of the engine, which has the layers already."""
+        from obuilder.backends.protocols import EngineImage, HostDir
+
+        return isinstance(root, HostDir | EngineImage)
 
     async def fetch(
         self,
@@ -77,6 +69,11 @@ class DockerFetcher:
         output: Callable[[bytes], None],
     ) -> None:
         """Unpack a layer. NotFound if the engine has the image no more; else as `resolve`."""
+        from obuilder.backends.protocols import EngineImage
+
+        if isinstance(into, EngineImage):
+            await _stacked(base, index, into.ref)
+            return
         root = directory_of(into)
         export = self._exports.pop(base.digest, None) or await _exported(base)
         try:
@@ -109,49 +106,58 @@ def _unpack(
     unpack_blob(blob, base.layers[index].digest, what, root, idmap, note)
 
 
-def _inspected(image: str, name: str) -> _Image:
+def _inspected(image: str, name: str) -> Image:
     try:
         with DockerEngine.found().get(f"/images/{image}/json", timeout=30) as answer:
             said = answer.read(DOCUMENT)
-    except NotFound as error:
-        error.hint = f"`docker pull {name}` fetches it; `docker images` lists what there is"
+    except Refused as error:
+        if error.status != 404:
+            raise
+        hint = f"`docker pull {name}` fetches it; `docker images` lists what there is"
+        raise NotFound(error.message, hint=hint) from error
+    return decode(said, Image, f"what the Docker engine says of {image}")
+
+
+async def _stacked(base: Base, index: int, name: str) -> None:
+    """Give `name` to an image of the first layers, with the settings of all."""
+    from anyio import to_thread
+
+    from obuilder.backends.docker import images
+    from obuilder.backends.docker.engine import Engine
+
+    told = base.config
+    settings = Settings(
+        env=[f"{name}={value}" for name, value in told.env],
+        user=told.user,
+        working_dir=told.workdir,
+        shell=list(told.shell) or None,
+        entrypoint=list(told.entrypoint) or None,
+        cmd=list(told.cmd) or None,
+        labels=dict(told.labels) or None,
+    )
+    layers = [layer.digest for layer in base.layers[: index + 1]]
+    wanted = Image.of(layers, base.platform, settings)
+    try:
+        await images.stack(Engine(DockerEngine.found()), name, wanted)
+    except Unreachable:
+        await to_thread.run_sync(_inspected, base.digest, base.name.partition(":")[2])
         raise
-    return decode(said, _Image, f"what the Docker engine says of {image}")
 
 
 async def _exported(base: Base) -> _Export:
     """Take the whole image out of the engine; cancelling breaks that off."""
-    import anyio
+    from anyio import to_thread
 
+    from obuilder.backends.docker.engine import Engine
+
+    engine = Engine(DockerEngine.found())
     # An engine makes all of an export ready before it sends the first piece.
-    answer = DockerEngine.found().get(f"/images/{base.digest}/get", timeout=600)
-    outcome: _Export | ObuilderError | None = None
-
-    async def abort_at_the_end() -> None:
-        try:
-            await anyio.sleep_forever()
-        finally:
-            answer.abort()
-
+    answer = engine.api.get(f"/images/{base.digest}/get", timeout=600)
     try:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(abort_at_the_end)
-            try:
-                outcome = await anyio.to_thread.run_sync(_take, answer, base)
-            except ObuilderError as error:
-                outcome = error
-            tasks.cancel_scope.cancel()
-        await anyio.lowlevel.checkpoint_if_cancelled()
-    except BaseException:
-        if isinstance(outcome, _Export):
-            outcome.file.close()
+        return await engine.streamed(lambda: _take(answer, base), answer)
+    except Unreachable:  # some engines say so of an image that they lack
+        await to_thread.run_sync(_inspected, base.digest, base.name.partition(":")[2])
         raise
-    if isinstance(outcome, _Export):
-        return outcome
-    assert outcome is not None
-    if isinstance(outcome, Unreachable):  # some engines say so of an image that they lack
-        await anyio.to_thread.run_sync(_inspected, base.digest, base.name.partition(":")[2])
-    raise outcome
 
 
 def _take(answer: Answer, base: Base) -> _Export:

@@ -45,7 +45,12 @@ class MicroFetcher(LocalFetcher):
 
     def _program(self) -> tuple[str, str]:
         """The path of the host's busybox and the digest of its content."""
-        path = _static_busybox()
+        path = static_busybox()
+        if path is None:
+            raise BackendUnavailable(
+                "the image micro is made of a statically linked busybox, and there is none here",
+                hint="install the package busybox-static (Debian, Ubuntu, Alpine) or busybox (Fedora)",
+            )
         with open(path, "rb") as file:
             content = self._remembered(
                 path, os.fstat(file.fileno()),
@@ -73,7 +78,8 @@ def _digest(content: str) -> str:
     return "sha256:" + hashlib.sha256(_LAYOUT + content.encode()).hexdigest()
 
 
-def _static_busybox() -> str:
+def static_busybox() -> str | None:
+    """Where the host has a busybox that needs no loader; None if it has none."""
     for path in _PLACES:
         try:
             with open(path, "rb") as file:
@@ -81,10 +87,7 @@ def _static_busybox() -> str:
                     return os.path.realpath(path)
         except OSError:
             continue
-    raise BackendUnavailable(
-        "the image micro is made of a statically linked busybox, and there is none here",
-        hint="install the package busybox-static (Debian, Ubuntu, Alpine) or busybox (Fedora)",
-    )
+    return None
 
 
 def _is_static(head: bytes) -> bool:

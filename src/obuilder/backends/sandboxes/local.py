@@ -19,7 +19,7 @@ from obuilder.errors import SandboxError, Unsupported, not_text, of_disk
 from obuilder.system import linux, process
 from obuilder.system.cgroups import Hierarchies
 from obuilder.system.files import remove_tree
-from obuilder.system.sessions import alive
+from obuilder.system.sessions import alive, identity
 from obuilder.system.tree import Manifest
 from obuilder.values import IdMap, UnixUser, User
 
@@ -39,7 +39,7 @@ class LocalSandbox(ABC):
         self._groups = groups
         self._runs = os.path.join(directory, "run")
         os.makedirs(self._runs, mode=0o711, exist_ok=True)
-        self._mark = f"{_MARK}{_identity(directory, self._temporary('id'))}-"
+        self._mark = f"{_MARK}{_identity(directory)}-"
         self._cells = Cells(
             self._runs, session, groups, self._mark, self._command_line, waits=self.waits
         )
@@ -185,22 +185,10 @@ def write_new(path: str, data: bytes, mode: int) -> None:
         os.close(fd)
 
 
-def _identity(directory: str, temporary: str) -> str:
+def _identity(directory: str) -> str:
     """What tells this store's groups, which stand beside those of all others, from theirs.
 
-    A random name that stays with the store, and where the store is: a copy has the same name.
-    The name is written at `temporary` first.
+    The store's own name, and where the store is: a copy has the same name.
     """
-    path = os.path.join(directory, "sandbox-id")
-    if not os.path.exists(path):
-        write_new(temporary, os.urandom(8).hex().encode(), 0o600)
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            pass  # another process was the first
-        finally:
-            os.unlink(temporary)
-    with open(path, encoding="ascii") as stream:
-        name = stream.read()
     place = os.stat(directory)
-    return f"{name}-{place.st_dev:x}-{place.st_ino:x}"
+    return f"{identity(directory)}-{place.st_dev:x}-{place.st_ino:x}"

@@ -18,6 +18,7 @@ from obuilder.backends.sandboxes.local import (
     write_new,
 )
 from obuilder.backends.sandboxes.mountpoints import MountPoints
+from obuilder.backends.sandboxes.programs import ca_bundle, find_program, static_init
 from obuilder.backends.sandboxes.runtimes import PREFERRED, Runtime, runtime_of
 from obuilder.errors import BackendUnavailable, SandboxError, Unsupported
 from obuilder.oci.bpf import compiled
@@ -29,14 +30,6 @@ from obuilder.system.cgroups import Hierarchies
 from obuilder.system.files import remove_tree
 from obuilder.values import IdMap, Policy, UnixUser
 
-_INITS = ("tini-static", "docker-init", "tini")
-_FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
-_BUNDLES = (
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-)
 _SAID = "runtime.log"
 
 
@@ -77,7 +70,7 @@ class OciSandbox(LocalSandbox):
             platforms=(host_platform(),),
             isolation=True,
             utf8_only=True,
-            policies=frozenset(Policy.__struct_fields__) - self._kind.lacks,
+            policies=frozenset(Policy.__struct_fields__) - {"isolation"} - self._kind.lacks,
         )
 
     @classmethod
@@ -90,7 +83,7 @@ class OciSandbox(LocalSandbox):
         policy: Policy = Policy(),  # noqa: B008 - frozen
     ) -> "OciSandbox":
         """Pick a runtime that works here. BackendUnavailable if none does."""
-        init = next((p for name in _INITS if (p := _find(name)) and _is_static(p)), None)
+        init = static_init()
         if init is None:
             raise BackendUnavailable(
                 "no static init for steps was found",
@@ -99,7 +92,7 @@ class OciSandbox(LocalSandbox):
             )
         said, broken = [], False
         for name in (policy.runtime,) if policy.runtime else PREFERRED:
-            path = _find(name)
+            path = find_program(name)
             if path is None:
                 said.append(f"{name}: not installed")
                 continue
@@ -247,7 +240,7 @@ class OciSandbox(LocalSandbox):
             init=self._init,
             hosts=hosts,
             resolv_conf=resolv,
-            ca_bundle=next((p for p in _BUNDLES if os.path.exists(p)), None) if offered else None,
+            ca_bundle=ca_bundle() if offered else None,
             binds=tuple(binds),
             seccomp=self._seccomp,
             seccomp_bpf=self._seccomp_bpf,
@@ -261,20 +254,6 @@ def _processes(wanted: int | None) -> int | None:
     own = resource.getrlimit(resource.RLIMIT_NPROC)[1]
     given = [limit for limit in (wanted, own) if limit not in (None, resource.RLIM_INFINITY)]
     return min(given, default=None)
-
-
-def _find(name: str) -> str | None:
-    for folder in _FOLDERS:
-        path = os.path.join(folder, name)  # a name with a slash at its start stands for itself
-        if os.access(path, os.X_OK):
-            return os.path.realpath(path)
-    return None
-
-
-def _is_static(path: str) -> bool:
-    """Whether a program needs no loader, which a step's root may lack."""
-    with open(path, "rb") as stream:
-        return b"/ld-" not in stream.read(4096)
 
 
 def _remembered(path: str) -> object:

@@ -257,7 +257,7 @@ class BtrfsStore(DirectoryStore):
         _remove(path)
 
     @classmethod
-    def discard(cls, directory: str) -> None:
+    async def discard(cls, directory: str) -> None:
         """See `StoreClass`."""
         enter_if_allowed()
         with translated(f"can't remove the store {directory}"):

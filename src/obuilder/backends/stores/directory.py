@@ -83,7 +83,7 @@ class DirectoryStore(ABC):
         return list(found.values())
 
     @classmethod
-    def discard(cls, directory: str) -> None:
+    async def discard(cls, directory: str) -> None:
         """See `StoreClass`."""
         enter_if_allowed()
         with translated(f"can't remove the store {directory}"):

@@ -87,7 +87,7 @@ class ZfsStore(DirectoryStore):
         return sorted(pools(), key=lambda pool: not f"{near}/".startswith(f"/{pool.strip('/')}/"))
 
     @classmethod
-    def discard(cls, directory: str) -> None:
+    async def discard(cls, directory: str) -> None:
         """See `StoreClass`."""
         _by_root()
         take_away(directory)

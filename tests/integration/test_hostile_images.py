@@ -1,0 +1,84 @@
+"""Images whose links lead out of them: what an engine does as root of the machine follows none there."""
+
+import os
+import re
+import tarfile
+
+import pytest
+
+from leftovers import leftovers
+from places import Opened, each
+from program import Program, cached, shell
+
+pytestmark = pytest.mark.needs("root", "overlay")
+
+SECRET = "machine's"
+
+
+def hostile(program: Program, **links: str) -> str:
+    """Make an image with these links, in which HERE is a directory of the machine: its path."""
+    outside = os.path.join(program.context, "outside")
+    os.mkdir(outside)
+    os.chmod(outside, 0o777)
+    with open(os.path.join(outside, "kept"), "w") as file:
+        file.write(SECRET)
+    with tarfile.open(os.path.join(program.context, "hostile.tar"), "w") as tar:
+        for name, link in links.items():
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = tarfile.SYMTYPE, link.replace("HERE", outside)
+            tar.addfile(entry)
+        tar.add("/bin/busybox", "bin/sh")
+    return outside
+
+
+def untouched(outside: str) -> bool:
+    with open(os.path.join(outside, "kept")) as file:
+        return os.listdir(outside) == ["kept"] and file.read() == SECRET
+
+
+STEPS = {
+    "a copy to a link": "(copy (src f) (dst /out/f))",
+    "a copy over a link": "(copy (src f) (dst /dangling))",
+    "a copy upwards": "(copy (src f) (dst /up/f))",
+    "a copy from": "(copy (from (build b)) (src /up/kept) (dst /got/))",
+    "a copy from a link": "(copy (from (build b)) (src /out/kept /out) (dst /got/))",
+    "a secret": '(run (secrets (s (target /up/s))) (shell "echo > /up/new; echo > /out/kept"))',
+    "a volume": cached("echo 1 > /up/v/1", v="private").replace("/v/v", "/up/v"),
+    "a directory": "(workdir /out/w) " + shell("echo > w; echo > /run/new"),
+}
+
+
+@each("overlayfs", "docker", "podman")
+@pytest.mark.needs("crun")
+def test_links_lead_nowhere_outside(program: Program) -> None:
+    outside = hostile(
+        program, out="HERE", up="../../../../../..HERE", dangling="HERE/new", run="HERE"
+    )
+    program.file("f", b"copied")
+    program.file("value", b"hunter2")
+    base, archive = "tar:hostile.tar", os.path.join(program.temporary, "tar")
+    for name, step in STEPS.items():
+        program.spec(step, before=f"(build b ((from {base})))", base=base)
+        done = program.run("build", "--secret=s:value")
+        assert done.status in (0, 1, 4), (name, done)
+        assert SECRET not in done.out + done.err
+        for key in re.findall(r'Got: "([0-9a-f]+)"', done.out):
+            program.ok("export", key, f"tar:{archive}")
+            with open(archive, "rb") as file:
+                assert SECRET.encode() not in file.read(), name
+            os.unlink(archive)
+        assert untouched(outside), name
+    assert leftovers(program.store, program.temporary) == []
+
+
+@each("docker", "podman")
+@pytest.mark.parametrize("name", ["dev", "etc", "proc", "sys"])
+def test_what_engines_mount_on_may_be_a_link(place: Opened, program: Program, name: str) -> None:
+    outside = hostile(program, **{name: "HERE"})
+    program.spec(shell("echo ran"), base="tar:hostile.tar")
+    done = program.run("build")
+    if place.name == "podman":
+        assert done.status == 4, done
+        assert "a link that leads nowhere" in done.err
+    assert untouched(outside)
+    assert leftovers(program.store, program.temporary) == []
