@@ -74,7 +74,8 @@ def test_limits_policies_and_the_hosts_network():
     assert (host["NetworkMode"], host["Runtime"]) == ("host", "crun")
     assert host["SecurityOpt"][0] == "no-new-privileges=true"
     assert [mount["Source"] for mount in host["Mounts"]] == [LINUX.init, LINUX.ca_bundle]
-    assert "SSL_CERT_FILE=/dev/.ca-certificates.crt" in found["Env"]
+    for name in ("SSL_CERT_FILE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "PIP_CERT"):
+        assert f"{name}=/dev/.ca-certificates.crt" in found["Env"]
     assert "GIT_SSL_CAINFO=/x" in found["Env"]
 
 

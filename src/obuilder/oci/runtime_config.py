@@ -30,9 +30,9 @@ _MASKED = [
 _READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 
 CA_BUNDLE = "/dev/.ca-certificates.crt"
-"""Where a step finds the host's certificates, if it may, and the variables that say so."""
+"""Where a step finds the host's certificates, if it may; `CA_VARIABLES` say so."""
 CA_VARIABLES = (
-    "SSL_CERT_FILE", "CURLCA_BUNDLE", "REQUESTSCA_BUNDLE", "PIP_CERT", "GIT_SSL_CAINFO",
+    "SSL_CERT_FILE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "GIT_SSL_CAINFO",
     "NODE_EXTRA_CA_CERTS",
 )  # fmt: skip
 

@@ -137,6 +137,10 @@ async def _stacked(base: Base, index: int, name: str) -> None:
     )
     layers = [layer.digest for layer in base.layers[: index + 1]]
     wanted = Image.of(layers, base.platform, settings)
+    if wanted.os == "windows":
+        image = base.name.partition(":")[2]
+        found = await to_thread.run_sync(_inspected, base.digest, image)
+        wanted.os_version = found.os_version
     try:
         await images.stack(Engine(DockerEngine.found()), name, wanted)
     except Unreachable:
