@@ -119,7 +119,7 @@ PLACES = {
     "overlayfs": Place("overlayfs", scratch, ("overlay",)),
     "overlayfs-on-tmpfs": Place("overlayfs", tmpfs, ("overlay", "tmpfs")),
     "btrfs": Place("btrfs", lambda: loop("btrfs"), ("btrfs",)),
-    "docker": Place("docker", scratch, ("docker",), slow=12, engine="docker"),
+    "docker": Place("docker", scratch, ("docker",), slow=16, engine="docker"),
     "podman": Place("docker", scratch, ("podman",), slow=30, engine="podman"),
     "xfs": Place("xfs", lambda: loop("xfs"), ("xfs", "overlay")),
     "rsync+hardlink": Place("rsync+hardlink", without_overlays, ("overlay",)),
