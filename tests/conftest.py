@@ -40,7 +40,9 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     """The place that `places.each_place` names, else the machine's own file system."""
     name = getattr(request, "param", "overlayfs")
     if engine := PLACES[name].engine:
-        monkeypatch.setenv("DOCKER_HOST", request.getfixturevalue(f"{engine}_engine").host)
+        running = request.getfixturevalue(f"{engine}_engine")
+        running.tidy()
+        monkeypatch.setenv("DOCKER_HOST", running.host)
     with opened(name) as ready:
         yield ready
 

@@ -34,6 +34,11 @@ class Engine:
         self.socket = os.path.join(directory, "engine.sock")
         self.host = f"unix://{self.socket}"
 
+    def tidy(self):
+        """Remove the images without a name that other tests left: each may see what it leaves."""
+        query = {"filters": '{"dangling": ["true"]}'}
+        DockerEngine(self.socket).call("POST", "/images/prune", query, timeout=_PATIENCE)
+
     def get(self, path):
         """What the engine has at `path`."""
         with DockerEngine(self.socket).get(path, timeout=_PATIENCE) as answer:

@@ -1,6 +1,7 @@
 """The program run as a process, and what it left on the machine."""
 
 import os
+import re
 import subprocess  # the program under test is a process
 import sys
 import time
@@ -116,6 +117,11 @@ class Program:
         done = self.run(*arguments)
         assert done.status == 0, done
         return done.out
+
+
+def said(out: str) -> list[str]:
+    """The lines of a build of several stages, without the stage's name in front of them."""
+    return [re.sub(r"^\[\w+\] ", "", line) for line in out.splitlines()]
 
 
 def shell(command: str) -> str:

@@ -13,7 +13,7 @@ from obuilder.backends.sandboxes.accounts import LinuxAccounts, listed
 from obuilder.system import linux
 from people import gone_with
 from places import each_shifted
-from program import Program, heard, running, shell, until
+from program import Program, heard, running, said, shell, until
 
 pytestmark = [
     pytest.mark.needs("root", "useradd", "overlay"),
@@ -89,7 +89,7 @@ def test_nothing_is_left_of_four_jobs_of_a_killed_builder(builder: Program, stra
 
     says = [shell("cat ~/first; ls /tmp /var/tmp /dev/shm | grep left; id -un") for _ in range(4)]
     builder.spec(*copies, shell("cat /usr/local/of-*"), before=stages(starts, says), base="scratch")
-    lines = builder.ok("build", "--parallel=4").splitlines()
+    lines = said(builder.ok("build", "--parallel=4"))
     for number in range(4):
         assert lines.count(f"kept-{number}") == 2, lines
     assert sum("from cache" in line for line in lines) == 5, lines  # scratch, and what was done

@@ -16,7 +16,7 @@ from leftovers import leftovers
 from obuilder.backends.sandboxes.accounts import listed, processes_of
 from people import gone_with
 from places import scratch
-from program import Process, Program, finish, running, until
+from program import Process, Program, finish, running, said, until
 
 pytestmark = [
     pytest.mark.needs("root", "useradd", "overlay", "system-python"),
@@ -197,7 +197,7 @@ def test_four_at_once_can_do_nothing_to_each_other(
     others[0].say("leave", "")
     ended = finish(process)
     assert ended.status == 0, ended
-    lines = ended.out.splitlines()
+    lines = said(ended.out)
     for victim in victims:
         name = victim.told["name"]
         assert f"{name}: survives" in lines, ended
