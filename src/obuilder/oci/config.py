@@ -7,7 +7,8 @@ import msgspec
 from msgspec import Struct, field
 
 from obuilder.errors import BadImage
-from obuilder.plan.model import Base, ImageConfig, Layer
+from obuilder.plan.model import Base, Layer
+from obuilder.spec.image import ImageConfig
 from obuilder.values import Platform
 
 T = TypeVar("T")

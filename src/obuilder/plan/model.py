@@ -7,20 +7,9 @@ what each base image name stands for (`Base`), and what each `copy` from the con
 
 from msgspec import Struct
 
+from obuilder.spec.image import ImageConfig
 from obuilder.spec.model import CacheMode
 from obuilder.values import Key, Limits, OpPath, Platform, User
-
-
-class ImageConfig(Struct, frozen=True, omit_defaults=True):
-    """What an image says of itself. Steps take `env`; the rest is for export and for show."""
-
-    env: tuple[tuple[str, str], ...] = ()
-    user: str = ""
-    workdir: str = ""
-    shell: tuple[str, ...] = ()
-    entrypoint: tuple[str, ...] = ()
-    cmd: tuple[str, ...] = ()
-    labels: tuple[tuple[str, str], ...] = ()
 
 
 class Layer(Struct, frozen=True):
