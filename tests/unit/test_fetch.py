@@ -14,7 +14,7 @@ from obuilder.engine.inputs import drive
 from obuilder.errors import DigestMismatch, NotFound
 from obuilder.oci.archive import write_tar
 from obuilder.oci.reference import host_platform
-from obuilder.plan.lower import DEFAULT_PATH
+from obuilder.spec.image import DEFAULT_PATH
 from obuilder.values import IdMap
 
 SAME = IdMap(first=0, count=1 << 31)

@@ -8,6 +8,7 @@ from msgspec import Struct
 from obuilder.spec.dockerfile import Instruction, Stretch, chomped, heredoc
 from obuilder.spec.dockerfile_stage import Stage
 from obuilder.spec.dockerfile_words import BadWord, expand
+from obuilder.spec.image import SHELL
 from obuilder.spec.model import Add, Bind, Cache, CacheMode, Run, Secret, Ssh, Tmpfs
 from obuilder.values import UnixUser
 
@@ -103,7 +104,7 @@ def _command(stage: Stage, it: Instruction) -> tuple[str, tuple[str, ...], Bind 
         raise stage.fault(it.rest, f"a script can't be called {document.name!r}")
     ops = (Add((), "/", files=((document.name, content),), permissions="0755"),)
     path = f"{_SCRIPTS}/{document.name}"
-    return "", (*(stage.config.shell or ("/bin/sh", "-c")), path), Bind(
+    return "", (*(stage.config.shell or SHELL), path), Bind(
         stage.extra("script", ops, "scratch"), _SCRIPTS
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ from obuilder.errors import SpecErrors
 from obuilder.spec.decode_settings import PORT, SIGNAL
 from obuilder.spec.dockerfile import Dockerfile, Instruction, Stretch, fault, json_words
 from obuilder.spec.dockerfile_words import BadWord, expand, expand_raw, expand_words, word_places
-from obuilder.spec.image import DEFAULT_PATH, ImageConfig, changed
+from obuilder.spec.image import DEFAULT_PATH, SHELL, ImageConfig, changed
 from obuilder.spec.model import (
     Ambient,
     Arg,
@@ -31,8 +31,6 @@ from obuilder.spec.model import (
 from obuilder.spec.sexp import Source
 from obuilder.values import NamedUser, UnixUser, User
 
-SHELL = ("/bin/sh", "-c")
-"""What runs commands where neither the image nor the Dockerfile says."""
 PROXIES = frozenset(
     name
     for word in ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy")

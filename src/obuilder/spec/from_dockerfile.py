@@ -16,12 +16,10 @@ from obuilder.spec import dockerfile as text
 from obuilder.spec.dockerfile import Dockerfile, Instruction, Stretch, fault
 from obuilder.spec.dockerfile_stage import PROXIES, Stage
 from obuilder.spec.dockerfile_words import BadWord, expand, word_places
-from obuilder.spec.image import DEFAULT_PATH, ImageConfig, begun
+from obuilder.spec.image import SCRATCH, ImageConfig, begun
 from obuilder.spec.model import Add, Built, Op, Spec
 from obuilder.values import Platform
 
-SCRATCH = ImageConfig(env=(("PATH", DEFAULT_PATH),), workdir="/")
-"""What an empty image says of itself, as Docker has it."""
 _NAME = re.compile(r"[a-z][a-z0-9-_.]*")
 _REMOTE = re.compile(r"(https?|git|ssh)://")
 
@@ -291,7 +289,7 @@ class _File:
             network=self.options.network,
             built=lambda stage, at: self.built(planned, at), extra=self.extra,
         )  # fmt: skip
-        stage.begin(inherit=kind == "image" and value != "scratch")
+        stage.begin(inherit=kind != "stage")
         if kind == "stage":
             stage.env.update(self.variables[int(value)])
         elif kind == "context":

@@ -22,7 +22,7 @@ from obuilder.spec.model import (
     Volume,
     Workdir,
 )
-from obuilder.values import UnixUser
+from obuilder.values import ROOT, NamedUser, UnixUser, User
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """For images that bring no PATH, as most that are no OCI images do not."""
@@ -47,6 +47,22 @@ class ImageConfig(Struct, frozen=True, omit_defaults=True):
     healthcheck: Healthcheck | None = None
     onbuild: tuple[str, ...] = ()
     author: str = ""
+
+
+SCRATCH = ImageConfig(env=(("PATH", DEFAULT_PATH),), workdir="/")
+"""What an empty image says of itself, as Docker has it."""
+SHELL = ("/bin/sh", "-c")
+"""What runs commands where neither the image nor a Dockerfile says."""
+
+
+def user_of(text: str) -> User:
+    """The user that a config names: `1000:1000`, or anything that /etc/passwd has to tell of."""
+    if not text:
+        return ROOT
+    uid, _, gid = text.partition(":")
+    if all(part.isascii() and part.isdecimal() and len(part) < 10 for part in (uid, gid)):
+        return UnixUser(int(uid), int(gid))
+    return NamedUser(text)
 
 
 def begun(base: ImageConfig) -> ImageConfig:
