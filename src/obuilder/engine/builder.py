@@ -23,7 +23,7 @@ from obuilder.engine.cached import make_plan, remember
 from obuilder.engine.database import index_path
 from obuilder.engine.index import Index, Record
 from obuilder.engine.inflight import InFlight
-from obuilder.engine.inputs import Context, IndexStats, resolve_base
+from obuilder.engine.inputs import Context, Contexts, IndexStats, contexts, resolve_base
 from obuilder.engine.logs import read_log
 from obuilder.engine.recover import recover
 from obuilder.engine.result import Result
@@ -89,7 +89,10 @@ class Builder:
         index = _open_index(store.directory)
         try:
             await recover(store, sandbox, index)
-            workshop = Workshop(store, sandbox, Volumes(store, index), settings.limits)
+            workshop = Workshop(
+                store, sandbox, Volumes(store, index), settings.limits,
+                insecure=settings.insecure, agents=dict(settings.agents),
+            )  # fmt: skip
             try:
                 async with anyio.create_task_group() as tasks:
                     builder = cls(settings, workshop, index, InFlight(tasks))
@@ -104,9 +107,9 @@ class Builder:
         finally:
             index.close()
 
-    def plan(self, spec: Spec, context: str) -> tuple[Plan, Inputs, dict[Key, Key]]:
+    def plan(self, spec: Spec, context: str | Contexts) -> tuple[Plan, Inputs, dict[Key, Key]]:
         """The plan of a build, what went into it, and which of its steps have results."""
-        stats = IndexStats(self._index, os.path.abspath(context))
+        stats = IndexStats(self._index, os.path.abspath(contexts(context).directory))
         try:
             plan, inputs = make_plan(spec, Context(context, stats), self._index)
         finally:
@@ -116,7 +119,7 @@ class Builder:
     async def build(
         self,
         spec: Spec,
-        context: str,
+        context: str | Contexts,
         *,
         secrets: Mapping[str, bytes] | None = None,
         sink: events.Sink = _ignore,
@@ -148,7 +151,7 @@ class Builder:
 
     @asynccontextmanager
     async def stream(
-        self, spec: Spec, context: str, *, secrets: Mapping[str, bytes] | None = None
+        self, spec: Spec, context: str | Contexts, *, secrets: Mapping[str, bytes] | None = None
     ) -> AsyncIterator[AsyncIterator[events.Event]]:
         """A build as the stream of its events, the last a `BuildDone` or `BuildEnded`.
 
@@ -179,21 +182,21 @@ class Builder:
     async def _build(
         self,
         spec: Spec,
-        directory: str,
+        directory: str | Contexts,
         secrets: Mapping[str, bytes],
         sink: events.Sink,
         *,
         fresh: bool,
         name: str,
     ) -> Result:
-        stats = IndexStats(self._index, os.path.abspath(directory))
+        stats = IndexStats(self._index, os.path.abspath(contexts(directory).directory))
         context = Context(directory, stats)
         try:
             plan, _ = make_plan(spec, context, self._index)
         finally:
             stats.flush()
         actions = [step.action for step in plan.steps.values()]
-        check_secrets(actions, secrets)
+        check_secrets(actions, secrets, self._workshop.agents)
         for action in actions:
             self._workshop.refuse(action)
         if fresh:

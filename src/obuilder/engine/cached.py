@@ -9,7 +9,7 @@ import time
 
 from obuilder import events
 from obuilder.engine.index import Index
-from obuilder.engine.inputs import Context, IndexStats, MustWait, gather
+from obuilder.engine.inputs import Context, Contexts, IndexStats, MustWait, contexts, gather
 from obuilder.engine.logs import replay_log
 from obuilder.engine.result import Result
 from obuilder.engine.settings import Settings
@@ -37,7 +37,7 @@ def started(plan: Plan, found: dict[Key, Key]) -> events.BuildStarted:
     )
 
 
-def look(spec: Spec, context: str, settings: Settings) -> tuple[Plan, dict[Key, Key]]:
+def look(spec: Spec, context: str | Contexts, settings: Settings) -> tuple[Plan, dict[Key, Key]]:
     """The plan of a build, and which of its steps have results. Makes nothing but index rows.
 
     Without a store yet, the index is one in memory: nothing is cached and nothing is kept.
@@ -47,7 +47,7 @@ def look(spec: Spec, context: str, settings: Settings) -> tuple[Plan, dict[Key, 
     except FileNotFoundError:
         index = Index(None)
     try:
-        stats = IndexStats(index, os.path.abspath(context))
+        stats = IndexStats(index, os.path.abspath(contexts(context).directory))
         plan, _ = make_plan(spec, Context(context, stats), index)
         stats.flush()
         return plan, index.find(plan.steps)
@@ -55,12 +55,12 @@ def look(spec: Spec, context: str, settings: Settings) -> tuple[Plan, dict[Key, 
         index.close()
 
 
-def _identity(context: str, name: str) -> str:
+def _identity(context: str | Contexts, name: str) -> str:
     """What "the same spec" means from one build to the next: its directory and its file."""
-    return shown(f"{os.path.abspath(context)}\n{name}")
+    return shown(f"{os.path.abspath(contexts(context).directory)}\n{name}")
 
 
-def remember(index: Index, plan: Plan, context: str, name: str) -> None:
+def remember(index: Index, plan: Plan, context: str | Contexts, name: str) -> None:
     """Note what went into a build, for `explain`; nothing is written when it is as last time."""
     identity = _identity(context, name)
     if index.last_result(identity) != plan.result:
@@ -69,7 +69,7 @@ def remember(index: Index, plan: Plan, context: str, name: str) -> None:
         index.put_build(identity, plan.result, record(plan))
 
 
-def last_build(settings: Settings, context: str, name: str) -> bytes | None:
+def last_build(settings: Settings, context: str | Contexts, name: str) -> bytes | None:
     """The record of the last build of the spec `name` in `context`."""
     try:
         index = Index(settings.directory, create=False)
@@ -82,7 +82,7 @@ def last_build(settings: Settings, context: str, name: str) -> bytes | None:
 
 
 def replay(
-    spec: Spec, context: str, settings: Settings, sink: events.Sink, *, name: str = ""
+    spec: Spec, context: str | Contexts, settings: Settings, sink: events.Sink, *, name: str = ""
 ) -> Result | None:
     """Show a build all of whose steps are in the index. None if something has to run.
 
@@ -94,7 +94,7 @@ def replay(
     except FileNotFoundError:
         return None
     try:
-        stats = IndexStats(index, os.path.abspath(context))
+        stats = IndexStats(index, os.path.abspath(contexts(context).directory))
         try:
             plan, _ = make_plan(spec, Context(context, stats), index)
         except MustWait:

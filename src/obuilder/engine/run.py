@@ -24,7 +24,16 @@ from obuilder.engine.recover import adopt
 from obuilder.engine.result import Result
 from obuilder.errors import CopyError, ObuilderError, StepFailed
 from obuilder.plan.keys import effective, failed_key
-from obuilder.plan.model import CopyAction, LayerAction, Plan, RunAction, Step
+from obuilder.plan.model import (
+    AddAction,
+    CopyAction,
+    LayerAction,
+    MkdirAction,
+    Plan,
+    RunAction,
+    Step,
+)
+from obuilder.system.picking import NOTHING, Selection, pick
 from obuilder.system.tree import Manifest, scan
 from obuilder.values import Key
 
@@ -55,7 +64,7 @@ class Runner:
         self._directory = workshop.store.directory
         self._ready = {key: anyio.Event() for key in plan.steps}
         self._actual: dict[Key, Key] = {}
-        self._manifests: dict[Key, Manifest] = {}
+        self._manifests: dict[Key, Manifest | Selection] = {}
         self._ran = 0
 
     async def run(self) -> Result:
@@ -114,7 +123,7 @@ class Runner:
         for need in step.needs:
             await self._ready[need].wait()
         base = None if step.base is None else self._actual[step.base]
-        key = effective(step, base, await self._content(step))
+        key = effective(step, base, await self._content(step), self._actual)
         self._begin(step, key)
         began = time.monotonic()
         if self._index.find([key], holders=[self._holder]):
@@ -161,28 +170,41 @@ class Runner:
         A result never changes, so what was found in one is remembered for as long as it lives.
         """
         action = step.action
-        if not isinstance(action, CopyAction):
+        if not isinstance(action, CopyAction | AddAction):
             return None
         if action.stage is None:
-            return self._context.at(step.op).digest
+            return action.manifest
         source = self._actual[action.stage]
         selection = msgspec.msgpack.encode((action.src, action.into, action.exclude))
+        if isinstance(action, AddAction):
+            selection = msgspec.msgpack.encode(("add", action.src, action.exclude, action.parents))
         known = self._index.manifest(source, selection)
         if known is None:
-            manifest = self._manifests[step.key] = await self._manifest(step, action)
+            manifest = self._manifests[step.key] = await self._scanned(step, action)
             known = manifest.digest
             self._index.put_manifest(source, selection, known)
         return known
 
-    async def _manifest(self, step: Step, action: CopyAction) -> Manifest:
-        if action.stage is None:
+    async def _manifest(self, step: Step, action: CopyAction | AddAction) -> Manifest | Selection:
+        """What a copy or an add takes from where it copies from."""
+        if action.stage is None and isinstance(action, CopyAction):
             return self._context.at(step.op)
-        if step.key in self._manifests:
-            return self._manifests.pop(step.key)
-        async with self._workshop.store.view(self._actual[action.stage]) as root:
+        if action.stage is None:
+            return self._context.selected(step.op)[1] if action.src else NOTHING
+        return self._manifests.pop(step.key, None) or await self._scanned(step, action)
+
+    async def _scanned(self, step: Step, action: CopyAction | AddAction) -> Manifest | Selection:
+        async with self._workshop.store.view(self._actual[Key(str(action.stage))]) as root:
             if not isinstance(root, HostDir):
                 raise CopyError("this store's results can't be copied from")
             path = root.path
+            if isinstance(action, AddAction):
+                return await anyio.to_thread.run_sync(
+                    lambda: pick(
+                        path, action.src, exclude=action.exclude, ignored=None,
+                        parents=action.parents, stats=None,
+                    )
+                )  # fmt: skip
             return await anyio.to_thread.run_sync(
                 lambda: scan(
                     path, action.src, into=action.into, dst=action.dst,
@@ -223,7 +245,9 @@ class Runner:
         began = time.monotonic()
         action, store = step.action, self._workshop.store
         mask = Mask(
-            [self._secrets[s.id] for s in action.secrets] if isinstance(action, RunAction) else []
+            [self._secrets[s.id] for s in action.secrets if s.id in self._secrets]
+            if isinstance(action, RunAction)
+            else []
         )
         limit = self._workshop.limits(action).log
         log = LogWriter(self._directory, key, making.emit, mask=mask, limit=limit)
@@ -232,18 +256,17 @@ class Runner:
                 try:
                     if isinstance(action, LayerAction):
                         await self._workshop.layer(action, draft, log.write)
-                    elif isinstance(action, CopyAction):
+                    elif isinstance(action, CopyAction | AddAction):
                         manifest = await self._manifest(step, action)
-                        source = (
-                            self._context.directory
-                            if action.stage is None
-                            else self._actual[action.stage]
-                        )
+                        source = self._source(step, action)
                         await self._workshop.copy(action, draft, manifest, source)
+                    elif isinstance(action, MkdirAction):
+                        await self._workshop.mkdir(action, draft)
                     else:
                         await self._workshop.run(
                             action, draft, self._secrets, log.write,
                             key=key, heading=step.heading, tail=lambda: log.tail,
+                            results=self._actual,
                         )  # fmt: skip
                 except StepFailed as error:
                     failed = self._record(step, failed_key(key), base, began, kind="failed")
@@ -265,6 +288,14 @@ class Runner:
             log.discard()
             raise
 
+    def _source(self, step: Step, action: CopyAction | AddAction) -> str | Key:
+        """The result, or the directory, that a copy or an add copies from."""
+        if action.stage is not None:
+            return self._actual[action.stage]
+        if isinstance(action, AddAction) and action.src:
+            return self._context.selected(step.op)[0]
+        return self._context.directory
+
     def _record(self, step: Step, key: Key, base: Key | None, began: float, *, kind: str) -> Record:
         now = time.time()
         return Record(
@@ -276,7 +307,7 @@ class Runner:
 def _kind(step: Step) -> str:
     if isinstance(step.action, LayerAction):
         return "layer"
-    return "copy" if isinstance(step.action, CopyAction) else "run"
+    return "run" if isinstance(step.action, RunAction) else "copy"
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -18,6 +18,10 @@ class Settings(Policy, frozen=True, kw_only=True):
     """For steps that do not say; a step's own limits go over these."""
     keep_failed: bool = True
     """Keep the root of a failed step, to be entered."""
+    insecure: bool = False
+    """Let specs ask for steps that are run insecurely."""
+    agents: tuple[tuple[str, str], ...] = ()
+    """Agents of SSH keys for steps: their ids and sockets."""
     parallel: int | None = None
     """Steps at one time; None: one for each core, and at least two."""
 

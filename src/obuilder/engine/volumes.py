@@ -80,7 +80,7 @@ class Volumes:
         if mount.mode == "shared":
             path = os.path.join(self._store.directory, "volumes", place)
             os.makedirs(path, mode=0o755, exist_ok=True)
-            self._own(path, user)
+            self._own(path, mount, user)
             self._index.swap_generation(place, mount.id, None, None)
             yield path
         elif mount.mode == "read-only":
@@ -90,8 +90,11 @@ class Volumes:
             async with self._clone(place, mount, user) as path:
                 yield path
 
-    def _own(self, path: str, user: User) -> None:
+    def _own(self, path: str, mount: CacheMount, user: User) -> None:
         # Only the top, never what is in it: files keep whoever wrote them.
+        user = mount.owner or user
+        if mount.permissions is not None:
+            os.chmod(path, mount.permissions)
         if isinstance(user, UnixUser) and not self._store.idmap.single:
             os.chown(path, self._store.idmap.to_disk(user.uid), self._store.idmap.to_disk(user.gid))
 
@@ -119,7 +122,7 @@ class Volumes:
                 yield _directory(newest[1])
             else:
                 draft = await stack.enter_async_context(self._store.begin(_new_key(), base=None))
-                self._own(_directory(draft.root), user)
+                self._own(_directory(draft.root), mount, user)
                 yield _directory(draft.root)
 
     @asynccontextmanager
@@ -128,7 +131,7 @@ class Volumes:
             key = _new_key()
             old, draft = await self._draft(stack, place, mount.id, key)
             path = _directory(draft.root)
-            self._own(path, user)
+            self._own(path, mount, user)
             yield path
             # Not reached when the step was cancelled or the builder broke: the clone is dropped.
             async with self._releasing(place):

@@ -31,6 +31,9 @@ class Selection(Struct, frozen=True):
     digest: str
 
 
+NOTHING = Selection((), "")
+
+
 def pick(
     root: str,
     src: tuple[str, ...],
@@ -56,6 +59,16 @@ def pick(
     except OSError as error:
         name = error.filename if isinstance(error.filename, str) else ""
         raise CopyError(f"can't read {name!r}: {error.strerror}") from error
+    finally:
+        os.close(picker.fd)
+    return Selection(tuple(sources), picker.digest(sources))
+
+
+def everything(directory: str) -> Selection:
+    """Each thing in a directory, by its own name."""
+    picker = _Picker(directory, (), None, None)
+    try:
+        sources = [picker.source(name, name) for name in sorted(picker.names(""), key=os.fsencode)]
     finally:
         os.close(picker.fd)
     return Selection(tuple(sources), picker.digest(sources))

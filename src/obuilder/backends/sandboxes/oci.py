@@ -9,9 +9,9 @@ from typing import ClassVar
 import anyio
 import msgspec
 
-from obuilder.backends.protocols import Command, Exit, Features, HostDir, Root
+from obuilder.backends.protocols import Command, Exit, Features, HostDir, Placing, Root
 from obuilder.backends.sandboxes.cells import Cell, Cells
-from obuilder.backends.sandboxes.homes import home_of
+from obuilder.backends.sandboxes.homes import account, home_of
 from obuilder.backends.sandboxes.mountpoints import MountPoints
 from obuilder.errors import BackendUnavailable, SandboxError, Unsupported
 from obuilder.oci.bpf import compiled
@@ -20,6 +20,7 @@ from obuilder.oci.seccomp import filter_for
 from obuilder.system import linux, process
 from obuilder.system.cgroups import Hierarchies
 from obuilder.system.files import remove_tree
+from obuilder.system.picking import Selection
 from obuilder.system.tree import Manifest
 from obuilder.values import IdMap, Platform, Policy, UnixUser, User, shown
 
@@ -78,6 +79,8 @@ class OciSandbox:
             platforms=(Platform("linux", _architecture(linux.machine())),),
             isolation=True,
             policies=frozenset(Policy.__struct_fields__),
+            named_users=True,
+            mounts=True,
         )
 
     @classmethod
@@ -176,12 +179,28 @@ class OciSandbox:
         """Copy in, in a thread. CopyError."""
         from obuilder.system.copying import copy_in
 
-        inside, outside, user = _directory(root), _directory(source), _user(owner)
+        inside, outside = _directory(root), _directory(source)
+        user = account(inside, owner).user
         await anyio.to_thread.run_sync(
             lambda: copy_in(
                 inside, tree, outside, to=to, owner=(user.uid, user.gid), idmap=self._idmap
             )
         )
+
+    async def add(
+        self, root: Root, selection: Selection, source: Root, how: Placing, *, to: str, owner: User
+    ) -> None:
+        """Copy in as a Dockerfile does, in a thread. CopyError, BadImage, Unsupported."""
+        from obuilder.oci.additions import add
+
+        inside, outside = _directory(root), _directory(source)
+        user = account(inside, owner).user
+        await anyio.to_thread.run_sync(
+            lambda: add(
+                inside, selection, outside, to=to, into=how.into, owner=(user.uid, user.gid),
+                permissions=how.permissions, link=how.link, unpack=how.unpack, idmap=self._idmap,
+            )
+        )  # fmt: skip
 
     async def recover(self) -> None:
         """End and remove what dead sessions left."""
@@ -226,7 +245,12 @@ class OciSandbox:
                 f"an OCI runtime takes UTF-8 only, which '{shown(str(error.object))[:60]}' is not",
                 hint=r"let the command make such bytes itself, as with printf '\377'",
             ) from error
-        _write(os.path.join(bundle, "config.json"), config, 0o600)
+        place = os.path.join(bundle, "config.json")
+        if any(secret.env for secret in command.secrets):
+            # What a variable holds is on memory too.
+            os.symlink("secrets/config.json", place)
+            place = os.path.join(bundle, "secrets", "config.json")
+        _write(place, config, 0o600)
         first: list[bytes] = []
 
         def heard(data: bytes) -> None:
@@ -271,7 +295,7 @@ class OciSandbox:
     def _box(
         self, stack: ExitStack, bundle: str, root: str, command: Command, *, terminal: bool
     ) -> Box:
-        user = _user(command.user)
+        user, groups = account(root, command.user)
         if unknown := set(command.network) - {"host"}:
             raise Unsupported(f"this sandbox has no network called {min(unknown)!r}")
         host_network = "host" in command.network
@@ -294,9 +318,12 @@ class OciSandbox:
             linux.mount("tmpfs", folder, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=711")
             stack.callback(linux.unmount, folder, linux.MNT_DETACH)
             for number, secret in enumerate(command.secrets):
+                if secret.env:
+                    continue
                 path = os.path.join(folder, str(number))
-                _write(path, secret.value, 0o400)
-                os.chown(path, self._idmap.to_disk(user.uid), self._idmap.to_disk(user.gid))
+                _write(path, secret.value, secret.permissions)
+                mine = secret.owner or user
+                os.chown(path, self._idmap.to_disk(mine.uid), self._idmap.to_disk(mine.gid))
                 binds.append(Bind(path, places.file(secret.target), readonly=True))
         for mount in command.mounts:
             is_file = not os.path.isdir(mount.source)
@@ -304,13 +331,16 @@ class OciSandbox:
             if place == "/" or place.split("/")[1] in {"proc", "sys", "dev"}:
                 raise SandboxError(f"nothing can be mounted on {mount.target}")
             binds.append(Bind(mount.source, place, readonly=mount.readonly))
+        memory = tuple((places.directory(tmpfs.target), tmpfs.size) for tmpfs in command.tmpfs)
+        variables = {s.env: os.fsdecode(s.value) for s in command.secrets if s.env}
         offered = host_network and self._policy.ca_bundle
         return Box(
             root=root,
             argv=command.argv,
             cwd=command.cwd,
             user=user,
-            env=(("HOME", home_of(root, user.uid)), *command.env),
+            groups=groups,
+            env=(("HOME", home_of(root, user.uid)), *command.env, *variables.items()),
             hostname=command.hostname,
             idmap=self._idmap,
             policy=self._policy,
@@ -321,6 +351,8 @@ class OciSandbox:
             resolv_conf=resolv,
             ca_bundle=next((p for p in _BUNDLES if os.path.exists(p)), None) if offered else None,
             binds=tuple(binds),
+            memory=memory,
+            insecure=command.insecure,
             seccomp=self._seccomp,
             seccomp_bpf=self._seccomp_bpf,
             open_files=resource.getrlimit(resource.RLIMIT_NOFILE),
@@ -339,12 +371,6 @@ def _directory(root: Root) -> str:
     if not isinstance(root, HostDir):
         raise SandboxError("an OCI runtime works on directories only")
     return root.path
-
-
-def _user(user: User) -> UnixUser:
-    if not isinstance(user, UnixUser):
-        raise Unsupported("this sandbox takes users by number: (user (uid N) (gid N))")
-    return user
 
 
 def _find(name: str) -> str | None:
