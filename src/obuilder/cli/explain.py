@@ -3,8 +3,9 @@
 import argparse
 import sys
 
-from obuilder.cli.options import add_spec, add_store, document, settings, spec_name
+from obuilder.cli.options import add_store, settings
 from obuilder.cli.plan import place
+from obuilder.cli.specs import add_spec, chosen
 from obuilder.engine.cached import last_build, look
 from obuilder.errors import UsageError
 from obuilder.plan.explain import explain
@@ -20,10 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print a line for each cause."""
     place(args)
-    chosen = settings(args)
-    spec = document(args).spec
-    plan, _ = look(spec, args.context, chosen)
-    old = last_build(chosen, args.context, spec_name(args))
+    wanted, setup = chosen(args), settings(args)
+    plan, _ = look(wanted.spec, wanted.contexts, setup)
+    old = last_build(setup, wanted.contexts.directory, wanted.name)
     if old is None:
         raise UsageError(
             "this spec was not built from this directory before", hint="`obuilder build` first"

@@ -5,7 +5,8 @@ import sys
 
 import msgspec
 
-from obuilder.cli.options import add_spec, add_store, document, settings
+from obuilder.cli.options import add_store, settings
+from obuilder.cli.specs import add_spec, chosen
 from obuilder.engine.cached import look
 from obuilder.plan.render import mermaid, text
 from obuilder.ui.jsonl import as_json
@@ -24,13 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the plan."""
     place(args)
-    plan, found = look(document(args).spec, args.context, settings(args))
+    wanted = chosen(args)
+    plan, found = look(wanted.spec, wanted.contexts, settings(args))
     if args.json:
         steps = [
             {"cached": step.key in found, **msgspec.to_builtins(step)}
             for step in plan.steps.values()
         ]
-        found_all = {"version": 1, "result": plan.result, "steps": steps}
+        config = msgspec.to_builtins(plan.contexts[plan.result].config)
+        found_all = {"version": 1, "result": plan.result, "config": config, "steps": steps}
         sys.stdout.buffer.write(as_json(found_all, indent=2) + b"\n")
         return 0
     lines = mermaid(plan, found) if args.mermaid else text(plan, found)

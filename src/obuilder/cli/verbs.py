@@ -6,6 +6,7 @@ VERBS = {
     "explain": "say why a build's keys differ from the last one's",
     "check": "look a spec over and report all its faults",
     "fmt": "lay a spec out, keeping its comments",
+    "spec": "turn a Dockerfile into a spec",
     "dockerfile": "turn a spec into a Dockerfile",
     "log": "print the log of a result or a failed step",
     "ls": "list results",
