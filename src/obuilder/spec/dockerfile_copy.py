@@ -56,13 +56,14 @@ def copy(stage: Stage, it: Instruction) -> None:
     if heredoc(last.text, "\\") is not None:
         raise stage.fault(last, "the destination can't be a here-document")
     dst = stage.expand(last)
+    if dst in (".", "..") or dst.endswith(("/.", "/..")):
+        dst += "/"  # only a directory can be called that
     if len(sources) > 1 and not dst.endswith("/"):
         raise stage.fault(
             last, "with several sources, the destination must end with /",
             hint=f"write {last.text}/",
         )  # fmt: skip
-    if not dst.startswith("/"):
-        dst = stage.cwd.rstrip("/") + "/" + dst
+    dst = stage.path(dst).rstrip("/") + ("/" if dst.endswith("/") or not dst else "") or "/"
     documents = {doc.name: doc for doc in it.heredocs}
     files: list[tuple[str, str]] = []
     local: list[str] = []
