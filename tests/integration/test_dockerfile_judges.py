@@ -128,6 +128,8 @@ def tree(data: bytes) -> dict[str, tuple[object, ...]]:
                 content = b"" if file is None else file.read()
             target = member.linkname if member.issym() else ""
             found[name] = (kind, oct(mode), member.uid, member.gid, target, content)
+    if not any(name.startswith("etc/") for name in found):
+        found.pop("etc", None)  # the engine makes it, to put files of its own there
     return found
 
 
@@ -181,6 +183,13 @@ def test_buildkit_makes_the_same(judge: Judge, name: str) -> None:
     Path(file).write_text(case.text)
     theirs, their_config = judge.built_by_docker(file, *case.options)
     mine, my_config = judge.built_here(file, *case.options)
-    assert tree(mine) == tree(theirs)
+    assert different(tree(mine), tree(theirs)) == {}
     if my_config:
-        assert ours(my_config) == told(their_config)
+        assert different(ours(my_config), told(their_config)) == {}
+
+
+def different(mine: dict[str, Any], theirs: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What differs, by name: ours and theirs."""
+    names = sorted({*mine, *theirs})
+    pairs = {name: (mine.get(name), theirs.get(name)) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

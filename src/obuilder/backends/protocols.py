@@ -247,11 +247,12 @@ class Sandbox(Protocol):
         """
 
     async def add(
-        self, root: Root, selection: Selection, source: Root, how: Placing, *, to: str, owner: User
-    ) -> None:
+        self, root: Root, selection: Selection, source: Root, how: Placing, *, to: str,
+        owner: User | None,
+    ) -> None:  # fmt: skip
         """Copy in what `selection` lists from `source`, as a Dockerfile's COPY does: `add_in`.
 
-        A named owner is looked up in the root. CopyError; BadImage for an archive to unpack.
+        A named owner is looked up in the root; with none, entries keep theirs. CopyError; BadImage for an archive to unpack.
         """
 
     async def check(self) -> None:

@@ -67,7 +67,8 @@ class Workshop:
         """Unsupported: store or sandbox lack something that the action needs."""
         if isinstance(action, LayerAction):
             return
-        self._refuse_user(action.user)
+        if action.user is not None:
+            self._refuse_user(action.user)
         if not isinstance(action, RunAction):
             return
         features = self.sandbox.features

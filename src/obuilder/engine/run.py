@@ -177,7 +177,7 @@ class Runner:
         source = self._actual[action.stage]
         selection = msgspec.msgpack.encode((action.src, action.into, action.exclude))
         if isinstance(action, AddAction):
-            selection = msgspec.msgpack.encode(("add", action.src, action.exclude, action.parents))
+            selection = msgspec.msgpack.encode(("add", action.src, action.exclude, action.parents, action.user is None))
         known = self._index.manifest(source, selection)
         if known is None:
             manifest = self._manifests[step.key] = await self._scanned(step, action)
@@ -198,11 +198,12 @@ class Runner:
             if not isinstance(root, HostDir):
                 raise CopyError("this store's results can't be copied from")
             path = root.path
+            owners = self._workshop.store.idmap if action.user is None else None
             if isinstance(action, AddAction):
                 return await anyio.to_thread.run_sync(
                     lambda: pick(
                         path, action.src, exclude=action.exclude, ignored=None,
-                        parents=action.parents, stats=None,
+                        parents=action.parents, stats=None, idmap=owners,
                     )
                 )  # fmt: skip
             return await anyio.to_thread.run_sync(

@@ -1,16 +1,21 @@
 """An add whose archives are taken apart, as a Dockerfile's ADD does with local ones."""
 
 import os
-import tarfile
 from typing import BinaryIO
 
 from msgspec.structs import replace
 
-from obuilder.errors import CopyError
+from obuilder.errors import BadImage, CopyError
 from obuilder.oci.layers import unpack as unpack_layer
-from obuilder.oci.streams import DAMAGED, UNREADABLE, Hashed, decompressed, read_tar
+from obuilder.oci.streams import UNREADABLE, Hashed, decompressed, read_tar
 from obuilder.system.adding import add_in
-from obuilder.system.linux import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
+from obuilder.system.linux import (
+    RESOLVE_BENEATH,
+    RESOLVE_IN_ROOT,
+    RESOLVE_NO_MAGICLINKS,
+    RESOLVE_NO_SYMLINKS,
+    openat2,
+)
 from obuilder.system.picking import Selection, Source
 from obuilder.values import IdMap
 
@@ -22,7 +27,7 @@ def add(
     *,
     to: str,
     into: bool,
-    owner: tuple[int, int],
+    owner: tuple[int, int] | None,
     permissions: str,
     link: bool,
     unpack: bool,
@@ -72,15 +77,13 @@ def _is_archive(file: BinaryIO) -> bool:
     try:
         with decompressed(file) as content, read_tar(content) as tar:
             return tar.next() is not None
-    except (*DAMAGED, *UNREADABLE, tarfile.TarError, OSError, EOFError):
+    except (*UNREADABLE, BadImage):
         return False
 
 
 def _take_apart(root: str, to: str, file: BinaryIO, source: Source, idmap: IdMap) -> None:
     top = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        from obuilder.system.linux import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS
-
         resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
         place = openat2(to, os.O_RDONLY | os.O_DIRECTORY, at=top, resolve=resolve)
     finally:

@@ -133,7 +133,7 @@ def add_definition_key(action: AddAction, base: Key | None) -> Key:
 def _placing(action: AddAction) -> dict[str, object]:
     """What decides where an add's files go, and what becomes of them there."""
     return {
-        "dst": _text(action.dst), "into": action.into, "user": _user(action.user),
+        "dst": _text(action.dst), "into": action.into, "user": None if action.user is None else _user(action.user),
         "permissions": _text(action.permissions), "link": action.link, "unpack": action.unpack,
     }  # fmt: skip
 

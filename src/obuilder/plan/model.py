@@ -126,7 +126,7 @@ class AddAction(Struct, frozen=True, tag="add"):
     src: tuple[str, ...]
     dst: str
     into: bool
-    user: User
+    user: User | None
     files: tuple[tuple[str, str], ...] = ()
     permissions: str = ""
     exclude: tuple[str, ...] = ()

@@ -26,7 +26,7 @@ from obuilder.spec.model import (
     Workdir,
 )  # fmt: skip
 from obuilder.spec.sexp import Atom, List, Sexp, Source, read
-from obuilder.values import ROOT, OpPath, Span, User
+from obuilder.values import OpPath, Span, User
 
 _DEPTH = 64
 _DOUBLED = ("run", "copy", "user", "env")
@@ -291,7 +291,7 @@ class _Decoder(RunForms, SettingForms):
                 hint=f'write (dst "{dst}/")',
             )  # fmt: skip
         build, context = self.part(lambda: self.place(fields), (None, None))
-        owner: User = ROOT
+        owner: User | None = None
         if "owner" in fields:
             owner = self.person(fields["owner"], fields["owner"].items[1:])
         permissions = ""

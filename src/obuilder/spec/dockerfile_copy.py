@@ -4,9 +4,9 @@ import re
 
 from obuilder.spec.dockerfile import Heredoc, Instruction, Stretch, chomped, heredoc
 from obuilder.spec.dockerfile_stage import Stage
-from obuilder.spec.model import Add
+from obuilder.spec.model import Add, Spec
 from obuilder.spec.modes import is_mode
-from obuilder.values import ROOT
+from obuilder.values import User
 
 _GIT = re.compile(r"(git://|git@|ssh://|https?://[^?#]+\.git(#|$)|(git|file)\+)")
 _URL = re.compile(r"https?://")
@@ -16,7 +16,8 @@ def copy(stage: Stage, it: Instruction) -> None:
     """Take in a COPY or an ADD."""
     known = ["chown=", "chmod=", "link", "exclude=="]
     known += ["from=", "parents"] if it.name == "COPY" else ["keep-git-dir", "checksum=", "unpack"]
-    owner, permissions, checksum, unpack = ROOT, "", "", it.name == "ADD"
+    owner: User | None = None
+    permissions, checksum, unpack = "", "", it.name == "ADD"
     exclude: list[str] = []
     origin: Stretch | None = None
     parents = link = remote_unpack = False
@@ -103,6 +104,17 @@ def copy(stage: Stage, it: Instruction) -> None:
             Add((name,), dst, build, owner=owner, permissions=permissions, exclude=tuple(exclude),
                 link=link, unpack=take)
         )  # fmt: skip
+
+
+def is_remote(spec: Spec) -> bool:
+    """Whether a build is nothing but what an ADD fetches."""
+    base = spec.base
+    return (
+        isinstance(base, str)
+        and base.startswith(("git:", "http://", "https://"))
+        and not spec.ops
+        and not spec.children
+    )
 
 
 def _file(stage: Stage, at: Stretch, doc: Heredoc) -> tuple[str, str]:

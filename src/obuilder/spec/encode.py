@@ -32,7 +32,7 @@ from obuilder.spec.model import (
     Workdir,
 )  # fmt: skip
 from obuilder.spec.sexp import quote
-from obuilder.values import ROOT, Limits, UnixUser, User
+from obuilder.values import Limits, UnixUser, User
 
 
 def print_spec(spec: Spec) -> str:
@@ -252,7 +252,7 @@ def _add(op: Add) -> list[str]:
         files = " ".join(f"({quote(name)} {quote(content)})" for name, content in op.files)
         fields.append(f"(text {files})")
     fields.append(f"(dst {quote(op.dst)})")
-    if op.owner != ROOT:
+    if op.owner is not None:
         fields.append(f"(owner {_person(op.owner)})")
     if op.permissions:
         fields.append(f"(permissions {quote(op.permissions)})")

@@ -9,7 +9,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from obuilder.values import ROOT, Limits, UnixUser, User
+from obuilder.values import Limits, UnixUser, User
 
 
 class Comment(Struct, frozen=True, tag="comment"):
@@ -134,7 +134,8 @@ class Add(Struct, frozen=True, tag="add"):
     Sources are patterns; a directory stands for what is in it; symlinks named as sources are
     followed; modes are kept. They come from the build context, from the named `context`, or from
     a nested build. `files` are more sources, with their content here. What is made belongs to
-    `owner`; `permissions` is a chmod's mode for all of it, octal or symbolic. `exclude` are patterns
+    `owner`, else what comes from a build to whom it belongs there, and all other to root;
+    `permissions` is a chmod's mode for all of it, octal or symbolic. `exclude` are patterns
     of .dockerignore. `parents` keeps the directories of sources, `link` ignores what is at the
     destination, `unpack` takes archives apart.
     """
@@ -144,7 +145,7 @@ class Add(Struct, frozen=True, tag="add"):
     build: str | None = None
     context: str | None = None
     files: tuple[tuple[str, str], ...] = ()
-    owner: User = ROOT
+    owner: User | None = None
     permissions: str = ""
     exclude: tuple[str, ...] = ()
     parents: bool = False

@@ -22,7 +22,7 @@ def add_in(
     *,
     to: str,
     into: bool,
-    owner: tuple[int, int],
+    owner: tuple[int, int] | None,
     permissions: str,
     link: bool,
     idmap: IdMap,
@@ -33,8 +33,8 @@ def add_in(
     directory is there or it has to be one (`into`). Symlinks on the way to `to`, and at it, are
     followed inside the root; below it a symlink in a file's place is replaced, and one in a
     directory's place is an error. With `link`, what is there counts for nothing: whatever is in
-    the way, but for directories, is replaced. What is made belongs to `owner` (ids inside) and
-    has the source's permissions and times, changed by `permissions`; `to` itself stays as it is if
+    the way, but for directories, is replaced. What is made belongs to `owner` (ids inside), if there is
+    none to the entry's, and has the source's permissions and times, changed by `permissions`; `to` itself stays as it is if
     it is there, directories below it take the source's permissions.
     """
     _Adding(root, owner, permissions, idmap, link=link).run(selection, source_root, to, into=into)
@@ -42,13 +42,18 @@ def add_in(
 
 class _Adding:
     def __init__(
-        self, root: str, owner: tuple[int, int], permissions: str, idmap: IdMap, *, link: bool
+        self, root: str, owner: tuple[int, int] | None, permissions: str, idmap: IdMap, *, link: bool
     ) -> None:
         self.root, self.permissions, self.link = root, permissions, link
+        self.given, self.idmap = owner, idmap
+
+    def owner(self, theirs: tuple[int, int] | None = None) -> tuple[int, int]:
+        """Who something is given to, on disk; `theirs`: whose it is where it comes from."""
+        if self.idmap.single:
+            return (-1, -1)
+        uid, gid = self.given or theirs or (0, 0)
         try:
-            self.owner = (-1, -1)
-            if not idmap.single:
-                self.owner = (idmap.to_disk(owner[0]), idmap.to_disk(owner[1]))
+            return self.idmap.to_disk(uid), self.idmap.to_disk(gid)
         except ValueError as error:
             raise CopyError(str(error)) from error
 
@@ -129,7 +134,8 @@ class _Adding:
             except FileExistsError:
                 continue
             octal = self.permissions.isdecimal()
-            self.dress(inside, done, self.mode(0o755, directory=True) if octal else 0o755)
+            mode = self.mode(0o755, directory=True) if octal else 0o755
+            self.dress(inside, done, mode, self.owner())
 
     def clear(self, inside: InRoot, name: str, at: int) -> None:
         """Take away what is in the way of a directory."""
@@ -141,10 +147,9 @@ class _Adding:
         os.unlink(name, dir_fd=at)
         inside.forget()
 
-    def dress(self, inside: InRoot, path: str, mode: int) -> None:
+    def dress(self, inside: InRoot, path: str, mode: int, owner: tuple[int, int]) -> None:
         fd = inside.directory(path)
-        if self.owner != (-1, -1):
-            os.fchown(fd, *self.owner)
+        os.fchown(fd, *owner)
         os.fchmod(fd, mode)
 
     def mode(self, mode: int, *, directory: bool) -> int:
@@ -186,7 +191,7 @@ class _Adding:
                 ) from None
             if not entry.path:
                 return False
-        self.dress(inside, path, self.mode(entry.mode, directory=True))
+        self.dress(inside, path, self.mode(entry.mode, directory=True), self.owner(entry.owner))
         return True
 
     def file(self, inside: InRoot, entry: Entry, path: str, target: str, from_fd: int) -> None:
@@ -236,8 +241,7 @@ class _Adding:
         if not stat.S_ISLNK(status.st_mode) or os.readlink("", dir_fd=fd) != entry.target:
             raise changed_entry(entry)
         os.symlink(entry.target, name, dir_fd=at)
-        if self.owner != (-1, -1):
-            os.chown(name, *self.owner, dir_fd=at, follow_symlinks=False)
+        os.chown(name, *self.owner(entry.owner), dir_fd=at, follow_symlinks=False)
 
     def content(
         self, entry: Entry, fd: int, status: os.stat_result, name: str, at: int
@@ -251,8 +255,7 @@ class _Adding:
             if transfer(fd, made, entry.size, sparse=sparse) != entry.digest:
                 os.unlink(name, dir_fd=at)
                 raise changed_entry(entry)
-            if self.owner != (-1, -1):
-                os.fchown(made, *self.owner)
+            os.fchown(made, *self.owner(entry.owner))
             os.fchmod(made, self.mode(entry.mode, directory=False))
         finally:
             os.close(made)

@@ -10,6 +10,7 @@ from obuilder.errors import CopyError
 from obuilder.spec.ignore import IgnoreFile
 from obuilder.system.linux import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
 from obuilder.system.tree import Entry, Ignored, StatCache, content_digest
+from obuilder.values import IdMap
 
 _INSIDE = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
 
@@ -42,6 +43,7 @@ def pick(
     ignored: Ignored | None,
     parents: bool,
     stats: StatCache | None,
+    idmap: IdMap | None = None,
 ) -> Selection:
     """What the patterns `src` (relative to `root`, whatever they begin with) stand for. CopyError.
 
@@ -49,9 +51,9 @@ def pick(
     copied as such. `exclude` are patterns of .dockerignore for what is below a source (and for a
     named file's own name); what is `ignored` is as if it were not there. With `parents`, a source
     is the root, or what stands before `/./`, with what matches the rest and the directories on the
-    way to that. A pattern with wildcards may match nothing; a plain name must be there.
+    way to that. With `idmap`, entries have owners. A pattern with wildcards may match nothing; a plain name must be there.
     """
-    picker = _Picker(root, exclude, ignored, stats)
+    picker = _Picker(root, exclude, ignored, stats, idmap)
     try:
         sources: list[Source] = []
         for pattern in src:
@@ -66,7 +68,7 @@ def pick(
 
 def everything(directory: str) -> Selection:
     """Each thing in a directory, by its own name."""
-    picker = _Picker(directory, (), None, None)
+    picker = _Picker(directory, (), None, None, None)
     try:
         sources = [picker.source(name, name) for name in sorted(picker.names(""), key=os.fsencode)]
     finally:
@@ -76,9 +78,10 @@ def everything(directory: str) -> Selection:
 
 class _Picker:
     def __init__(
-        self, root: str, exclude: tuple[str, ...], ignored: Ignored | None, stats: StatCache | None
-    ) -> None:
-        self.root, self.ignored, self.stats = root, ignored, stats
+        self, root: str, exclude: tuple[str, ...], ignored: Ignored | None,
+        stats: StatCache | None, idmap: IdMap | None,
+    ) -> None:  # fmt: skip
+        self.root, self.ignored, self.stats, self.idmap = root, ignored, stats, idmap
         self.exclude = IgnoreFile.parse("\n".join(exclude)) if exclude else None
         self.fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.top = os.readlink(f"/proc/self/fd/{self.fd}")
@@ -218,10 +221,14 @@ class _Picker:
         self, to: str, path: str, status: os.stat_result, links: dict[tuple[int, int], str]
     ) -> Entry:
         mode = stat.S_IMODE(status.st_mode)
+        owner = None
+        if self.idmap is not None:
+            owner = self.idmap.to_inside(status.st_uid), self.idmap.to_inside(status.st_gid)
         if stat.S_ISDIR(status.st_mode):
-            return Entry(to, path, "dir", mode=mode)
+            return Entry(to, path, "dir", mode=mode, owner=owner)
         if stat.S_ISLNK(status.st_mode):
-            return Entry(to, path, "symlink", target=os.readlink(path, dir_fd=self.fd))
+            target = os.readlink(path, dir_fd=self.fd)
+            return Entry(to, path, "symlink", target=target, owner=owner)
         if not stat.S_ISREG(status.st_mode):
             kinds = {stat.S_IFIFO: "fifo", stat.S_IFSOCK: "socket"}
             kind = kinds.get(stat.S_IFMT(status.st_mode), "device")
@@ -233,14 +240,15 @@ class _Picker:
             if first != to:
                 return Entry(to, path, "hardlink", target=first, mode=mode)
         digest = content_digest(self.root, self.fd, path, status, self.stats)
-        return Entry(to, path, "file", bool(mode & 0o111), status.st_size, digest, mode=mode)
+        return Entry(to, path, "file", bool(mode & 0o111), status.st_size, digest, "", mode, owner)
 
     def digest(self, sources: list[Source]) -> str:
         digest = hashlib.sha256()
         for source in sources:
             digest.update(f"source\0{source.name}\0".encode("utf-8", "surrogateescape"))
             for e in source.entries:
-                line = f"{e.kind}\0{e.path}\0{e.digest}\0{e.target}\0{e.mode:o}\0"
+                owner = "" if e.owner is None else f"{e.owner[0]}:{e.owner[1]}"
+                line = f"{e.kind}\0{e.path}\0{e.digest}\0{e.target}\0{e.mode:o}\0{owner}\0"
                 digest.update(line.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 

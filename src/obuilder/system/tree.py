@@ -31,6 +31,8 @@ class Entry(Struct, frozen=True):
     target: str = ""
     mode: int = 0
     """Permissions, for a `Selection` alone."""
+    owner: tuple[int, int] | None = None
+    """Ids inside, where a selection keeps owners."""
 
 
 class Manifest(Struct, frozen=True):

@@ -256,8 +256,9 @@ class FakeSandbox:
         )
 
     async def add(
-        self, root: Root, selection: Selection, source: Root, how: Placing, *, to: str, owner: User
-    ) -> None:
+        self, root: Root, selection: Selection, source: Root, how: Placing, *, to: str,
+        owner: User | None,
+    ) -> None:  # fmt: skip
         """See `Sandbox`."""
         from obuilder.oci.additions import add
 

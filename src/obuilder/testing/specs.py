@@ -113,7 +113,7 @@ def _adds(builds: list[str]) -> st.SearchStrategy[Op]:
         dst=_clean.map(lambda text: text + "/"),
         build=build,
         files=st.lists(st.tuples(_file, _text), max_size=2).map(tuple),
-        owner=st.builds(UnixUser, _id, _id) | st.builds(NamedUser, _clean),
+        owner=st.none() | st.builds(UnixUser, _id, _id) | st.builds(NamedUser, _clean),
         permissions=st.sampled_from(["", "0644", "u=rwX,go=rX"]),
         exclude=st.lists(_clean, max_size=2).map(tuple),
         parents=st.booleans(),

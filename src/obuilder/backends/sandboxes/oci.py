@@ -188,16 +188,18 @@ class OciSandbox:
         )
 
     async def add(
-        self, root: Root, selection: Selection, source: Root, how: Placing, *, to: str, owner: User
-    ) -> None:
+        self, root: Root, selection: Selection, source: Root, how: Placing, *, to: str,
+        owner: User | None,
+    ) -> None:  # fmt: skip
         """Copy in as a Dockerfile does, in a thread. CopyError, BadImage, Unsupported."""
         from obuilder.oci.additions import add
 
         inside, outside = _directory(root), _directory(source)
-        user = account(inside, owner).user
+        user = None if owner is None else account(inside, owner).user
         await anyio.to_thread.run_sync(
             lambda: add(
-                inside, selection, outside, to=to, into=how.into, owner=(user.uid, user.gid),
+                inside, selection, outside, to=to, into=how.into,
+                owner=None if user is None else (user.uid, user.gid),
                 permissions=how.permissions, link=how.link, unpack=how.unpack, idmap=self._idmap,
             )
         )  # fmt: skip
