@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 import msgspec
 
+from obuilder.errors import SpecErrors
+from obuilder.spec.dockerfile import parse
 from obuilder.spec.dockerfile_copy import is_remote
 from obuilder.spec.dockerfile_run import csv
 from obuilder.spec.encode import duration
@@ -39,8 +41,6 @@ from obuilder.spec.model import (
 )
 from obuilder.spec.stages import Stage, whole
 from obuilder.values import ROOT, OpPath, UnixUser, User
-
-_LINE = " \t\r\n"
 
 
 def to_dockerfile(spec: Spec, *, buildkit: bool, escape: str) -> tuple[str, list[str]]:
@@ -99,7 +99,7 @@ class _Writer:
         return found
 
     def word(self, text: str) -> str:
-        if any(character in text for character in _LINE):
+        if any(map(str.isspace, text)):
             self.warnings.append(f"{text!r} has blanks, which Docker does not take there")
         return self.escaped("".join(text.split()), "$")
 
@@ -179,7 +179,10 @@ class _Writer:
 
     def path(self, text: str) -> str:
         """A path on a line of its own: no expansion, no end of line."""
-        return self.escaped(self.one_line(text), "$")
+        text = self.one_line(text)
+        if text != text.strip() or any(sign in text for sign in "'\"" + self.escape):
+            return self.quoted(text)
+        return self.escaped(text, "$")
 
     def user(self, user: User) -> str:
         return f"{user.uid}:{user.gid}" if isinstance(user, UnixUser) else self.path(user.name)
@@ -214,11 +217,22 @@ class _Writer:
             self.warnings.append("limits of a step can't be said in a Dockerfile")
         if op.exec:
             return f"RUN {flags}{_array(op.exec)}"
+        if "<<" in op.shell and "\n" in op.shell and self.is_kept(op.shell):
+            return f"RUN {flags}{op.shell}"
         if self.is_document(op.shell):
             return f"RUN {flags}{self.document(op.shell)}"
         lines = [line.strip() for line in op.shell.split("\n")]
         body = f" {self.escape}\n    ".join(lines)
         return f"RUN {flags}{body}"
+
+    def is_kept(self, command: str) -> bool:
+        """Whether a command's own here-documents are those that a Dockerfile would find in it."""
+        try:
+            text = f"RUN {command}\n".encode("utf-8", "surrogateescape")
+            found = parse(text, file="").instructions
+        except SpecErrors:
+            return False
+        return self.buildkit and len(found) == 1 and found[0].text == f"RUN {command}"
 
     def is_document(self, command: str) -> bool:
         """Whether a command must be a here-document, and can: lines of it would not stay lines."""
@@ -236,7 +250,7 @@ class _Writer:
     def mount(self, fields: Iterable[tuple[str, str]]) -> str:
         found = [(key, self.escaped(value, "$")) for key, value in fields]
         text = csv(found)
-        if any(sign in text for sign in _LINE):
+        if any(map(str.isspace, text)):
             name = dict(found).get("id", "")
             self.warnings.append(f"the mount of {name!r} has blanks, which Docker does not take")
             text = "".join(text.split())
@@ -257,7 +271,7 @@ class _Writer:
         return f"COPY {flags}{self.sources((*op.src, op.dst))}"
 
     def sources(self, paths: tuple[str, ...]) -> str:
-        if any(sign in path for path in paths for sign in ' \t\r\n"$[]*?\\'):
+        if any(sign.isspace() or sign in "\"'$[]*?\\`<" for path in paths for sign in path):
             return _array(tuple(self.escaped(path, "$") for path in paths))
         return " ".join(paths)
 
@@ -287,14 +301,14 @@ class _Writer:
             if not content.endswith("\n"):
                 self.warnings.append(f"the text {file!r} gets an end of line in a Dockerfile")
                 content += "\n"  # noqa: PLW2901 - what is written
-            if file in content.split("\n") or any(sign in file for sign in _LINE + "'\"<"):
+            if file in content.split("\n") or any(sign.isspace() or sign in "'\"<" for sign in file):
                 self.warnings.append(f"the text {file!r} can't be a here-document of that name")
             words.append(f"<<'{file}'")
             end += f"\n{content}{file}"
         if not words:
             return f"{name} {flags}{self.sources((*src, op.dst))}"
         for path in (*src, op.dst):
-            if any(sign in path for sign in _LINE):
+            if any(map(str.isspace, path)):
                 self.warnings.append(f"{path!r} has blanks, which no line with texts can hold")
         paths = [self.escaped(path, "$") for path in src]
         return f"{name} {flags}{' '.join([*paths, *words, self.escaped(op.dst, '$')])}{end}"

@@ -12,7 +12,8 @@ if TYPE_CHECKING:  # the cached path resolves names, and meets no root
 
 FORMS = (
     "scratch", "micro", "rootfs:DIR", "tar:FILE", "oci:DIR[:TAG]", "oci-archive:FILE[:TAG]",
-    "docker-archive:FILE[:TAG]", "docker-daemon:NAME",
+    "docker-archive:FILE[:TAG]", "docker-daemon:NAME", "http://FILE[@sha256:DIGEST]",
+    "git:URL[#REF[:DIRECTORY]][@COMMIT]",
 )  # fmt: skip
 """How an image can be named, for messages."""
 
@@ -44,6 +45,14 @@ def fetcher_for(name: str, stats: StatCache | None = None) -> "Fetcher":
         from obuilder.backends.fetchers.images import ImageFetcher
 
         return ImageFetcher(stats)
+    elif kind in ("http", "https"):
+        from obuilder.backends.fetchers.url import UrlFetcher
+
+        return UrlFetcher(stats)
+    elif kind == "git":
+        from obuilder.backends.fetchers.git import GitFetcher
+
+        return GitFetcher(stats)
     elif kind == "docker-daemon":
         from obuilder.backends.fetchers.docker import DockerFetcher
 
