@@ -41,7 +41,12 @@ def make_context(place: str) -> None:
     os.link(f"{place}/dir/one", f"{place}/dir/same")
     with open(f"{place}/.dockerignore", "w") as file:
         file.write("*.log\nkept/out\n!kept/out/yes\nDockerfile*\n.dockerignore\n")
-    for suffix, mode in ((".tar", "w"), (".tar.gz", "w:gz"), (".tar.bz2", "w:bz2"), (".txz", "w:xz")):
+    for suffix, mode in (
+        (".tar", "w"),
+        (".tar.gz", "w:gz"),
+        (".tar.bz2", "w:bz2"),
+        (".txz", "w:xz"),
+    ):
         with tarfile.open(f"{place}/archive{suffix}", mode) as tar:
             for name in ("dir/sub", "up/five", "a.txt"):
                 tar.add(f"{place}/{name}", arcname=f"in/{os.path.basename(name)}", filter=_owned)
@@ -87,7 +92,7 @@ CASES = {
     "variables": Case(HEAD + "ENV A=abc B=\"x y\" C='$A' D=\\$A E=${A}d F=\nENV G ${A} and $B\n"
                       "ENV H=${F:-dflt} J=${A:+yes} K=${Q:+no} L=${Q:-$A}\n"
                       "RUN env | grep -E '^[A-L]=' | sort > /v\nWORKDIR /w/$A/${Q:-q}\n"
-                      "COPY ${A:+a}.txt ./$A/\nLABEL x=$B \"y z\"=$A\nENV BASED=$BASE/more\n"),
+                      'COPY ${A:+a}.txt ./$A/\nLABEL x=$B "y z"=$A\nENV BASED=$BASE/more\n'),
     "shell": Case(HEAD + 'SHELL ["/bin/sh", "-ec"]\nRUN false || echo ok > /x\nCMD run it\n'
                   "ENTRYPOINT enter $IT\n"),
     "exec-form": Case(HEAD + 'RUN ["/bin/sh", "-c", "echo $0 $1 > /x", "a b", "c\\"d"]\n'
@@ -98,11 +103,11 @@ CASES = {
     "user": Case(HEAD + "USER app\nRUN id > /there/../tmp/id; touch /tmp/app\nUSER 5:6\nRUN id > /tmp/id2; "
                  "touch /tmp/five\nUSER 12\nRUN id > /tmp/id3\nUSER app:team\nRUN touch /tmp/team\n"
                  "COPY a.txt /tmp/root\n"),
-    "config": Case(HEAD + "EXPOSE 80 443/tcp 53/udp 7000-7002\nVOLUME /data [\"x\"]\n"
+    "config": Case(HEAD + 'EXPOSE 80 443/tcp 53/udp 7000-7002\nVOLUME /data ["x"]\n'
                    'VOLUME ["/v1", "/v 2"]\nSTOPSIGNAL SIGINT\nMAINTAINER Some One\nLABEL a=1 b="2 3"\n'
                    "HEALTHCHECK --interval=5m --timeout=3s --retries=2 CMD test -f /x || exit 1\n"
                    'ENTRYPOINT ["/e", "x"]\nCMD ["c"]\nONBUILD RUN echo hi\n'),
-    "entrypoint-takes-cmd": Case("FROM base AS b\nCMD [\"old\"]\nFROM b\nENTRYPOINT [\"e\"]\n"),
+    "entrypoint-takes-cmd": Case('FROM base AS b\nCMD ["old"]\nFROM b\nENTRYPOINT ["e"]\n'),
     "healthcheck-none": Case(HEAD + "HEALTHCHECK NONE\nENTRYPOINT []\nUSER app\n"),
     "inherits": Case("FROM told\nRUN pwd > /tmp/p; id -u > /tmp/u; echo $FROM_BASE > /tmp/f\n"
                      "COPY a.txt rel\nENV FROM_BASE=$FROM_BASE:x\n"),

@@ -57,10 +57,12 @@ class Judge:
         make_context(self.context)
         os.mkdir(f"{place}/root")
         make_root(f"{place}/root")
-        tar = subprocess.run(["tar", "-C", f"{place}/root", "-c", "."], capture_output=True, check=True)
+        tar = subprocess.run(
+            ["tar", "-C", f"{place}/root", "-c", "."], capture_output=True, check=True
+        )
         self.docker("import", "--change", "ENV BASE=based PATH=/bin", "-", "base", data=tar.stdout)
         for name, text in (
-            ("told", "FROM base\nUSER app\nWORKDIR /tmp/w\nENV FROM_BASE=told\nCMD [\"x\"]\n"),
+            ("told", 'FROM base\nUSER app\nWORKDIR /tmp/w\nENV FROM_BASE=told\nCMD ["x"]\n'),
             ("trigger", "FROM base\nONBUILD COPY a.txt /on\nONBUILD ENV SET=by\nONBUILD RUN echo $SET >> /on\n"),
         ):  # fmt: skip
             self.docker("build", "-q", "-t", name, "-", data=text.encode())
@@ -116,7 +118,9 @@ def tree(data: bytes) -> dict[str, tuple[object, ...]]:
     found: dict[str, tuple[object, ...]] = {}
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         for member in tar:
-            name = member.name.strip("./") if member.name in (".", "./") else member.name.rstrip("/")
+            name = (
+                member.name.strip("./") if member.name in (".", "./") else member.name.rstrip("/")
+            )
             name = name.removeprefix("./")
             if not name or name in _ENGINE or name.split("/")[0] in ("dev", "proc", "sys"):
                 continue

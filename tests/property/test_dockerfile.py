@@ -80,7 +80,7 @@ _line = st.one_of(
     st.builds("WORKDIR /{}/$A".format, _name),
     st.sampled_from([
         "USER 5", "USER app:team", "USER 1:2", 'SHELL ["/bin/ash", "-c"]', "CMD a b", 'CMD ["x"]',
-        "ENTRYPOINT [\"/e\"]", "EXPOSE 1-3/udp", "VOLUME /v", "STOPSIGNAL 9", "HEALTHCHECK NONE",
+        'ENTRYPOINT ["/e"]', "EXPOSE 1-3/udp", "VOLUME /v", "STOPSIGNAL 9", "HEALTHCHECK NONE",
         "HEALTHCHECK --interval=1.5s CMD x", "ONBUILD RUN x", "MAINTAINER m",
         "RUN --network=none x", "RUN <<E\nx\n\n y\nE", "RUN a <<E && b\nx\nE", "RUN x \\\n  y",
         "RUN --mount=type=cache,target=/c,sharing=locked,mode=0700 x",
@@ -88,11 +88,11 @@ _line = st.one_of(
         "RUN --mount=type=secret,id=s,required x", "RUN --mount=type=secret,id=s,env=S x",
         "RUN --mount=type=ssh,id=k --mount=type=tmpfs,target=/t,size=1k x",
         "RUN --mount=src=d,target=m,rw x", "RUN --mount=from=one,target=/o x",
-        "RUN --security=insecure [\"x\", \"$y\"]", "COPY a b c/", "COPY --from=one /x /y",
+        'RUN --security=insecure ["x", "$y"]', "COPY a b c/", "COPY --from=one /x /y",
         "COPY --from=0 --chown=5 x .", "COPY --chmod=u=rw,g+X --link --parents a/./b /p/",
         "COPY --exclude=*.o --exclude=y . /q", "COPY <<'F' <<G /h/\n$A\nF\n$A\nG", "ADD a.tar /t",
         "ADD http://h/f?q=1 /u/", f"ADD --checksum=sha256:{'a' * 64} http://h/f /u", "ADD --unpack=true http://h/f.tgz /u/",
-        f"ADD --checksum={'b' * 40} https://h/r.git#v1:d /g", "COPY [\"a b\", \"/c $A\"]",
+        f"ADD --checksum={'b' * 40} https://h/r.git#v1:d /g", 'COPY ["a b", "/c $A"]',
     ]),
 )  # fmt: skip
 
@@ -130,7 +130,7 @@ def test_mutated_dockerfiles_are_read_or_refused_politely() -> None:
             at = chance.randrange(len(data))
             match chance.randrange(3):
                 case 0:
-                    data[at] = chance.choice(b'$\\"\'{}<=-[]#\n\t\xff\x00 ')
+                    data[at] = chance.choice(b"$\\\"'{}<=-[]#\n\t\xff\x00 ")
                 case 1:
                     del data[at : at + chance.randint(1, 9)]
                     data += b"\n"

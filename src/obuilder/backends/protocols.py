@@ -252,7 +252,8 @@ class Sandbox(Protocol):
     ) -> None:  # fmt: skip
         """Copy in what `selection` lists from `source`, as a Dockerfile's COPY does: `add_in`.
 
-        A named owner is looked up in the root; with none, entries keep theirs. CopyError; BadImage for an archive to unpack.
+        A named owner is looked up in the root; with none, entries keep theirs.
+        CopyError; BadImage for an archive to unpack.
         """
 
     async def check(self) -> None:

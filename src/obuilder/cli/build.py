@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--secret", action="append", default=[], metavar="ID:FILE", help="or ID=env:VAR; repeatable"
     )
     parser.add_argument(
-        "--target", metavar="NAME",
+        "--target",
+        metavar="NAME",
         help="build that nested build or stage; OUTER/INNER for a build in another",
     )
     parser.add_argument(

@@ -138,19 +138,15 @@ class Workshop:
                 root = HostDir(str(source))
             else:
                 root = await stack.enter_async_context(self.store.view(Key(str(source))))
-            if isinstance(found, Manifest):
+            if isinstance(action, CopyAction) and isinstance(found, Manifest):
                 await self.sandbox.put(draft.root, found, root, to=action.dst, owner=action.user)
-            elif isinstance(action, AddAction):
+            elif isinstance(action, AddAction) and isinstance(found, Selection):
                 await self._add(action, draft, found, root)
 
-    async def _add(
-        self, action: AddAction, draft: Draft, found: Selection, source: Root
-    ) -> None:
+    async def _add(self, action: AddAction, draft: Draft, found: Selection, source: Root) -> None:
         how = Placing(action.into, action.permissions, action.link, action.unpack)
         if action.src:
-            await self.sandbox.add(
-                draft.root, found, source, how, to=action.dst, owner=action.user
-            )
+            await self.sandbox.add(draft.root, found, source, how, to=action.dst, owner=action.user)
         if not action.files:
             return
         how = msgspec.structs.replace(how, unpack=False)

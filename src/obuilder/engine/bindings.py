@@ -57,9 +57,7 @@ def _place(directory: str, session: str) -> str:
 
 
 @contextmanager
-def written_out(
-    directory: str, session: str, files: tuple[tuple[str, str], ...]
-) -> Iterator[str]:
+def written_out(directory: str, session: str, files: tuple[tuple[str, str], ...]) -> Iterator[str]:
     """A directory with the texts, for as long as the context lasts."""
     place = _place(directory, session)
     try:
@@ -99,7 +97,10 @@ async def agent(
 async def _forward(client: SocketStream, socket: str) -> None:
     async with client:
         with suppress(OSError):  # the agent is gone: the step sees its connection end
-            async with await anyio.connect_unix(socket) as server, anyio.create_task_group() as both:
+            async with (
+                await anyio.connect_unix(socket) as server,
+                anyio.create_task_group() as both,
+            ):
                 both.start_soon(_pass, client, server)
                 await _pass(server, client)
                 both.cancel_scope.cancel()

@@ -33,8 +33,8 @@ from obuilder.engine.transfer import Parcel, Receiver, pack, send, unpack_into
 from obuilder.engine.volumes import Volumes
 from obuilder.errors import ObuilderError, StoreDamaged, StoreError, UsageError
 from obuilder.plan.lower import lower
-from obuilder.spec.image import DEFAULT_PATH
 from obuilder.plan.model import Base, Inputs, LayerAction, Plan
+from obuilder.spec.image import DEFAULT_PATH
 from obuilder.spec.model import Spec
 from obuilder.values import ROOT, Key
 

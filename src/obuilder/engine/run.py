@@ -177,7 +177,9 @@ class Runner:
         source = self._actual[action.stage]
         selection = msgspec.msgpack.encode((action.src, action.into, action.exclude))
         if isinstance(action, AddAction):
-            selection = msgspec.msgpack.encode(("add", action.src, action.exclude, action.parents, action.user is None))
+            selection = msgspec.msgpack.encode(
+                ("add", action.src, action.exclude, action.parents, action.user is None)
+            )
         known = self._index.manifest(source, selection)
         if known is None:
             manifest = self._manifests[step.key] = await self._scanned(step, action)

@@ -19,6 +19,8 @@ from obuilder.system.linux import (
 from obuilder.system.picking import Selection, Source
 from obuilder.values import IdMap
 
+_NO_ARCHIVE: tuple[type[Exception], ...] = (BadImage, *UNREADABLE)
+
 
 def add(
     root: str,
@@ -66,7 +68,7 @@ def _opened(source_root: str, source: Source) -> BinaryIO:
     try:
         path = source.entries[0].source
         resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
-        return open(openat2(path, os.O_RDONLY, at=top, resolve=resolve), "rb")  # noqa: SIM115
+        return open(openat2(path, os.O_RDONLY, at=top, resolve=resolve), "rb")
     except OSError as error:
         raise CopyError(f"can't read {source.name!r}: {error.strerror}") from error
     finally:
@@ -77,7 +79,7 @@ def _is_archive(file: BinaryIO) -> bool:
     try:
         with decompressed(file) as content, read_tar(content) as tar:
             return tar.next() is not None
-    except (*UNREADABLE, BadImage):
+    except _NO_ARCHIVE:
         return False
 
 

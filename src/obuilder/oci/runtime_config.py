@@ -118,7 +118,9 @@ def _config(box: Box) -> dict[str, Any]:
                 {}
                 if box.insecure
                 else {
-                    "maskedPaths": _MASKED, "readonlyPaths": _READ_ONLY, "seccomp": box.seccomp,
+                    "maskedPaths": _MASKED,
+                    "readonlyPaths": _READ_ONLY,
+                    "seccomp": box.seccomp,
                 }
             ),
         },
@@ -141,7 +143,8 @@ def _process(box: Box) -> dict[str, Any]:
     return {
         "terminal": box.terminal,
         "user": {
-            "uid": box.user.uid, "gid": box.user.gid,
+            "uid": box.user.uid,
+            "gid": box.user.gid,
             **({"additionalGids": list(box.groups)} if box.groups else {}),
         },
         # Its parent's death is init's own, and so that of all: nothing outlives the runtime.
@@ -149,7 +152,9 @@ def _process(box: Box) -> dict[str, Any]:
         "env": [f"{name}={value}" for name, value in env.items()],
         "cwd": box.cwd,
         "capabilities": {
-            kind: (_EVERY if box.insecure else _CAPABILITIES) if kind == "bounding" or box.user.uid == 0 else []
+            kind: (_EVERY if box.insecure else _CAPABILITIES)
+            if kind == "bounding" or box.user.uid == 0
+            else []
             for kind in ("bounding", "effective", "permitted", "inheritable")
         },
         "rlimits": rlimits,

@@ -46,7 +46,10 @@ def _raw_inputs(step: Step) -> dict[str, str]:
             "the secrets' ids": " ".join(secret.id for secret in action.secrets),
         }
         mounts = (
-            ("the builds it looks into", (f"{b.target}: {b.stage}{b.source}" for b in action.binds)),
+            (
+                "the builds it looks into",
+                (f"{b.target}: {b.stage}{b.source}" for b in action.binds),
+            ),
             ("the directories on memory", (tmpfs.target for tmpfs in action.tmpfs)),
             ("the agents' ids", (ssh.id for ssh in action.ssh)),
         )

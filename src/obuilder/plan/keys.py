@@ -10,7 +10,15 @@ from collections.abc import Mapping
 
 import msgspec
 
-from obuilder.plan.model import AddAction, CopyAction, LayerAction, MkdirAction, RunAction, SecretMount, Step
+from obuilder.plan.model import (
+    AddAction,
+    CopyAction,
+    LayerAction,
+    MkdirAction,
+    RunAction,
+    SecretMount,
+    Step,
+)
 from obuilder.values import Key, NamedUser, User
 
 KEY_VERSION = 1
@@ -48,9 +56,7 @@ def layer_key(action: LayerAction, base: Key | None) -> Key:
     return _key(action="layer", base=base, digest=layer.digest, platform=str(action.base.platform))
 
 
-def run_key(
-    action: RunAction, base: Key | None, results: Mapping[Key, Key] | None = None
-) -> Key:
+def run_key(action: RunAction, base: Key | None, results: Mapping[Key, Key] | None = None) -> Key:
     """A command. `results`: what the stages that it looks into came to, by their keys.
 
     What OBuilder's runs have not is in the record of those alone that have it.
@@ -133,7 +139,8 @@ def add_definition_key(action: AddAction, base: Key | None) -> Key:
 def _placing(action: AddAction) -> dict[str, object]:
     """What decides where an add's files go, and what becomes of them there."""
     return {
-        "dst": _text(action.dst), "into": action.into, "user": None if action.user is None else _user(action.user),
+        "dst": _text(action.dst), "into": action.into,
+        "user": None if action.user is None else _user(action.user),
         "permissions": _text(action.permissions), "link": action.link, "unpack": action.unpack,
     }  # fmt: skip
 

@@ -8,7 +8,6 @@ from obuilder.errors import SpecError, SpecErrors
 from obuilder.spec.decode_run import RunForms
 from obuilder.spec.decode_settings import SettingForms
 from obuilder.spec.forms import Bad, number
-from obuilder.spec.modes import is_mode
 from obuilder.spec.model import (
     Add,
     Ambient,
@@ -25,6 +24,7 @@ from obuilder.spec.model import (
     Spec,
     Workdir,
 )  # fmt: skip
+from obuilder.spec.modes import is_mode
 from obuilder.spec.sexp import Atom, List, Sexp, Source, read
 from obuilder.values import OpPath, Span, User
 
@@ -290,7 +290,8 @@ class _Decoder(RunForms, SettingForms):
                 node, "when adding several items, the destination must end with /",
                 hint=f'write (dst "{dst}/")',
             )  # fmt: skip
-        build, context = self.part(lambda: self.place(fields), (None, None))
+        nowhere: tuple[str | None, str | None] = (None, None)
+        build, context = self.part(lambda: self.place(fields), nowhere)
         owner: User | None = None
         if "owner" in fields:
             owner = self.person(fields["owner"], fields["owner"].items[1:])
@@ -299,7 +300,9 @@ class _Decoder(RunForms, SettingForms):
             node = self.single(fields["permissions"])
             permissions = self.text(node, "permissions")
             if not is_mode(permissions):
-                self.fault(node, f"{permissions!r} is no mode of chmod", hint="as 0644 or u=rwX,go=rX")
+                self.fault(
+                    node, f"{permissions!r} is no mode of chmod", hint="as 0644 or u=rwX,go=rX"
+                )
         return Add(
             src, dst, build, context, files, owner, permissions, self.words(fields, "exclude"),
             self.present(fields, "parents"), self.present(fields, "link"),

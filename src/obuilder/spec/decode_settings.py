@@ -81,7 +81,9 @@ class SettingForms(Forms):
         """A signal."""
         signal = self.one(form, arguments)
         if not SIGNAL.fullmatch(signal):
-            raise self.fault(arguments[0], f"a signal is a name as SIGTERM or a number, not {signal!r}")
+            raise self.fault(
+                arguments[0], f"a signal is a name as SIGTERM or a number, not {signal!r}"
+            )
         return StopSignal(signal)
 
     def healthcheck(self, form: List, arguments: list[Sexp]) -> Op:

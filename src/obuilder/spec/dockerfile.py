@@ -153,7 +153,7 @@ class _Lines:
                 raise fault(self.source, line, f"escape must be \\ or `, not {value!r}")
             self.escape = value
         elif name == "syntax":
-            if not _FRONT_ENDS.fullmatch(value.split(" ")[0]):
+            if not _FRONT_ENDS.fullmatch(value.split(" ", maxsplit=1)[0]):
                 raise fault(
                     self.source, line, f"the front end {value!r} can't be run here",
                     hint="obuilder reads what docker/dockerfile reads, with its own parser",
@@ -242,7 +242,7 @@ class _Lines:
 
     def document(self, line: Stretch, doc: Heredoc) -> Heredoc:
         """The body of a here-document, read from the lines that follow."""
-        lines = []
+        lines: list[str] = []
         while True:
             before = self.at
             found = self.line()

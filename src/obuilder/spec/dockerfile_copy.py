@@ -91,14 +91,14 @@ def copy(stage: Stage, it: Instruction) -> None:
     if local or files:
         stage.put(
             Add(
-                tuple(local), dst, None if origin is None else stage.built(stage, origin), None,
+                tuple(local), dst, None if origin is None else stage.built(origin), None,
                 tuple(files), owner, permissions, tuple(exclude), parents, link,
                 unpack and bool(local),
             )
         )  # fmt: skip
     for at, source in remote:
         base, name = _remote(stage, at, source, checksum)
-        build = stage.extra("git" if name == "/" else "url", (), base)
+        build = stage.beside("git" if name == "/" else "url", (), base)
         take = remote_unpack and name != "/"
         stage.put(
             Add((name,), dst, build, owner=owner, permissions=permissions, exclude=tuple(exclude),

@@ -105,7 +105,7 @@ def _command(stage: Stage, it: Instruction) -> tuple[str, tuple[str, ...], Bind 
     ops = (Add((), "/", files=((document.name, content),), permissions="0755"),)
     path = f"{_SCRIPTS}/{document.name}"
     return "", (*(stage.config.shell or SHELL), path), Bind(
-        stage.extra("script", ops, "scratch"), _SCRIPTS
+        stage.beside("script", ops, "scratch"), _SCRIPTS
     )  # fmt: skip
 
 
@@ -261,9 +261,9 @@ def _bind(stage: Stage, mount: _Mount) -> Bind:
     if ".." in source.split("/"):
         raise stage.fault(mount.at, "the source of a mount can't hold ..")
     if mount.get("from"):
-        build = stage.built(stage, _word(mount, mount.get("from")))
+        build = stage.built(_word(mount, mount.get("from")))
     else:
-        build = stage.extra("context", (Add(("/",), "/"),), "scratch")
+        build = stage.beside("context", (Add(("/",), "/"),), "scratch")
     return Bind(build, target, source, writable=mount.readonly is False)
 
 
@@ -286,5 +286,3 @@ def csv(fields: list[tuple[str, str]]) -> str:
         '"' + field.replace('"', '""') + '"' if any(sign in field for sign in ',"') else field
         for field in (f"{key}={value}" for key, value in fields)
     )
-
-

@@ -60,13 +60,13 @@ class Stage:
         given: dict[str, str],
         globally: dict[str, str],
         network: tuple[str, ...],
-        built: Callable[["Stage", Stretch], str],
-        extra: Callable[[str, tuple[Op, ...], str], str],
+        built: Callable[[Stretch], str],
+        beside: Callable[[str, tuple[Op, ...], str], str],
     ) -> None:
         self.source: Source = dockerfile.source
         self.escape = dockerfile.escape
         self.config, self.given, self.globally = config, given, globally
-        self.network, self.built, self.extra = network, built, extra
+        self.network, self.built, self.beside = network, built, beside
         self.ops: list[Op] = []
         self.asked: set[str] = set()
         """The build arguments that were asked for."""
@@ -233,18 +233,21 @@ class Stage:
         return found
 
     def env_(self, it: Instruction) -> None:
+        """ENV."""
         for name, value in self.pairs(it):
             if not name or "=" in name:
                 raise self.fault(it.rest, "the name of a variable can't be empty or hold =")
             self.put(Env(name, value))
 
     def label(self, it: Instruction) -> None:
+        """LABEL."""
         for name, value in self.pairs(it):
             if not name:
                 raise self.fault(it.rest, "the name of a label can't be empty")
             self.put(Label(name, value))
 
     def arg(self, it: Instruction) -> None:
+        """ARG: a value given, its default, or the one from before the first FROM."""
         self.no_flags(it)
         words = self.words(it.rest)
         if not words:
@@ -263,6 +266,7 @@ class Stage:
                 self.put(Arg(name, value))
 
     def workdir(self, it: Instruction) -> None:
+        """WORKDIR, which makes the directory."""
         path = self.expand(self.one(it))
         if not path:
             raise self.fault(it.rest, "the path is empty")
@@ -272,10 +276,12 @@ class Stage:
             self.put(Mkdir(self.cwd))
 
     def user_(self, it: Instruction) -> None:
+        """USER."""
         text = self.expand(self.one(it))
         self.put(SetUser(self.user(it.rest, text or "0:0", group=False)))
 
     def shell(self, it: Instruction) -> None:
+        """SHELL."""
         self.no_flags(it)
         words = self.listed(it.rest)
         if not words:
@@ -294,14 +300,17 @@ class Stage:
         return (*(self.config.shell or SHELL), rest.text)
 
     def cmd(self, it: Instruction) -> None:
+        """CMD."""
         self.no_flags(it)
         self.put(Cmd(self.line(it, it.rest)))
 
     def entrypoint(self, it: Instruction) -> None:
+        """ENTRYPOINT."""
         self.no_flags(it)
         self.put(Entrypoint(self.line(it, it.rest)))
 
     def expose(self, it: Instruction) -> None:
+        """EXPOSE."""
         self.no_flags(it)
         found: list[str] = []
         for word in self.words(it.rest):
@@ -331,6 +340,7 @@ class Stage:
         return [f"{number}/{kind}" for number in range(low, high + 1)]
 
     def volume(self, it: Instruction) -> None:
+        """VOLUME."""
         self.no_flags(it)
         paths = [self.expand(word).strip() for word in self.plain(it.rest)]
         if not paths or "" in paths:
@@ -338,12 +348,14 @@ class Stage:
         self.put(Volume(tuple(paths)))
 
     def stopsignal(self, it: Instruction) -> None:
+        """STOPSIGNAL."""
         signal = self.expand(self.one(it))
         if not SIGNAL.fullmatch(signal):
             raise self.fault(it.rest, f"{signal[:40]!r} is no signal")
         self.put(StopSignal(signal))
 
     def healthcheck(self, it: Instruction) -> None:
+        """HEALTHCHECK."""
         waits = ("interval", "timeout", "start-period", "start-interval")
         flags = self.flags(it, [*(f"{name}=" for name in waits), "retries="])
         head, rest = self.head(it)
@@ -355,6 +367,7 @@ class Stage:
         if head.text.upper() != "CMD":
             raise self.fault(it.whole, "HEALTHCHECK takes CMD with a command, or NONE")
         words = self.listed(rest)
+        test: tuple[str, ...]
         if words is None and rest.text:
             test = ("CMD-SHELL", rest.text)
         elif words:
@@ -389,6 +402,7 @@ class Stage:
         return found
 
     def onbuild(self, it: Instruction) -> None:
+        """ONBUILD: kept as it stands."""
         self.no_flags(it)
         head, _ = self.head(it)
         trigger = head.text.upper()
@@ -398,4 +412,5 @@ class Stage:
         self.put(Onbuild(text))
 
     def author(self, it: Instruction) -> None:
+        """MAINTAINER."""
         self.put(Author(self.one(it).text))

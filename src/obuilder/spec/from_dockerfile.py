@@ -147,7 +147,7 @@ class _File:
                 )  # fmt: skip
         stage.at = words[0]
         for flag in it.flags:
-            name, _, value = flag.text.partition("=")
+            name = flag.text.partition("=")[0]
             if name != "--platform":
                 raise fault(self.source, flag, f"FROM has no flag {name[:40]}")
             self._platform(flag, self._expand(flag.part(len(name) + 1, len(flag.text))))
@@ -245,9 +245,7 @@ class _File:
             found.add(stage.number)
             names = [self.base(stage)]
             for it in stage.body:
-                names.extend(
-                    self.source_of(name, stage.number, at) for name, at in _mentioned(it)
-                )
+                names.extend(self.source_of(name, stage.number, at) for name, at in _mentioned(it))
             ahead.extend(self.stages[int(value)] for kind, value in names if kind == "stage")
         return [stage for stage in self.stages if stage.number in found]
 
@@ -287,7 +285,7 @@ class _File:
         stage = Stage(
             self.dockerfile, begun(config), given=self.given, globally=self.globals,
             network=self.options.network,
-            built=lambda stage, at: self.built(planned, at), extra=self.extra,
+            built=lambda at: self.built(planned, at), beside=self.beside,
         )  # fmt: skip
         stage.begin(inherit=kind != "stage")
         if kind == "stage":
@@ -316,10 +314,10 @@ class _File:
                 raise fault(self.source, at, f"the stage {at.text!r} is not known here")
             return self.names[int(value)]
         if kind == "context":
-            return self.extra(value, (Add(("/",), "/", context=value),), "scratch")
-        return self.extra("image", (), value)
+            return self.beside(value, (Add(("/",), "/", context=value),), "scratch")
+        return self.beside("image", (), value)
 
-    def extra(self, name: str, ops: tuple[Op, ...], base: str) -> str:
+    def beside(self, name: str, ops: tuple[Op, ...], base: str) -> str:
         """The build of a base and ops that no stage is; one for all that are alike."""
         known = self.made.get((ops, base))
         if known is None:
@@ -342,7 +340,7 @@ def _mentioned(it: Instruction) -> list[tuple[str, Stretch]]:
 
 
 def _platforms(here: Platform) -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for kind in ("BUILD", "TARGET"):
         found |= {
             f"{kind}PLATFORM": str(here), f"{kind}OS": here.os,

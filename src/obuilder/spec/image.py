@@ -109,9 +109,7 @@ def changed(config: ImageConfig, op: Op, *, own_cmd: bool, cwd: str) -> ImageCon
     return msgspec.structs.replace(config, **made)
 
 
-def _with(
-    pairs: tuple[tuple[str, str], ...], name: str, value: str
-) -> tuple[tuple[str, str], ...]:
+def _with(pairs: tuple[tuple[str, str], ...], name: str, value: str) -> tuple[tuple[str, str], ...]:
     """The pairs with one more; one of that name gets the value where it stands."""
     found = dict(pairs)
     found[name] = value

@@ -242,9 +242,7 @@ class Author(Struct, frozen=True, tag="author"):
     name: str
 
 
-Setting = (
-    Entrypoint | Cmd | Label | Expose | Volume | StopSignal | Healthcheck | Onbuild | Author
-)
+Setting = Entrypoint | Cmd | Label | Expose | Volume | StopSignal | Healthcheck | Onbuild | Author
 """An op that only says something of the result."""
 
 Op = (

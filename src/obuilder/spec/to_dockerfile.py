@@ -32,6 +32,7 @@ from obuilder.spec.model import (
     Onbuild,
     Op,
     Run,
+    Setting,
     SetUser,
     Shell,
     Spec,
@@ -68,10 +69,9 @@ class _Writer:
             unique = self.name_of[child.path] = self.unique(child.name)
             self.stage(child, unique)
         base = spec.base
-        if isinstance(base, Built):
-            source = self.name_of[stage.find(base.name).path]
-        else:
-            source = self.word(base)
+        source = (
+            self.name_of[stage.find(base.name).path] if isinstance(base, Built) else self.word(base)
+        )
         lines = [f"FROM {source}" + (f" as {name}" if name else "")]
         user: User = ROOT
         made = None
@@ -126,10 +126,12 @@ class _Writer:
                 return self.copy(op, user, stage)
             case Add():
                 return self.add(op, stage)
+            case Inherit() | Ambient():
+                return ""
             case _:
                 return self.setting(op)
 
-    def setting(self, op: Op) -> str:
+    def setting(self, op: Setting) -> str:
         match op:
             case Entrypoint(argv):
                 return f"ENTRYPOINT {_array(argv)}"
@@ -152,7 +154,6 @@ class _Writer:
                 return f"ONBUILD {instruction}"
             case Author(name):
                 return f"MAINTAINER {self.one_line(name)}"
-        raise TypeError(op)  # `op` deals with all others
 
     def healthcheck(self, op: Healthcheck) -> str:
         head, *words = op.test
@@ -301,7 +302,9 @@ class _Writer:
             if not content.endswith("\n"):
                 self.warnings.append(f"the text {file!r} gets an end of line in a Dockerfile")
                 content += "\n"  # noqa: PLW2901 - what is written
-            if file in content.split("\n") or any(sign.isspace() or sign in "'\"<" for sign in file):
+            if file in content.split("\n") or any(
+                sign.isspace() or sign in "'\"<" for sign in file
+            ):
                 self.warnings.append(f"the text {file!r} can't be a here-document of that name")
             words.append(f"<<'{file}'")
             end += f"\n{content}{file}"
@@ -345,9 +348,7 @@ def _mounts(op: Run, user: User) -> list[list[tuple[str, str]]]:
     return found
 
 
-def _file(
-    owner: UnixUser | None, permissions: int | None, usual: int
-) -> list[tuple[str, str]]:
+def _file(owner: UnixUser | None, permissions: int | None, usual: int) -> list[tuple[str, str]]:
     fields = []
     if owner is not None and owner != ROOT:
         fields += [("uid", str(owner.uid)), ("gid", str(owner.gid))]

@@ -33,16 +33,22 @@ def add_in(
     directory is there or it has to be one (`into`). Symlinks on the way to `to`, and at it, are
     followed inside the root; below it a symlink in a file's place is replaced, and one in a
     directory's place is an error. With `link`, what is there counts for nothing: whatever is in
-    the way, but for directories, is replaced. What is made belongs to `owner` (ids inside), if there is
-    none to the entry's, and has the source's permissions and times, changed by `permissions`; `to` itself stays as it is if
-    it is there, directories below it take the source's permissions.
+    the way, but for directories, is replaced. What is made belongs to `owner` (ids inside), or to
+    the entry's own, and has the source's permissions and times, changed by `permissions`. `to`
+    itself stays as it is if it is there; directories below it take the source's permissions.
     """
     _Adding(root, owner, permissions, idmap, link=link).run(selection, source_root, to, into=into)
 
 
 class _Adding:
     def __init__(
-        self, root: str, owner: tuple[int, int] | None, permissions: str, idmap: IdMap, *, link: bool
+        self,
+        root: str,
+        owner: tuple[int, int] | None,
+        permissions: str,
+        idmap: IdMap,
+        *,
+        link: bool,
     ) -> None:
         self.root, self.permissions, self.link = root, permissions, link
         self.given, self.idmap = owner, idmap
@@ -235,17 +241,13 @@ class _Adding:
         finally:
             os.close(fd)
 
-    def symlink(
-        self, entry: Entry, fd: int, status: os.stat_result, name: str, at: int
-    ) -> None:
+    def symlink(self, entry: Entry, fd: int, status: os.stat_result, name: str, at: int) -> None:
         if not stat.S_ISLNK(status.st_mode) or os.readlink("", dir_fd=fd) != entry.target:
             raise changed_entry(entry)
         os.symlink(entry.target, name, dir_fd=at)
         os.chown(name, *self.owner(entry.owner), dir_fd=at, follow_symlinks=False)
 
-    def content(
-        self, entry: Entry, fd: int, status: os.stat_result, name: str, at: int
-    ) -> None:
+    def content(self, entry: Entry, fd: int, status: os.stat_result, name: str, at: int) -> None:
         if not stat.S_ISREG(status.st_mode) or status.st_size != entry.size:
             raise changed_entry(entry)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC

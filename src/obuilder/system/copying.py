@@ -158,6 +158,7 @@ class _Copy:
 
 
 def open_entry(entry: Entry, flags: int, source: int) -> int:
+    """A descriptor of what an entry names below the directory `source`. CopyError."""
     resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
     try:
         if not flags & os.O_PATH:
@@ -194,6 +195,7 @@ def transfer(source: int, target: int, size: int, *, sparse: bool) -> str:
 
 
 def changed_entry(entry: Entry) -> CopyError:
+    """What to raise for an entry that is not what was found before."""
     return CopyError(f"{entry.source!r} changed while it was copied", hint="run the build again")
 
 

@@ -51,7 +51,8 @@ def pick(
     copied as such. `exclude` are patterns of .dockerignore for what is below a source (and for a
     named file's own name); what is `ignored` is as if it were not there. With `parents`, a source
     is the root, or what stands before `/./`, with what matches the rest and the directories on the
-    way to that. With `idmap`, entries have owners. A pattern with wildcards may match nothing; a plain name must be there.
+    way to that. With `idmap`, entries have owners. A pattern with wildcards may match nothing; a
+    plain name must be there.
     """
     picker = _Picker(root, exclude, ignored, stats, idmap)
     try:
@@ -115,9 +116,9 @@ class _Picker:
                 if stat.S_ISDIR(status.st_mode) and not self.hidden(path, directory=True):
                     self.expand(path, [*names, name], rest[1:], found)
             elif not self.hidden(path, directory=stat.S_ISDIR(status.st_mode)):
-                if self.exclude is not None and not stat.S_ISDIR(status.st_mode):
-                    if self.exclude.matches(name):
-                        continue
+                file = not stat.S_ISDIR(status.st_mode)
+                if file and self.exclude is not None and self.exclude.matches(name):
+                    continue
                 found.append(self.source(name, self.real(path, path)))
 
     def names(self, place: str) -> list[str]:
@@ -233,7 +234,8 @@ class _Picker:
             kinds = {stat.S_IFIFO: "fifo", stat.S_IFSOCK: "socket"}
             kind = kinds.get(stat.S_IFMT(status.st_mode), "device")
             raise CopyError(
-                f"can't copy {path!r}: it is a {kind}", hint="leave it out: --exclude, .dockerignore"
+                f"can't copy {path!r}: it is a {kind}",
+                hint="leave it out: --exclude, .dockerignore",
             )
         if status.st_nlink > 1:
             first = links.setdefault((status.st_dev, status.st_ino), to)
@@ -287,4 +289,3 @@ def _missing(said: str) -> CopyError:
     return CopyError(
         f"{said!r} not found", hint="is it there, and not left out by the ignore file?"
     )
-

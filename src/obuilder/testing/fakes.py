@@ -30,8 +30,8 @@ from obuilder.backends.stores.directory import (
 from obuilder.errors import SandboxError, StoreError, Unsupported
 from obuilder.oci.reference import host_platform
 from obuilder.system.copying import copy_in
-from obuilder.system.sessions import alive, open_session
 from obuilder.system.picking import Selection
+from obuilder.system.sessions import alive, open_session
 from obuilder.system.tree import Manifest
 from obuilder.testing.fake_shell import FakeShell, Files, Program
 from obuilder.values import IdMap, Key, Policy, UnixUser, User

@@ -109,6 +109,7 @@ def _check_out(source: str, root: str, idmap: IdMap) -> None:
         os.mkdir(tree, 0o755)
         kind = "sha1" if len(commit) == 40 else "sha256"
         _must(url, "init", "-q", f"--object-format={kind}", tree)
+        status, said = 0, ""
         for depth, wanted in (("--depth=1", commit), ("--depth=1", ref), ("", ref)):
             words = ["fetch", "-q", *([depth] if depth else []), "--", url]
             words += [wanted] if wanted else (["HEAD"] if depth else ["+refs/*:refs/fetched/*"])
