@@ -241,7 +241,7 @@ def _secret(stage: Stage, mount: _Mount) -> Secret:
     if mount.get("source") and mount.get("id"):
         raise stage.fault(mount.at, "id and source of a secret are the same: give one")
     target, env = mount.get("target"), mount.get("env")
-    name = mount.get("id") or mount.get("source").rpartition("/")[2] or target.rpartition("/")[2]
+    name = mount.get("id") or mount.get("source") or target.rpartition("/")[2]
     if not name:
         raise stage.fault(mount.at, "a secret needs an id or a target")
     if env and "=" in env:

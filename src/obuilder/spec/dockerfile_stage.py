@@ -313,7 +313,7 @@ class Stage:
         """EXPOSE."""
         self.no_flags(it)
         found: list[str] = []
-        for word in self.words(it.rest):
+        for word in self.plain(it.rest):
             try:
                 solved = expand_words(word.text, self.env, self.escape)
             except BadWord as error:
