@@ -1,6 +1,6 @@
 FROM base AS tools
 FROM base
-WORKDIR /work
+WORKDIR /job
 RUN --mount=type=cache,target=rel,id=own,uid=1000,gid=1001,mode=0770,sharing=private x
 RUN --mount=type=cache,target=/c,readonly x
 RUN --mount=type=secret,id=token x
