@@ -45,7 +45,11 @@ REFUSED = [
     ("FROM a AS 1x", "1:11", "can't name a stage"),
     ("FROM $nothing", "1:6", "name of the image is empty"),
     ("FROM --platform=linux/s390x a", "1:6", "steps for linux/s390x"),
-    ("FROM a AS one\nCOPY --from=later x y\nFROM b AS later\nFROM one", "2:13", "does not stand before"),
+    (
+        "FROM a AS one\nCOPY --from=later x y\nFROM b AS later\nFROM one",
+        "2:13",
+        "does not stand before",
+    ),
     ("FROM a\nCOPY --from=3 x y", "2:13", "no stage 3"),
     ("FROM a\nCOPY --from=$x x y", "2:6", "--from takes no variable"),
     ("FROM a\nCOPY x", "2:1", "a source and a destination"),
@@ -91,7 +95,7 @@ REFUSED = [
     ("FROM a\nVOLUME", "2:1", "VOLUME needs paths"),
     ("FROM a\nONBUILD FROM x", "2:1", "ONBUILD can't hold FROM"),
     ("FROM a\nUSER a:", "2:6", "is no user"),
-    ("FROM a\nRUN \"--x", "", ""),
+    ('FROM a\nRUN "--x', "", ""),
     ("# syntax=example.org/other:1\nFROM a", "1:1", "can't be run here"),
     ("# escape=x\nFROM a", "1:1", "escape must be"),
     ("# escape=`\n# escape=`\nFROM a", "2:1", "a second directive escape"),
@@ -131,7 +135,9 @@ def test_contexts_of_the_command_line_go_over_stages_and_images() -> None:
         text,
         contexts=(("one", "docker-image://other"), ("files", "dir"), ("IMG", "oci-layout:///l:t")),
     )
-    assert print_spec(spec) == """((build files-0
+    assert (
+        print_spec(spec)
+        == """((build files-0
         ((from scratch)
          (add (from (context files))
               (src /)
@@ -147,6 +153,7 @@ def test_contexts_of_the_command_line_go_over_stages_and_images() -> None:
       (binds (image-1 (target /i)))
       (shell x)))
 """
+    )
 
 
 def test_a_trigger_of_a_base_image_runs_first_and_once() -> None:

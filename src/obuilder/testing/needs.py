@@ -43,7 +43,16 @@ def probe(capability: str) -> str | None:
         return probe("root") or _program("dockerd") or try_docker()
     if capability in ("skopeo", "umoci"):
         return _attempt_program(capability, "--version")
-    if capability in ("crun", "runc", "runsc", "newuidmap", "mmdebstrap", "gcc"):
+    if capability in (
+        "crun",
+        "runc",
+        "runsc",
+        "newuidmap",
+        "mmdebstrap",
+        "gcc",
+        "git",
+        "ssh-agent",
+    ):
         return _program(capability)
     if capability == "system-python":
         return _system_python()
