@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from places import scratch
-from program import Program
+from program import Program, compile_c
 
 pytestmark = pytest.mark.needs("root", "overlay")
 
@@ -189,15 +189,14 @@ def agent(tmp_path: Path) -> Iterator[str]:
         process.wait()
 
 
-@pytest.mark.needs("ssh-agent")
+@pytest.mark.needs("ssh-agent", "gcc")
 def test_a_step_asks_an_agent_for_its_keys(program: Program, agent: str) -> None:
-    # The whole of the agent's protocol that is needed: a request for its list of keys.
-    ask = r"printf '\000\000\000\001\013' | timeout 5 nc local:$SSH_AUTH_SOCK"
+    compile_c(Path(__file__).with_name("ask_agent.c"), f"{program.context}/ask")
     dockerfile(
         program,
         "FROM micro\nUSER 5\n"
         "RUN --mount=type=ssh,uid=5 echo $SSH_AUTH_SOCK; stat -c '%a %u %F' $SSH_AUTH_SOCK\n"
-        f"RUN --mount=type=ssh,uid=5 {ask} | grep -c tested\n"
+        "COPY ask /ask\nRUN --mount=type=ssh,uid=5 /ask | grep -c tested\n"
         "RUN --mount=type=ssh,id=other test -z $SSH_AUTH_SOCK && echo without\n",
     )
     said = program.ok("build", "--ssh", f"default={agent}")
