@@ -13,7 +13,7 @@ from obuilder.system import linux
 _EMPTY = ("run", "drafts", "locks", "sessions", "mnt")
 _KNOWN = {
     *_EMPTY, "results", "layers", "layers.lock", "empty", "logs", "volumes", "store.json",
-    "sandbox-id", "runtime.json", "index.sqlite",
+    "sandbox-id", "runtime.json", "index.sqlite", "reserve",
 }  # fmt: skip
 
 

@@ -44,6 +44,7 @@ class Person(NamedTuple):
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            bufsize=0,
         )  # fmt: skip
 
     def run(self, *argv: str | Path, cwd: Path | None = None, **variables: str) -> Done:

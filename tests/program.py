@@ -33,6 +33,7 @@ def start(*arguments: str, cwd: str | Path, **variables: str) -> Process:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        bufsize=0,  # who reads a line of it leaves the rest to who reads all
     )
 
 

@@ -1,6 +1,10 @@
-"""`python -m obuilder`."""
+"""The `obuilder` program, and `python -m obuilder`."""
 
-from obuilder.cli.main import main
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # while modules load, an interrupt ends without words
+
+from obuilder.cli.main import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

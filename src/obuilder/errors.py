@@ -13,6 +13,8 @@ A non-zero exit of a command is a value; a broken sandbox is an exception; cance
 (exit status 130). Clean-up errors are notes on the first error (`add_note`), never in its place.
 """
 
+import errno
+
 from obuilder.values import Key, Span
 
 
@@ -156,6 +158,14 @@ class StoreFull(StoreError):
     """No space, or no inodes, left on the store's file system."""
 
     code = "store-full"
+
+
+def of_disk(what: str, error: OSError, other: type[ObuilderError] = StoreError) -> ObuilderError:
+    """What it means that a file of the store can't be had: StoreFull for no room, else `other`."""
+    message = f"{what}: {error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFull(message, hint="`obuilder prune` makes room")
+    return other(message)
 
 
 class StoreDamaged(StoreError):

@@ -6,9 +6,12 @@ import os
 import random
 import re
 import stat
+import subprocess  # a builder with an init of its own
+import sys
 import tarfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import anyio
 import pytest
@@ -16,7 +19,7 @@ import pytest
 from leftovers import leftovers, processes
 from obuilder import Builder, Settings
 from places import each_kind
-from program import Program, cached, shell, until
+from program import Program, cached, compile_c, running, shell, until
 
 MODES = ("private", "locked", "append", "shared")
 
@@ -174,3 +177,41 @@ def _walk(root: str) -> dict[str, object]:
             found[path.removeprefix(root)] = (status.st_mode, status.st_uid, status.st_gid, content)
     found.pop("/number", None)
     return found
+
+
+SLOW = """
+import sys
+from obuilder.backends.sandboxes import oci
+from obuilder.cli.main import main
+oci._INITS = (sys.argv.pop(1),)
+main()
+"""
+
+
+@pytest.mark.needs("root", "overlay", "crun", "gcc")
+def test_a_step_whose_init_has_only_just_started_ends_as_well(program: Program) -> None:
+    """The kernel ends a process with its parent only once it has asked for it."""
+    init, mark = os.path.join(program.context, "init"), f"73{os.getpid()}"
+    compile_c(Path(__file__).with_name("slow_init.c"), init)
+    program.spec()
+    program.ok("build")
+    command = f"exec >/dev/null 2>&1; sleep {mark}"
+    program.spec(shell(command))
+    builder = subprocess.Popen(
+        [sys.executable, "-c", SLOW, init, "build"],
+        cwd=program.context,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **program.variables},
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        until(
+            lambda: running("/dev/.init", "-p", "SIGKILL", "--", "/bin/sh", "-c", command),
+            "it starts",
+        )
+        time.sleep(0.2)
+    finally:
+        builder.kill()
+        builder.wait()
+    time.sleep(1.2)  # by now it would have started the command
+    assert processes(program.store) == {}
+    assert running("sleep", mark) == []

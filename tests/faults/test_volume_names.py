@@ -9,7 +9,7 @@ from places import Opened, each_kind
 from program import Program
 
 NAMES = [
-    b"../../victim", b"a/b", b"/etc/passwd", b".", b"..", b"../..", b"-rf", b"with space", b",", b"\\",
+    b"../../victim", b"a/b", b"/etc/hosts", b".", b"..", b"../..", b"-rf", b"with space", b",", b"\\",
     b":", b"'\";$(touch /x)", b"two\nlines", b"\xff\xfe\x80", b"\x01\x1b[31m", b"x" * 300, "é".encode(),
     b"volumes", b"*", b"a,upperdir=/etc",
 ]  # fmt: skip
@@ -28,7 +28,7 @@ def _step(mode: str, command: str) -> str:
 
 def _outside(place: Opened) -> dict[str, float]:
     """Everything beside the store, and what the names could point to, with its time."""
-    found = {"/etc/passwd": os.stat("/etc/passwd").st_mtime}
+    found = {"/etc/hosts": os.stat("/etc/hosts").st_mtime}
     for folder, folders, files in os.walk(place.directory):
         folders[:] = [name for name in folders if name != "store"]
         for name in (*folders, *files):

@@ -230,3 +230,25 @@ async def test_names_are_loaded_when_they_are_used():
 
     with pytest.raises(AttributeError, match="no attribute 'Bilder'"):
         _ = obuilder.Bilder
+
+
+async def test_layers_of_named_images_are_kept_and_of_no_others(settings, context, place):
+    root = os.path.join(place.directory, "root")
+    os.mkdir(root)
+    bases = []
+    async with Builder.open(settings) as builder:
+        for text in ("old", "new"):
+            with open(os.path.join(root, "file"), "w") as file:
+                file.write(text)
+            bases.append(await builder.import_image("mine", f"rootfs:{root}"))
+        await builder.import_image("other", f"rootfs:{root}")
+        assert len(builder.records()) == 2
+        await builder.prune()  # the name went to another image
+        (record,) = builder.records()
+        assert bases[0].digest != bases[1].digest
+        builder.remove_image("mine")
+        await builder.prune()  # it has another name
+        assert builder.records() == [record]
+        builder.remove_image("other")
+        await builder.prune()
+        assert builder.records() == []

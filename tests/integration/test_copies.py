@@ -134,6 +134,15 @@ def test_names_of_any_bytes_and_all_kinds_of_files(program: Program) -> None:
             assert file.read() == name
 
 
+def test_names_of_any_bytes_from_another_stage(program: Program) -> None:
+    make = "cd /; printf x > $(printf '\\377'); printf y > 'new\nline'"
+    before = f"(build dev ((from micro) (shell /bin/sh -c) {shell(make)}))"
+    sources = '(copy (from (build dev)) (src "\\xff" "new\\nline") (dst /got/))'
+    for _ in range(2):
+        program.spec(sources, shell("cat /got/*"), before=before)
+        assert program.ok("log", program.ok("build", "-q").strip()) == "yx"
+
+
 @pytest.mark.parametrize("kind", ["fifo", "socket", "device"])
 def test_what_is_no_file_is_refused_by_name(program: Program, kind: str) -> None:
     os.mkdir(f"{program.context}/d")

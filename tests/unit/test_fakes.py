@@ -89,7 +89,10 @@ async def test_paths_stay_in_the_root_and_go_through_mounts(said, directory):
     assert b"way/f: No such file" in text
     assert b"loop: Too many levels" in text
     assert os.listdir(f"{directory}/outside") == []
-    mounts = (Mount(f"{directory}/outside", "/m"), Mount(f"{directory}/root", "/r", readonly=True))
+    mounts = (
+        Mount(HostDir(f"{directory}/outside"), "/m"),
+        Mount(HostDir(f"{directory}/root"), "/r", readonly=True),
+    )
     assert (await said("echo x > /mounted/f; cat ../m/f", mounts)) == (0, b"x\n")
     status, text = await said("echo x > /r/f", mounts)
     assert (status, text) == (1, b"sh: /r/f: Read-only file system\n")

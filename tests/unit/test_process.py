@@ -87,3 +87,16 @@ def test_a_program_that_is_not_there():
 def test_capture():
     assert process.capture([sys.executable, "-c", "print(1)"]) == (0, b"1\n")
     assert process.capture(["sleep", "9"], timeout=0.1)[0] == 124
+
+
+def test_what_the_listener_raises_comes_out_as_it_is():
+    def listen(data):
+        raise OSError(28, "no room")
+
+    async def main():
+        await process.run(["sh", "-c", "echo a; sleep 60"], output=listen)
+
+    began = time.monotonic()
+    with pytest.raises(OSError, match="no room"):
+        anyio.run(main)
+    assert time.monotonic() - began < 10

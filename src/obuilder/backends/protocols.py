@@ -25,7 +25,10 @@ from obuilder.values import IdMap, Key, Limits, Platform, Policy, UnixUser, User
 
 
 class HostDir(Struct, frozen=True, tag="dir"):
-    """A directory of this machine, seen from the process's own mount namespace."""
+    """A directory of this machine, seen from the process's own mount namespace.
+
+    What a step mounts may be a file as well.
+    """
 
     path: str
 
@@ -34,6 +37,12 @@ class EngineImage(Struct, frozen=True, tag="image"):
     """An image of a container engine."""
 
     ref: str
+
+
+class EngineVolume(Struct, frozen=True, tag="volume"):
+    """A volume of a container engine: what steps mount there."""
+
+    name: str
 
 
 class DiskImage(Struct, frozen=True, tag="disk"):
@@ -55,7 +64,7 @@ class LayerChain(Struct, frozen=True, tag="hcs"):
     layers: tuple[str, ...]
 
 
-Root = HostDir | EngineImage | DiskImage | Datasets | LayerChain
+Root = HostDir | EngineImage | EngineVolume | DiskImage | Datasets | LayerChain
 
 
 class Usage(Struct, frozen=True):
@@ -109,6 +118,30 @@ class Store(Protocol):
     def view(self, key: Key) -> AbstractAsyncContextManager[Root]:
         """The root of `key`, read-only, for as long as the context lasts."""
 
+    def files(
+        self, root: Root, *, only: tuple[str, ...] | None = None, write: bool = False
+    ) -> AbstractAsyncContextManager[str]:
+        """A draft's or a view's root as a directory of this machine; owners are `idmap`'s.
+
+        It may be a copy, made for as long as the context lasts. With `only`, that has no more than
+        what is at these paths, and on the way to them. With `write`, what is changed in it is
+        changed in the root once the context ends without an error.
+        """
+
+    def volume(
+        self, key: Key, *, base: Key | None, owner: User
+    ) -> AbstractAsyncContextManager[Draft]:
+        """As `begin`, for a root that steps mount. The top directory, and that alone, is `owner`'s."""
+
+    async def shared(self, place: str, owner: User) -> Root:
+        """The one root of that name which steps mount to see each other's changes. Made if missing.
+
+        The top directory is `owner`'s. No key has it, and nothing pins it.
+        """
+
+    async def remove_shared(self, place: str) -> None:
+        """Remove what `shared` made, with all that is in it; no error if it is not there."""
+
     async def contains(self, key: Key) -> bool:
         """Whether `key` is published."""
 
@@ -147,9 +180,9 @@ class StoreClass(Protocol):
 
 
 class Mount(Struct, frozen=True):
-    """A root, or a directory or file of the host, seen by a step at `target`."""
+    """A root of a kind that the sandbox can mount, seen by a step at `target`."""
 
-    source: str
+    source: Root
     target: str
     readonly: bool = False
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from msgspec import Struct
 
-from obuilder.errors import BackendMismatch, StoreError, UnknownBackend, UsageError
+from obuilder.errors import BackendMismatch, StoreError, UnknownBackend, UsageError, of_disk
 from obuilder.values import Policy
 
 TYPE_CHECKING = False
@@ -133,7 +133,10 @@ async def opened(
             hint="a store is for the user who made it: run obuilder as them, or name another",
         )
     directory = passable(directory, idmap)
-    session = open_session(directory)
+    try:
+        session = open_session(directory)
+    except OSError as error:
+        raise of_disk(f"can't open the store {directory}", error) from error
     try:
         async with AsyncExitStack() as stack:
             opened_store = await store_kind.open(directory, idmap, session=session.name)

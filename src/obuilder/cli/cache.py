@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     async def delete(builder: Builder) -> list[str]:
         return [name for name in args.names if not await builder.delete_volume(name)]
 
-    missing = in_session(chosen, delete)
+    missing = in_session(chosen, delete, to_delete=True)
     if missing:
         raise UsageError(
             f"there is no volume {missing[0]!r}", hint="`obuilder cache ls` lists them"

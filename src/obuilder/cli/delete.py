@@ -20,5 +20,5 @@ def run(args: argparse.Namespace) -> int:
     async def delete(builder: Builder) -> int:
         return await builder.delete(args.id)
 
-    sys.stdout.write(f"deleted {in_session(settings(args), delete)}\n")
+    sys.stdout.write(f"deleted {in_session(settings(args), delete, to_delete=True)}\n")
     return 0

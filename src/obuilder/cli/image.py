@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         async def remove(builder: Builder) -> None:
             builder.remove_image(args.name)
 
-        in_session(chosen, remove)
+        in_session(chosen, remove, to_delete=True)
         return 0
 
     def tell(event: events.Event) -> None:

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -55,6 +56,7 @@ def run(argv: list[str]) -> int:
 
 def main() -> NoReturn:
     """The `obuilder` program: ends the process."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     gc.disable()  # a short run makes little garbage; a session turns it on again
     status = 0
     try:

@@ -48,7 +48,7 @@ def pruned(
                 await builder.delete_volume(name)
         return await builder.prune(before=before, limit=limit, keep=keep, dry_run=dry_run)
 
-    gone = in_session(settings(args), prune)
+    gone = in_session(settings(args), prune, to_delete=True)
     for record in gone:
         line = f"{record.key[:12]}  {record.heading.partition(chr(10))[0]}\n"
         sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape"))

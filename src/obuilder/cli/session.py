@@ -18,13 +18,15 @@ class Cancelled(KeyboardInterrupt):
     """SIGINT or SIGTERM came: exit status 130."""
 
 
-def in_session(settings: Settings, work: Callable[[Builder], Awaitable[T]]) -> T:
+def in_session(
+    settings: Settings, work: Callable[[Builder], Awaitable[T]], *, to_delete: bool = False
+) -> T:
     """What `work` returns, given an open builder. Cancelled by SIGINT and SIGTERM."""
     gc.enable()
-    return anyio.run(_main, settings, work)
+    return anyio.run(_main, settings, work, to_delete)
 
 
-async def _main(settings: Settings, work: Callable[[Builder], Awaitable[T]]) -> T:
+async def _main(settings: Settings, work: Callable[[Builder], Awaitable[T]], to_delete: bool) -> T:
     result: list[T] = []
     failure: list[BaseException] = []
     stopped = False
@@ -43,7 +45,7 @@ async def _main(settings: Settings, work: Callable[[Builder], Awaitable[T]]) -> 
         with anyio.CancelScope() as scope:
             tasks.start_soon(watch, scope)
             try:
-                async with Builder.open(settings) as builder:
+                async with Builder.open(settings, to_delete=to_delete) as builder:
                     result.append(await work(builder))
             except Exception as error:  # noqa: BLE001 # raised below, outside of the task group
                 failure.append(error)

@@ -14,7 +14,6 @@ from obuilder.backends.protocols import (
     Fetcher,
     HostDir,
     Placing,
-    Root,
     Sandbox,
     SecretFile,
     Store,
@@ -120,9 +119,11 @@ class Workshop:
         """Unpack a layer."""
         fetcher = fetcher_for(action.base.name)
         fetcher = self._fetchers.setdefault(type(fetcher), fetcher)
-        await fetcher.fetch(
-            action.base, action.index, into=draft.root, idmap=self.store.idmap, output=output
-        )
+        async with self.store.files(draft.root, write=True) as path:
+            await fetcher.fetch(
+                action.base, action.index, into=HostDir(path), idmap=self.store.idmap,
+                output=output,
+            )  # fmt: skip
 
     async def copy(
         self,
@@ -133,17 +134,21 @@ class Workshop:
     ) -> None:
         """Copy what was `found` in a directory of the host, or in the result `source`."""
         async with AsyncExitStack() as stack:
-            root: Root
-            if action.stage is None:
-                root = HostDir(str(source))
-            else:
-                root = await stack.enter_async_context(self.store.view(Key(str(source))))
+            path = str(source)
+            if action.stage is not None:
+                root = await stack.enter_async_context(self.store.view(Key(path)))
+                only = action.src if isinstance(action, CopyAction) else None
+                path = await stack.enter_async_context(self.store.files(root, only=only))
             if isinstance(action, CopyAction) and isinstance(found, Manifest):
-                await self.sandbox.put(draft.root, found, root, to=action.dst, owner=action.user)
+                await self.sandbox.put(
+                    draft.root, found, HostDir(path), to=action.dst, owner=action.user
+                )
             elif isinstance(action, AddAction) and isinstance(found, Selection):
-                await self._add(action, draft, found, root)
+                await self._add(action, draft, found, HostDir(path))
 
-    async def _add(self, action: AddAction, draft: Draft, found: Selection, source: Root) -> None:
+    async def _add(
+        self, action: AddAction, draft: Draft, found: Selection, source: HostDir
+    ) -> None:
         how = Placing(action.into, action.permissions, action.link, action.unpack)
         if action.src:
             await self.sandbox.add(draft.root, found, source, how, to=action.dst, owner=action.user)

@@ -23,10 +23,10 @@ async def bound(store: Store, bind: BindMount, result: Key) -> AsyncIterator[Mou
     """A part of a result; where it is writable, of a copy that is dropped after."""
     if bind.writable:
         async with store.begin(Key(os.urandom(32).hex()), base=result) as draft:
-            yield Mount(_inside(draft.root, bind), bind.target)
+            yield Mount(HostDir(_inside(draft.root, bind)), bind.target)
     else:
         async with store.view(result) as root:
-            yield Mount(_inside(root, bind), bind.target, readonly=True)
+            yield Mount(HostDir(_inside(root, bind)), bind.target, readonly=True)
 
 
 def _inside(root: Root, bind: BindMount) -> str:
@@ -87,7 +87,7 @@ async def agent(
             os.chmod(path, 0o600 if ssh.permissions is None else ssh.permissions)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(listener.serve, lambda client: _forward(client, socket))
-                yield Mount(path, ssh.target)
+                yield Mount(HostDir(path), ssh.target)
                 tasks.cancel_scope.cancel()
     finally:
         os.close(folder)

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import anyio
 
 from obuilder import events
-from obuilder.backends.protocols import Command, HostDir, Root, Sandbox, Store, Usage
+from obuilder.backends.protocols import Command, Root, Sandbox, Store, Usage
 from obuilder.backends.registry import check_pair, opened
 from obuilder.engine import prune as pruning
 from obuilder.engine.actions import Workshop, check_secrets
@@ -26,6 +26,7 @@ from obuilder.engine.inflight import InFlight
 from obuilder.engine.inputs import Context, Contexts, IndexStats, contexts, resolve_base
 from obuilder.engine.logs import read_log
 from obuilder.engine.recover import recover
+from obuilder.engine.reserve import give_up_reserve, keep_reserve
 from obuilder.engine.result import Result
 from obuilder.engine.run import Runner
 from obuilder.engine.settings import Settings
@@ -61,16 +62,21 @@ class Builder:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, settings: Settings) -> AsyncIterator["Builder"]:
+    async def open(cls, settings: Settings, *, to_delete: bool = False) -> AsyncIterator["Builder"]:
         """Open the store and the sandbox that `settings` name; put right what dead builders left.
 
         The process enters a mount namespace of its own (an ordinary user's a user namespace as
-        well), so call this before starting threads. BackendUnavailable, StoreError, UsageError.
+        well), so call this before starting threads. `to_delete` opens a store whose disk is full
+        as well, to make room. BackendUnavailable, StoreError, UsageError.
         """
+        if to_delete:
+            give_up_reserve(settings.directory)
         async with (
             opened(settings.named_store, settings.sandbox, settings) as (store, sandbox),
             cls.over(store, sandbox, settings) as builder,
         ):
+            if not to_delete:
+                keep_reserve(store.directory)
             yield builder
 
     @classmethod
@@ -225,7 +231,8 @@ class Builder:
         try:
             yield holder
         finally:
-            self._index.release([holder])
+            with suppress(StoreError):  # never in the place of the first error
+                self._index.release([holder])
 
     async def sync(self) -> None:
         """Make every result so far survive a power cut."""
@@ -279,12 +286,15 @@ class Builder:
         1970), at most `limit`, until all take no more than `keep` bytes. What went, or with
         `dry_run` would go.
         """
+        if not dry_run:
+            give_up_reserve(self.store.directory)
         return await pruning.prune(
             self.store, self._index, before=before, limit=limit, keep=keep, dry_run=dry_run
         )
 
     async def delete(self, prefix: str) -> int:
         """Delete a result and all that were made from it. How many."""
+        give_up_reserve(self.store.directory)
         return await pruning.delete(self.store, self._index, self.record(prefix).key)
 
     @asynccontextmanager
@@ -293,6 +303,12 @@ class Builder:
         key = self.record(prefix).key
         async with self.store.view(key) as root:
             yield root
+
+    @asynccontextmanager
+    async def files(self, prefix: str) -> AsyncIterator[str]:
+        """The root of a result as a directory of this machine, for looking at; see `Store.files`."""
+        async with self.view(prefix) as root, self.store.files(root) as path:
+            yield path
 
     async def shell(self, prefix: str, argv: tuple[str, ...] = ("/bin/sh",)) -> int:
         """Enter a result, or a kept failed step, with this terminal; changes are dropped."""
@@ -359,26 +375,15 @@ class Builder:
                 plan, Context("/", None), {}, sink, keep_failed=False,
             )  # fmt: skip
             await runner.run()
-            self._index.pin(plan.steps, pinned=True)
-        self._index.put_image(name, base)
+            self._index.put_image(name, base)
         await self.sync()
         return base
 
     def remove_image(self, name: str) -> None:
         """Take a name away; its layers may be pruned then. UsageError."""
-        base = self._index.image(name)
-        if base is None:
+        if self._index.image(name) is None:
             raise UsageError(f"there is no image called {name!r}", hint="`obuilder image ls`")
         self._index.put_image(name, None)
-        kept = [
-            key
-            for other in self._index.images().values()
-            for key in lower(
-                Spec(base=other.name), Inputs(bases={other.name: other}, copies={})
-            ).steps
-        ]
-        plan = lower(Spec(base=base.name), Inputs(bases={base.name: base}, copies={}))
-        self._index.pin([key for key in plan.steps if key not in kept], pinned=False)
 
     def volumes(self) -> list[tuple[str, str, Key | None, float]]:
         """Place, name, newest generation and last use of every cache volume."""
@@ -386,6 +391,7 @@ class Builder:
 
     async def delete_volume(self, name: str) -> bool:
         """Delete a cache volume. False if there is none of that name."""
+        give_up_reserve(self.store.directory)
         return await self._workshop.volumes.delete(name)
 
 
@@ -408,10 +414,3 @@ def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
             return inner
         group = inner
     return group
-
-
-def host_directory(root: Root) -> str:
-    """The directory of a root that is one. UsageError."""
-    if not isinstance(root, HostDir):
-        raise UsageError("this store's results are not directories of this machine")
-    return root.path

@@ -91,10 +91,10 @@ class Database:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+                self._db.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
         except sqlite3.DatabaseError as error:
             raise _translate(error, self._path) from error
 
@@ -106,15 +106,24 @@ class Database:
 
 
 def _translate(error: sqlite3.DatabaseError, path: str) -> StoreError:
-    text = str(error)
-    if "full" in text:
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    unable = code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+    if code == sqlite3.SQLITE_FULL or (unable and _is_full(path)):
         return StoreFull(
             f"no space left to write the index {path}",
             hint="free some space, for example with: obuilder prune",
         )
-    if "locked" in text or "readonly" in text or "unable to open" in text:
-        hint = None if "locked" in text else "a store is for the user who made it"
-        return StoreError(f"the index {path} can't be used: {text}", hint=hint)
-    return StoreDamaged(
-        f"the index {path} is damaged: {text}", hint="it is rebuilt from the store when it is gone"
-    )
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
+        return StoreDamaged(
+            f"the index {path} is damaged: {error}",
+            hint="it is rebuilt from the store when it is gone",
+        )
+    closed = code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM)
+    hint = "a store is for the user who made it" if closed else None
+    return StoreError(f"the index {path} can't be used: {error}", hint=hint)
+
+
+def _is_full(path: str) -> bool:
+    # What SQLite maps into memory it can't have then, which it calls an error of the disk.
+    found = os.statvfs(os.path.dirname(path))
+    return found.f_bavail * found.f_frsize < 1 << 20

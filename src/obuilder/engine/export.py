@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 import anyio
 
-from obuilder.engine.builder import Builder, host_directory
+from obuilder.engine.builder import Builder
 from obuilder.errors import UsageError
 from obuilder.oci.archive import write_tar
 from obuilder.system.files import copy_tree
@@ -39,8 +39,7 @@ async def export(builder: Builder, prefix: str, output: str) -> None:
 
 async def export_tar(builder: Builder, prefix: str, file: BinaryIO) -> None:
     """Write a result as a tar archive, the same bytes for the same result."""
-    async with builder.view(prefix) as root:
-        path = host_directory(root)
+    async with builder.files(prefix) as path:
         await anyio.to_thread.run_sync(write_tar, path, file, builder.store.idmap)
 
 
@@ -53,8 +52,7 @@ async def export_directory(builder: Builder, prefix: str, target: str) -> None:
         raise UsageError(f"{target} is not an empty directory", hint="name a new directory")
     os.makedirs(target, exist_ok=True)
     owners = None if by_root() else IdMap(first=0, count=1)
-    async with builder.view(prefix) as root:
-        path = host_directory(root)
+    async with builder.files(prefix) as path:
         await anyio.to_thread.run_sync(
             lambda: copy_tree(path, target, idmap=builder.store.idmap, onto=owners, existing="keep")
         )

@@ -18,6 +18,7 @@ import msgspec
 
 from obuilder.engine.database import Database
 from obuilder.errors import StoreDamaged
+from obuilder.plan.keys import layer_keys
 from obuilder.plan.model import Base, Layer
 from obuilder.values import Key
 
@@ -115,12 +116,6 @@ class Index(Database):
         if stale:
             with self._write() as db:
                 db.executemany("UPDATE results SET used = ? WHERE key = ?", stale)
-
-    def pin(self, keys: Iterable[Key], *, pinned: bool) -> None:
-        """Keep these from being pruned, or let them go."""
-        with self._write() as db:
-            rows = [(int(pinned), key) for key in keys]
-            db.executemany("UPDATE results SET pinned = ? WHERE key = ?", rows)
 
     def records(self) -> list[Record]:
         """Everything, the newest first."""
@@ -240,7 +235,10 @@ class Index(Database):
         return {os.fsdecode(_bytes(name)): _base(base) for name, base in rows}
 
     def put_image(self, name: str, base: Base | None) -> None:
-        """Give `name` to an image; None takes the name away."""
+        """Give `name` to an image; None takes the name away.
+
+        Layers of images that have a name are never pruned.
+        """
         with self._write() as db:
             if base is None:
                 db.execute("DELETE FROM images WHERE name = ?", (os.fsencode(name),))
@@ -249,6 +247,7 @@ class Index(Database):
                 db.execute(
                     "INSERT OR REPLACE INTO images VALUES (?, ?)", (os.fsencode(name), value)
                 )
+            _pin_layers(db)
 
     def image_rows(self) -> list[tuple[bytes, bytes]]:
         """Imported images as they are kept, to be put into another index."""
@@ -259,6 +258,7 @@ class Index(Database):
         """Take over an image of another index."""
         with self._write() as db:
             db.execute("INSERT OR REPLACE INTO images VALUES (?, ?)", (name, base))
+            _pin_layers(db)
 
     # --- cache volumes ------------------------------------------------------------------------
 
@@ -321,6 +321,13 @@ class Index(Database):
 def _lease(db: sqlite3.Connection, key: Key, holders: Iterable[str]) -> None:
     rows = [(key, holder) for holder in holders]
     db.executemany("INSERT OR IGNORE INTO leases VALUES (?, ?)", rows)
+
+
+def _pin_layers(db: sqlite3.Connection) -> None:
+    named = [_base(row[0]) for row in db.execute("SELECT base FROM images")]
+    keys = {(key,) for base in named for key in layer_keys(base)}
+    db.execute("UPDATE results SET pinned = 0 WHERE kind = 'layer'")
+    db.executemany("UPDATE results SET pinned = 1 WHERE key = ?", keys)
 
 
 def _bytes(value: object) -> bytes:

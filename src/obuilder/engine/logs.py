@@ -8,6 +8,7 @@ root (`failed_key`), where `obuilder log` finds it by either key.
 import os
 from collections.abc import Callable, Iterable
 
+from obuilder.errors import of_disk
 from obuilder.plan.keys import failed_key
 from obuilder.values import Key
 
@@ -191,10 +192,11 @@ class LogWriter:
         self._half = None if limit is None else max(limit // 2, 1)
         self._size = 0
         self._dropped = 0
+        self._problem: OSError | None = None
         self._end: list[bytes] = []
         self._end_size = 0
         self.tail = b""
-        self._partial = self._at = path = _path(directory, key, "partial")
+        self._at = path = _path(directory, key, "partial")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         while True:
             try:
@@ -205,8 +207,13 @@ class LogWriter:
             except FileExistsError:  # of one who was killed; others may still read it
                 os.unlink(path)
 
+    @property
+    def size(self) -> int:
+        """Bytes that the log takes, or will."""
+        return self._size + self._end_size
+
     def write(self, data: bytes) -> None:
-        """Take a piece of output."""
+        """Take a piece of output. Where it can't be written, `done` and `failed` will tell."""
         self._put(self._mask.feed(data))
 
     def _put(self, data: bytes) -> None:
@@ -216,11 +223,11 @@ class LogWriter:
         self.tail = (self.tail + data)[-4096:]
         if self._half is None or self._size + len(data) <= self._half:
             self._size += len(data)
-            _write_all(self._fd, data)
+            self._write(data)
             return
         room = self._half - self._size
         if room > 0:
-            _write_all(self._fd, data[:room])
+            self._write(data[:room])
             self._size += room
             data = data[room:]
         self._end.append(data)
@@ -230,31 +237,48 @@ class LogWriter:
             self._end_size -= len(piece)
             self._dropped += len(piece)
 
+    def _write(self, data: bytes) -> None:
+        # The step goes on where its log can't be kept: it may still tell why it fails.
+        if self._problem is None:
+            try:
+                _write_all(self._fd, data)
+            except OSError as error:
+                self._problem = error
+
     def _finish(self, name: Key) -> None:
-        if self._at == self._partial:
+        if self._fd >= 0:
             self._put(self._mask.flush())
             if self._end:
                 if self._dropped:
-                    _write_all(self._fd, b"\n[... %d bytes left out ...]\n" % self._dropped)
-                _write_all(self._fd, b"".join(self._end))
-            os.close(self._fd)
+                    self._write(b"\n[... %d bytes left out ...]\n" % self._dropped)
+                self._write(b"".join(self._end))
+            self._close()
+        if self._problem is not None:
+            raise of_disk("the log can't be written", self._problem) from self._problem
         path = _path(self._directory, name, "log")
         os.rename(self._at, path)
         self._at = path
 
     def done(self) -> None:
-        """The step succeeded: this is its log from now on."""
+        """The step succeeded: this is its log from now on. StoreFull, StoreError."""
         self._finish(self._key)
 
     def failed(self) -> None:
-        """The step failed, or its publishing did: the log is kept under the failed root's key."""
+        """The step failed, or its publishing did: the log is kept under the failed root's key.
+
+        StoreFull, StoreError.
+        """
         self._finish(failed_key(self._key))
 
     def discard(self) -> None:
-        """The step was cancelled: nothing is kept."""
-        if self._at == self._partial:
-            os.close(self._fd)
+        """The step was cancelled, or there is no room for its log: nothing is kept."""
+        self._close()
         os.unlink(self._at)
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -8,22 +8,21 @@ import time
 from collections.abc import Mapping
 
 import anyio
-import msgspec
 
 from obuilder import events
-from obuilder.backends.protocols import HostDir
+from obuilder.backends.protocols import Draft
 from obuilder.engine.actions import Workshop
+from obuilder.engine.attempt import Attempt
 from obuilder.engine.cached import started
 from obuilder.engine.index import Index, Record
 from obuilder.engine.inflight import InFlight, Making
 from obuilder.engine.inputs import Context
 from obuilder.engine.locks import KeyLock
 from obuilder.engine.logs import LogFollower, LogWriter, Mask, replay_log
-from obuilder.engine.meta import written
 from obuilder.engine.recover import adopt
 from obuilder.engine.result import Result
-from obuilder.errors import CopyError, ObuilderError, StepFailed
-from obuilder.plan.keys import effective, failed_key
+from obuilder.errors import ObuilderError, of_disk
+from obuilder.plan.keys import effective
 from obuilder.plan.model import (
     AddAction,
     CopyAction,
@@ -142,7 +141,10 @@ class Runner:
 
     async def _make(self, step: Step, key: Key, base: Key | None, began: float) -> bool:
         async def make(making: Making) -> None:
-            await self._own(step, key, base, making)
+            try:
+                await self._own(step, key, base, making)
+            except OSError as error:
+                raise of_disk("the step can't be made", error) from error
 
         def ended(code: str, message: str) -> None:
             seconds = time.monotonic() - began
@@ -175,11 +177,10 @@ class Runner:
         if action.stage is None:
             return action.manifest
         source = self._actual[action.stage]
-        selection = msgspec.msgpack.encode((action.src, action.into, action.exclude))
+        words: tuple[object, ...] = (action.src, action.into, action.exclude)
         if isinstance(action, AddAction):
-            selection = msgspec.msgpack.encode(
-                ("add", action.src, action.exclude, action.parents, action.user is None)
-            )
+            words = ("add", action.src, action.exclude, action.parents, action.user is None)
+        selection = repr(words).encode()  # names of any bytes
         known = self._index.manifest(source, selection)
         if known is None:
             manifest = self._manifests[step.key] = await self._scanned(step, action)
@@ -196,11 +197,13 @@ class Runner:
         return self._manifests.pop(step.key, None) or await self._scanned(step, action)
 
     async def _scanned(self, step: Step, action: CopyAction | AddAction) -> Manifest | Selection:
-        async with self._workshop.store.view(self._actual[Key(str(action.stage))]) as root:
-            if not isinstance(root, HostDir):
-                raise CopyError("this store's results can't be copied from")
-            path = root.path
-            owners = self._workshop.store.idmap if action.user is None else None
+        store = self._workshop.store
+        only = action.src if isinstance(action, CopyAction) else None
+        async with (
+            store.view(self._actual[Key(str(action.stage))]) as root,
+            store.files(root, only=only) as path,
+        ):
+            owners = store.idmap if action.user is None else None
             if isinstance(action, AddAction):
                 return await anyio.to_thread.run_sync(
                     lambda: pick(
@@ -245,51 +248,38 @@ class Runner:
         return False
 
     async def _attempt(self, step: Step, key: Key, base: Key | None, making: Making) -> None:
-        began = time.monotonic()
-        action, store = step.action, self._workshop.store
-        mask = Mask(
-            [self._secrets[s.id] for s in action.secrets if s.id in self._secrets]
-            if isinstance(action, RunAction)
-            else []
-        )
-        limit = self._workshop.limits(action).log
-        log = LogWriter(self._directory, key, making.emit, mask=mask, limit=limit)
-        try:
-            async with store.begin(key, base=base) as draft:
-                try:
-                    if isinstance(action, LayerAction):
-                        await self._workshop.layer(action, draft, log.write)
-                    elif isinstance(action, CopyAction | AddAction):
-                        manifest = await self._manifest(step, action)
-                        source = self._source(step, action)
-                        await self._workshop.copy(action, draft, manifest, source)
-                    elif isinstance(action, MkdirAction):
-                        await self._workshop.mkdir(action, draft)
-                    else:
-                        await self._workshop.run(
-                            action, draft, self._secrets, log.write,
-                            key=key, heading=step.heading, tail=lambda: log.tail,
-                            results=self._actual,
-                        )  # fmt: skip
-                except StepFailed as error:
-                    failed = self._record(step, failed_key(key), base, began, kind="failed")
-                    await store.delete(failed.key)
-                    if self._keep_failed:
-                        await draft.commit(written(failed), key=failed.key)
-                        hint = f"look inside with: obuilder shell {failed.key[:12]}"
-                        error.hint = error.hint or hint
-                    self._index.add(failed)
-                    raise
-                record = self._record(step, key, base, began, kind=_kind(step))
-                log.done()
-                await draft.commit(written(record))
-            self._index.add(record, holders=making.holders)
-        except Exception:
-            log.failed()
-            raise
-        except BaseException:
-            log.discard()
-            raise
+        began, now, action = time.monotonic(), time.time(), step.action
+        secrets = action.secrets if isinstance(action, RunAction) else ()
+        known = [self._secrets[secret.id] for secret in secrets if secret.id in self._secrets]
+        log = LogWriter(
+            self._directory, key, making.emit,
+            mask=Mask(known), limit=self._workshop.limits(action).log,
+        )  # fmt: skip
+
+        async def work(draft: Draft) -> None:
+            if isinstance(action, LayerAction):
+                await self._workshop.layer(action, draft, log.write)
+            elif isinstance(action, CopyAction | AddAction):
+                found = await self._manifest(step, action)
+                await self._workshop.copy(action, draft, found, self._source(step, action))
+            elif isinstance(action, MkdirAction):
+                await self._workshop.mkdir(action, draft)
+            else:
+                await self._workshop.run(
+                    action, draft, self._secrets, log.write,
+                    key=key, heading=step.heading, tail=lambda: log.tail,
+                    results=self._actual,
+                )  # fmt: skip
+
+        record = Record(
+            key=key, kind=_kind(step), heading=step.heading, stage=step.stage, base=base,
+            created=now, used=now, seconds=0.0,
+        )  # fmt: skip
+        attempt = Attempt(
+            self._workshop.store, self._index, log, record,
+            holders=making.holders, keep_failed=self._keep_failed,
+        )  # fmt: skip
+        await attempt.make(work, lambda: time.monotonic() - began)
 
     def _source(self, step: Step, action: CopyAction | AddAction) -> str | Key:
         """The result, or the directory, that a copy or an add copies from."""
@@ -298,13 +288,6 @@ class Runner:
         if isinstance(action, AddAction) and action.src:
             return self._context.selected(step.op)[0]
         return self._context.directory
-
-    def _record(self, step: Step, key: Key, base: Key | None, began: float, *, kind: str) -> Record:
-        now = time.time()
-        return Record(
-            key=key, kind=kind, heading=step.heading, stage=step.stage, base=base,
-            created=now, used=now, seconds=time.monotonic() - began,
-        )  # fmt: skip
 
 
 def _kind(step: Step) -> str:

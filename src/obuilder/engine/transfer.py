@@ -15,16 +15,16 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from obuilder.backends.protocols import HostDir, Root, Store
+from obuilder.backends.protocols import Store
 from obuilder.engine.index import Index, Record
 from obuilder.engine.locks import held
 from obuilder.engine.logs import put_log, read_log
 from obuilder.engine.meta import written
 from obuilder.engine.volumes import release_lock, volume_place
-from obuilder.errors import SnapshotMissing, Unsupported, UsageError
+from obuilder.errors import SnapshotMissing, UsageError
 from obuilder.oci.archive import write_changes, write_tar
 from obuilder.oci.layers import unpack
-from obuilder.values import IdMap, Key
+from obuilder.values import ROOT, IdMap, Key
 
 _MAGIC = b"obuilder results 1\n"
 _PIECE = 1 << 20
@@ -68,14 +68,14 @@ async def send(store: Store, index: Index, take: Take, *, known: Callable[[Key],
         name = volumes.get(record.key)
         try:
             async with AsyncExitStack() as stack:
-                root = _directory(await stack.enter_async_context(store.view(record.key)))
+                root = await _opened(stack, store, record.key)
                 base = None
                 if (
                     record.base is not None
                     and record.kind != "volume"
                     and await store.contains(record.base)
                 ):
-                    base = _directory(await stack.enter_async_context(store.view(record.base)))
+                    base = await _opened(stack, store, record.base)
                 parcel = Parcel(
                     record, whole=base is None, aliases=tuple(aliases.get(record.key, ())),
                     log=read_log(store.directory, record.key),
@@ -87,6 +87,12 @@ async def send(store: Store, index: Index, take: Take, *, known: Callable[[Key],
         if name is None:
             sent.add(record.key)
     return Names(index.image_rows())
+
+
+async def _opened(stack: AsyncExitStack, store: Store, key: Key) -> str:
+    """The files of a result."""
+    root = await stack.enter_async_context(store.view(key))
+    return await stack.enter_async_context(store.files(root))
 
 
 def _in_order(records: list[Record]) -> Iterator[Record]:
@@ -178,9 +184,14 @@ class Receiver:
                 return
             name = None if parcel.volume is None else os.fsdecode(parcel.volume)
             base = None if parcel.whole else record.base
-            async with store.begin(record.key, base=base) as draft:
-                root = _directory(draft.root)
-                await anyio.to_thread.run_sync(self._unpack, parcel, layer, root)
+            begun = (
+                store.begin(record.key, base=base)
+                if name is None
+                else store.volume(record.key, base=base, owner=ROOT)
+            )
+            async with begun as draft:
+                async with store.files(draft.root, write=True) as root:
+                    await anyio.to_thread.run_sync(self._unpack, parcel, layer, root)
                 if parcel.log is not None:
                     put_log(store.directory, record.key, parcel.log)
                 await draft.commit(written(record, volume=name))
@@ -269,9 +280,3 @@ def _copy(file: BinaryIO, out: BinaryIO) -> None:
 def _drain(layer: BinaryIO) -> None:
     while layer.read(_PIECE):
         pass
-
-
-def _directory(root: Root) -> str:
-    if not isinstance(root, HostDir):
-        raise Unsupported("results of this store can't be taken out as they are")
-    return root.path

@@ -22,16 +22,18 @@ from typing import TypeVar
 
 import anyio
 
-from obuilder.backends.protocols import Draft, HostDir, Mount, Root, Store
+from obuilder.backends.protocols import Draft, Mount, Root, Store
 from obuilder.engine.index import Index, Record
 from obuilder.engine.locks import held
 from obuilder.engine.meta import written
-from obuilder.errors import SnapshotMissing, UsageError
+from obuilder.errors import SnapshotMissing
 from obuilder.plan.model import CacheMount
-from obuilder.system.files import copy_tree, remove_tree
-from obuilder.values import Key, UnixUser, User, shown
+from obuilder.system.files import copy_tree
+from obuilder.values import Key, User, shown
 
 T = TypeVar("T")
+
+_USUAL = 0o755
 
 
 def volume_place(name: str) -> str:
@@ -62,13 +64,13 @@ class Volumes:
         async with AsyncExitStack() as stack:
             for place in sorted({place for place, mode in wanted if mode == "locked"}):
                 await stack.enter_async_context(held(self._store.directory, place))
-            paths = {
+            roots = {
                 (place, mode): await stack.enter_async_context(self._open(place, mount, user))
                 for (place, mode), mount in wanted.items()
             }
             yield [
                 Mount(
-                    source=paths[volume_place(mount.id), mount.mode],
+                    source=roots[volume_place(mount.id), mount.mode],
                     target=mount.target,
                     readonly=mount.mode == "read-only",
                 )
@@ -76,27 +78,24 @@ class Volumes:
             ]
 
     @asynccontextmanager
-    async def _open(self, place: str, mount: CacheMount, user: User) -> AsyncIterator[str]:
+    async def _open(self, place: str, mount: CacheMount, user: User) -> AsyncIterator[Root]:
         if mount.mode == "shared":
-            path = os.path.join(self._store.directory, "volumes", place)
-            os.makedirs(path, mode=0o755, exist_ok=True)
-            self._own(path, mount, user)
+            root = await self._store.shared(place, mount.owner or user)
+            await self._permit(root, mount)
             self._index.swap_generation(place, mount.id, None, None)
-            yield path
+            yield root
         elif mount.mode == "read-only":
-            async with self._view(place, mount, user) as path:
-                yield path
+            async with self._view(place, mount, user) as root:
+                yield root
         else:
-            async with self._clone(place, mount, user) as path:
-                yield path
+            async with self._clone(place, mount, user) as root:
+                yield root
 
-    def _own(self, path: str, mount: CacheMount, user: User) -> None:
-        # Only the top, never what is in it: files keep whoever wrote them.
-        user = mount.owner or user
-        if mount.permissions is not None:
-            os.chmod(path, mount.permissions)
-        if isinstance(user, UnixUser) and not self._store.idmap.single:
-            os.chown(path, self._store.idmap.to_disk(user.uid), self._store.idmap.to_disk(user.gid))
+    async def _permit(self, root: Root, mount: CacheMount) -> None:
+        """Give the top directory the permissions that are asked for, if they are not the usual."""
+        if mount.permissions not in (None, _USUAL):
+            async with self._store.files(root, write=True) as path:
+                os.chmod(path, mount.permissions or 0)
 
     async def _newest(
         self,
@@ -115,51 +114,52 @@ class Volumes:
         return None
 
     @asynccontextmanager
-    async def _view(self, place: str, mount: CacheMount, user: User) -> AsyncIterator[str]:
+    async def _view(self, place: str, mount: CacheMount, user: User) -> AsyncIterator[Root]:
         async with AsyncExitStack() as stack:
             newest = await self._newest(stack, place, mount.id, self._store.view)
             if newest is not None:
-                yield _directory(newest[1])
+                yield newest[1]
             else:
-                draft = await stack.enter_async_context(self._store.begin(_new_key(), base=None))
-                self._own(_directory(draft.root), mount, user)
-                yield _directory(draft.root)
+                draft = self._store.volume(_new_key(), base=None, owner=mount.owner or user)
+                yield (await stack.enter_async_context(draft)).root
 
     @asynccontextmanager
-    async def _clone(self, place: str, mount: CacheMount, user: User) -> AsyncIterator[str]:
+    async def _clone(self, place: str, mount: CacheMount, user: User) -> AsyncIterator[Root]:
         async with AsyncExitStack() as stack:
             key = _new_key()
-            old, draft = await self._draft(stack, place, mount.id, key)
-            path = _directory(draft.root)
-            self._own(path, mount, user)
-            yield path
+            old, draft = await self._draft(stack, place, mount.id, key, mount.owner or user)
+            await self._permit(draft.root, mount)
+            yield draft.root
             # Not reached when the step was cancelled or the builder broke: the clone is dropped.
             async with self._releasing(place):
                 if self._index.generation(place) == old:
                     await self._release(draft, key, old, place, mount.id)
                 elif mount.mode == "append":
-                    await self._merge(path, place, mount.id)
+                    await self._merge(draft.root, place, mount.id, mount.owner or user)
 
     async def _draft(
-        self, stack: AsyncExitStack, place: str, name: str, key: Key
+        self, stack: AsyncExitStack, place: str, name: str, key: Key, user: User
     ) -> tuple[Key | None, Draft]:
         """A clone of the newest generation, which is to be the generation `key`."""
-        newest = await self._newest(
-            stack, place, name, lambda base: self._store.begin(key, base=base)
-        )
-        return newest or (
-            None, await stack.enter_async_context(self._store.begin(key, base=None))
-        )  # fmt: skip
+
+        def begun(base: Key | None) -> AbstractAsyncContextManager[Draft]:
+            return self._store.volume(key, base=base, owner=user)
+
+        newest = await self._newest(stack, place, name, begun)
+        return newest or (None, await stack.enter_async_context(begun(None)))
 
     def _releasing(self, place: str) -> AbstractAsyncContextManager[None]:
         return held(self._store.directory, release_lock(place))
 
-    async def _merge(self, clone: str, place: str, name: str) -> None:
+    async def _merge(self, clone: Root, place: str, name: str, user: User) -> None:
         async with AsyncExitStack() as stack:
             key = _new_key()
-            newest, draft = await self._draft(stack, place, name, key)
-            target = _directory(draft.root)
-            await anyio.to_thread.run_sync(lambda: copy_tree(clone, target, existing="keep"))
+            newest, draft = await self._draft(stack, place, name, key, user)
+            async with (
+                self._store.files(clone) as source,
+                self._store.files(draft.root, write=True) as target,
+            ):
+                await anyio.to_thread.run_sync(lambda: copy_tree(source, target, existing="keep"))
             await self._release(draft, key, newest, place, name)
 
     async def _release(
@@ -191,16 +191,9 @@ class Volumes:
             generation = self._index.generation(place)
             self._index.drop_volume(place)
             await self._drop(generation)
-            shared = os.path.join(self._store.directory, "volumes", place)
-            await anyio.to_thread.run_sync(remove_tree, shared)
+            await self._store.remove_shared(place)
         return True
 
 
 def _new_key() -> Key:
     return Key(os.urandom(32).hex())
-
-
-def _directory(root: Root) -> str:
-    if not isinstance(root, HostDir):
-        raise UsageError("this store has no cache volumes that a step could mount")
-    return root.path

@@ -7,10 +7,12 @@ and an empty `.wh.NAME` for each NAME that is gone.
 import os
 import stat
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO
 
 from obuilder.errors import CopyError
-from obuilder.system.files import kept_xattr
+from obuilder.system.files import kept_xattr, too_deep
 from obuilder.values import IdMap
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -28,7 +30,7 @@ def write_tar(root: str, file: BinaryIO, idmap: IdMap, *, exact: bool = False) -
     """
     fd = os.open(root, _DIRECTORY)
     try:
-        with _opened(file) as tar:
+        with _opened(file, root) as tar:
             _Writer(tar, idmap, exact=exact).directory(fd, None, "")
     finally:
         os.close(fd)
@@ -44,7 +46,7 @@ def write_changes(base: str, root: str, file: BinaryIO, idmap: IdMap, *, exact: 
     try:
         new = os.open(root, _DIRECTORY)
         try:
-            with _opened(file) as tar:
+            with _opened(file, root) as tar:
                 _Writer(tar, idmap, exact=exact).directory(new, old, "")
         finally:
             os.close(new)
@@ -52,11 +54,16 @@ def write_changes(base: str, root: str, file: BinaryIO, idmap: IdMap, *, exact: 
         os.close(old)
 
 
-def _opened(file: BinaryIO) -> tarfile.TarFile:
-    return tarfile.open(
-        fileobj=file, mode="w|", format=tarfile.PAX_FORMAT,
-        encoding="utf-8", errors="surrogateescape",
-    )  # fmt: skip
+@contextmanager
+def _opened(file: BinaryIO, root: str) -> Iterator[tarfile.TarFile]:
+    try:
+        with tarfile.open(
+            fileobj=file, mode="w|", format=tarfile.PAX_FORMAT,
+            encoding="utf-8", errors="surrogateescape",
+        ) as tar:  # fmt: skip
+            yield tar
+    except RecursionError:
+        raise too_deep(root) from None
 
 
 class _Writer:

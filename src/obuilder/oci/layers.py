@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Callable
 from typing import BinaryIO
 
-from obuilder.errors import BadImage, StoreFull
+from obuilder.errors import BadImage, of_disk
 from obuilder.oci.streams import DAMAGED, MOST_DATA, UNREADABLE, Hashed, decompressed, read_tar
 from obuilder.system.files import InRoot, kept_xattr, remove_at, write_all
 from obuilder.values import IdMap
@@ -45,11 +45,7 @@ def unpack(
     except DAMAGED as error:
         raise BadImage(f"the layer is damaged: {error}") from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull(
-                f"no space left to unpack {what!r}", hint="`obuilder prune` makes room"
-            ) from error
-        raise BadImage(f"can't unpack {what!r}: {error.strerror or error}") from error
+        raise of_disk(f"can't unpack {what!r}", error, BadImage) from error
     except (ValueError, OverflowError) as error:
         raise BadImage(f"can't unpack {what!r}: {error}") from error
 

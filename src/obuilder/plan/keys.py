@@ -12,6 +12,7 @@ import msgspec
 
 from obuilder.plan.model import (
     AddAction,
+    Base,
     CopyAction,
     LayerAction,
     MkdirAction,
@@ -54,6 +55,14 @@ def layer_key(action: LayerAction, base: Key | None) -> Key:
     """A layer by its content, whatever image it comes with: images share layers."""
     layer = action.base.layers[action.index]
     return _key(action="layer", base=base, digest=layer.digest, platform=str(action.base.platform))
+
+
+def layer_keys(base: Base) -> list[Key]:
+    """All layers of an image, the lowest first."""
+    keys = list[Key]()
+    for index in range(len(base.layers)):
+        keys.append(layer_key(LayerAction(base, index), keys[-1] if keys else None))
+    return keys
 
 
 def run_key(action: RunAction, base: Key | None, results: Mapping[Key, Key] | None = None) -> Key:

@@ -5,7 +5,7 @@ import hashlib
 import os
 import stat
 
-from obuilder.errors import CopyError
+from obuilder.errors import CopyError, of_disk
 from obuilder.system.files import InRoot, write_all
 from obuilder.system.linux import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 from obuilder.system.tree import Entry, Manifest
@@ -61,6 +61,8 @@ class _Copy:
                     path = self._place(entry.path)
                     self._put(inside, entry, path, source)
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise of_disk(f"can't copy to /{path}", error) from error
             raise CopyError(f"can't copy to /{path}: {_reason(error)}") from error
         finally:
             os.close(source)

@@ -11,6 +11,8 @@ from obuilder.values import IdMap
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BLOCK = 1 << 20
+_DEEP = 100
+"""Descriptors that removing a tree holds open."""
 
 
 class InRoot:
@@ -106,7 +108,9 @@ def remove_at(name: str, *, at: int) -> None:
         while stack:
             name, fd, pending = stack[-1]
             if pending:
-                enter(pending.pop(), fd)
+                name = pending.pop()
+                if len(stack) < _DEEP or not _lift(name, fd, stack[0]):
+                    enter(name, fd)
                 continue
             stack.pop()
             os.close(fd)
@@ -115,6 +119,18 @@ def remove_at(name: str, *, at: int) -> None:
     finally:
         for _, fd, _ in stack:
             os.close(fd)
+
+
+def _lift(name: str, at: int, top: tuple[str, int, list[str]]) -> bool:
+    """Move a directory to the top of the tree: no nesting is too deep for the descriptors we have."""
+    _, fd, pending = top
+    lifted = f".obuilder-{os.urandom(8).hex()}"
+    try:
+        os.rename(name, lifted, src_dir_fd=at, dst_dir_fd=fd)
+    except OSError:  # of another file system, or subvolume
+        return False
+    pending.append(lifted)
+    return True
 
 
 def _emptied(name: str, at: int) -> tuple[str, int, list[str]]:
@@ -162,6 +178,11 @@ def kept_xattr(name: str) -> bool:
     if ".overlay." in name:
         return False
     return name.startswith("user.") or name == "security.capability"
+
+
+def too_deep(path: str) -> OSError:
+    """What is said of a tree that is nested deeper than it can be walked."""
+    return OSError(errno.ENAMETOOLONG, "directories are nested too deeply", path)
 
 
 def copy_data(source: int, target: int, size: int) -> None:
@@ -216,6 +237,8 @@ def copy_tree(
         target = os.open(dst, _DIRECTORY)
         try:
             _Copier(idmap, onto, keep=existing == "keep", base=target).directory(source, target, "")
+        except RecursionError:
+            raise too_deep(src) from None
         finally:
             os.close(target)
     finally:

@@ -173,19 +173,22 @@ async def _follow(pidfd: int, pipe: int | None, output: Callable[[bytes], None] 
     if pipe is None or output is None:
         await anyio.wait_readable(pidfd)
         return
-    async with anyio.create_task_group() as tasks:
 
-        async def read() -> None:
-            while True:
-                await anyio.wait_readable(pipe)
-                piece = os.read(pipe, _PIECE)
-                if not piece:
-                    return
-                output(piece)
+    async def read() -> None:
+        while True:
+            await anyio.wait_readable(pipe)
+            piece = os.read(pipe, _PIECE)
+            if not piece:
+                return
+            output(piece)
 
-        tasks.start_soon(read)
-        await anyio.wait_readable(pidfd)
-        tasks.cancel_scope.cancel()
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(read)
+            await anyio.wait_readable(pidfd)
+            tasks.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None  # what `output` raised, as it is
     _drain(pipe, output)
 
 

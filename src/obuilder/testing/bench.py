@@ -1,89 +1,119 @@
 """Where the sandbox suite tries a sandbox: opened on a store's directory, with a root beside it."""
 
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 import msgspec
 
 from obuilder.backends.fetchers import fetcher_for
 from obuilder.backends.protocols import (
     Command,
+    Draft,
     Exit,
     HostDir,
     Mount,
+    Root,
     Sandbox,
     SandboxClass,
     SecretFile,
+    Store,
+    StoreClass,
 )
 from obuilder.backends.registry import load
 from obuilder.oci.reference import host_platform
 from obuilder.system.namespaces import enter
-from obuilder.system.sessions import Session, open_session
-from obuilder.values import ROOT, IdMap, Limits, Policy, User
+from obuilder.system.sessions import open_session
+from obuilder.values import ROOT, IdMap, Key, Limits, Policy, User
 
 
 class Subject(msgspec.Struct, frozen=True):
     """The sandbox that is tried, MODULE:CLASS as in the registry, and the image it gets as root.
 
     `namespaces`: the sandbox works in this process's own namespaces, with the id map that they
-    give. Else the map has one id, that of whoever runs the checks.
+    give. Else the map has one id, that of whoever runs the checks. `store` makes the roots, also
+    those to mount. `left`, MODULE:FUNCTION, lists what there is of a session outside of the
+    store's directory.
     """
 
     sandbox: str
     policy: Policy = Policy()
     base: str = "micro"
     namespaces: bool = True
+    store: str = "obuilder.testing.fakes:FakeStore"
+    left: str = ""
 
 
 class Bench:
     """An open sandbox, a root to run things in, and a directory of the host for all else."""
 
+    root: Root
+    sandbox: Sandbox
+
     def __init__(self, subject: Subject, place: str, idmap: IdMap) -> None:
         self.subject, self.place, self.idmap = subject, place, idmap
-        self.root = HostDir(self.path("root"))
         self.said = b""
-        self.sandbox: Sandbox
-        self._sessions: list[Session] = []
-        self._sandboxes: list[Sandbox] = []
+        self._store: Store
+        self._stack = AsyncExitStack()
 
     @classmethod
     async def open(cls, subject: Subject, place: str) -> "Bench":
         """Make a root and open the sandbox, in an empty or new directory."""
         idmap = enter() if subject.namespaces else IdMap(first=os.geteuid(), count=1)
         bench = cls(subject, place, idmap)
-        os.makedirs(bench.root.path)
-        os.chown(bench.root.path, idmap.to_disk(0), -1)
-        fetcher = fetcher_for(subject.base)
-        base = await fetcher.resolve(subject.base, host_platform())
-        await fetcher.fetch(base, 0, into=bench.root, idmap=idmap, output=lambda _: None)
-        os.makedirs(bench.path("root/tmp"), exist_ok=True)
-        bench.sandbox = await bench.another()
+        try:
+            bench._store = await bench._opened_store("roots")
+            bench.root = await bench._new(bench._store.begin(_new_key(), base=None))
+            fetcher = fetcher_for(subject.base)
+            base = await fetcher.resolve(subject.base, host_platform())
+            async with bench.files(write=True) as inside:
+                top = HostDir(inside("/"))
+                await fetcher.fetch(base, 0, into=top, idmap=idmap, output=lambda _: None)
+                os.makedirs(inside("/tmp"), exist_ok=True)
+            bench.sandbox = await bench.another()
+        except BaseException:
+            await bench.close()
+            raise
         return bench
 
     async def close(self) -> None:
         """Close every sandbox and end the sessions."""
-        for sandbox in reversed(self._sandboxes):
-            await sandbox.close()
-        for session in self._sessions:
-            session.close()
+        await self._stack.aclose()
 
     async def another(self, store: str = "store", policy: Policy | None = None) -> Sandbox:
         """The sandbox opened once more, as by another process; or that of another store."""
-        directory = self.path(store)
-        os.makedirs(directory, exist_ok=True)
-        self._sessions.append(open_session(directory))
         kind: SandboxClass = load(self.subject.sandbox)
         sandbox = await kind.open(
-            directory,
+            self.path(store),
             self.idmap,
-            session=self._sessions[-1].name,
+            session=self._session(store),
             policy=policy or self.subject.policy,
         )
-        self._sandboxes.append(sandbox)
+        self._stack.push_async_callback(sandbox.close)
         return sandbox
 
+    async def recover(self, place: str) -> None:
+        """Put right what a dead bench left in that directory, as the next builder would."""
+        await (await self.another(f"{place}/store")).recover()
+        await (await self._opened_store(f"{place}/roots")).recover()
+
+    async def _opened_store(self, name: str) -> Store:
+        kind: StoreClass = load(self.subject.store)
+        store = await kind.open(self.path(name), self.idmap, session=self._session(name))
+        self._stack.push_async_callback(store.close)
+        return store
+
+    def _session(self, name: str) -> str:
+        os.makedirs(self.path(name), exist_ok=True)
+        session = open_session(self.path(name))
+        self._stack.callback(session.close)
+        return session.name
+
+    async def _new(self, begun: AbstractAsyncContextManager[Draft]) -> Root:
+        return (await self._stack.enter_async_context(begun)).root
+
     def path(self, name: str) -> str:
-        """A path in the directory of the host; those of the root are below `root`."""
+        """A path in the directory of the host."""
         return os.path.join(self.place, name)
 
     def folder(self, name: str) -> str:
@@ -93,13 +123,28 @@ class Bench:
         os.chown(path, self.idmap.to_disk(0), -1)
         return path
 
-    def names(self, top: str = "root") -> list[str]:
-        """Everything below a directory of the host."""
-        return sorted(
-            os.path.join(folder, name)
-            for folder, folders, files in os.walk(self.path(top))
-            for name in (*folders, *files)
-        )
+    async def volume(self) -> Root:
+        """Something new and empty that steps can mount, and that is their root's."""
+        return await self._new(self._store.volume(_new_key(), base=None, owner=ROOT))
+
+    @asynccontextmanager
+    async def files(
+        self, root: Root | None = None, *, write: bool = False
+    ) -> AsyncIterator[Callable[[str], str]]:
+        """Where the host sees a path of the root, or of another one; see `Store.files`."""
+        async with self._store.files(root or self.root, write=write) as top:
+            yield lambda path: f"{top}{path}"
+
+    async def names(self) -> list[str]:
+        """Everything in the root."""
+        async with self.files() as inside:
+            return [name.removeprefix(inside("/")) for name in below(inside("/"))]
+
+    def left(self, place: str, session: str) -> list[str]:
+        """What there is of a session of the sandbox of the bench in that directory."""
+        listed = load(self.subject.left)(session) if self.subject.left else []
+        found = below(self.path(f"{place}/store"))
+        return [*listed, *(name for name in found if f"/{session}." in name)]
 
     async def run(
         self,
@@ -134,6 +179,19 @@ class Bench:
             )  # fmt: skip
         finally:
             self.said = b"".join(pieces)
+
+
+def _new_key() -> Key:
+    return Key(os.urandom(32).hex())
+
+
+def below(top: str) -> list[str]:
+    """Every path below a directory of the host."""
+    return sorted(
+        os.path.join(folder, name)
+        for folder, folders, files in os.walk(top)
+        for name in (*folders, *files)
+    )
 
 
 def running(word: str) -> bool:

@@ -18,7 +18,7 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
-from obuilder.backends.protocols import Command, Mount
+from obuilder.backends.protocols import Command, HostDir, Mount
 from obuilder.errors import SandboxError
 from obuilder.values import UnixUser
 
@@ -72,7 +72,8 @@ class Files:
         for size in range(len(parts), 0, -1):
             mount = self._mounts.get("/" + "/".join(parts[:size]))
             if mount is not None:
-                return os.path.join(mount.source, *parts[size:]), mount.readonly
+                assert isinstance(mount.source, HostDir)
+                return os.path.join(mount.source.path, *parts[size:]), mount.readonly
         return os.path.join(self._root, *parts), False
 
 

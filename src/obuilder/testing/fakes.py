@@ -234,7 +234,8 @@ class FakeSandbox:
         os.mkdir(folder)
         try:
             mounts = (*command.mounts, *_secrets(command, folder))
-            if gone := [mount.source for mount in mounts if not os.path.exists(mount.source)]:
+            sources = [_directory(mount.source) for mount in mounts]
+            if gone := [path for path in sources if not os.path.exists(path)]:
                 raise SandboxError(f"the step could not be started: there is no {gone[0]}")
             files = Files(_directory(root), mounts)
             try:
@@ -293,7 +294,7 @@ def _secrets(command: Command, folder: str) -> list[Mount]:
         path = os.path.join(folder, str(number))
         with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o400)) as file:
             file.write(secret.value)
-        mounts.append(Mount(path, secret.target, readonly=True))
+        mounts.append(Mount(HostDir(path), secret.target, readonly=True))
     return mounts
 
 

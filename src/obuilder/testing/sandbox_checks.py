@@ -70,23 +70,25 @@ async def environment(bench: Bench) -> None:
 
 async def directories(bench: Bench) -> None:
     """A step starts in the directory it names, which is made, for root, if it is not there."""
-    before = bench.names()
+    before = await bench.names()
     await bench.run("pwd", cwd="/tmp")
     assert bench.said == b"/tmp\n", bench.said
-    assert bench.names() == before
+    assert await bench.names() == before
     await bench.run("pwd; echo 1 > file", cwd="/made/for/it")
     assert bench.said == b"/made/for/it\n", bench.said
-    assert os.stat(bench.path("root/made/for/it")).st_uid == bench.idmap.to_disk(0)
-    assert os.listdir(bench.path("root/made/for/it")) == ["file"]
+    async with bench.files() as inside:
+        assert os.stat(inside("/made/for/it")).st_uid == bench.idmap.to_disk(0)
+        assert os.listdir(inside("/made/for/it")) == ["file"]
 
 
 async def unstartable(bench: Bench) -> None:
     """What can't be started is an error; what is not found is a status. The root stays as it is."""
-    before = bench.names()
+    before = await bench.names()
     assert (await bench.run("", argv=("/bin/no-such-program",))).status in (126, 127)
-    with open(bench.path("root/tmp/file"), "xb"):
-        pass
-    gone = (Mount(bench.path("gone"), "/srv/x"),)
+    async with bench.files(write=True) as inside:
+        with open(inside("/tmp/file"), "xb"):
+            pass
+    gone = (Mount(HostDir(bench.path("gone")), "/srv/x"),)
     for attempt in (bench.run("true", cwd="/tmp/file"), bench.run("true", mounts=gone)):
         try:
             await attempt
@@ -94,39 +96,43 @@ async def unstartable(bench: Bench) -> None:
             assert error.message
         else:
             raise AssertionError(bench.said)
-    os.unlink(bench.path("root/tmp/file"))
-    assert bench.names() == before
+    async with bench.files(write=True) as inside:
+        os.unlink(inside("/tmp/file"))
+    assert await bench.names() == before
 
 
 async def secrets(bench: Bench) -> None:
     """A secret is read, cannot be changed, and leaves nothing."""
-    before = bench.names()
+    before = await bench.names()
     shown = (SecretFile("/srv/secrets/key", b"value\n"), SecretFile("/etc/x", b"\0\xff"))
     assert (await bench.run("cat /srv/secrets/key /etc/x", secrets=shown)).status == 0, bench.said
     assert bench.said == b"value\n\0\xff", bench.said
     assert (await bench.run("echo x > /srv/secrets/key", secrets=shown)).status != 0
-    assert bench.names() == before
+    assert await bench.names() == before
 
 
 async def mounts(bench: Bench) -> None:
     """A mount is shown, written to unless it may not be, and not in the root."""
-    source, fixed = bench.folder("cache"), bench.folder("fixed")
-    with open(os.path.join(fixed, "one"), "w", encoding="ascii") as file:
-        file.write("1\n")
-    before = bench.names()
-    shown = (
-        Mount(source, "/srv/cache/x"),
-        Mount(fixed, "/srv/fixed", readonly=True),
-        Mount(os.path.join(fixed, "one"), "/srv/file", readonly=True),
-    )
-    script = "cat /srv/fixed/one /srv/file > /srv/cache/x/f"
+    source, fixed = await bench.volume(), await bench.volume()
+    async with bench.files(fixed, write=True) as outside:
+        with open(outside("/one"), "w", encoding="ascii") as file:
+            file.write("1\n")
+    before = await bench.names()
+    shown = (Mount(source, "/srv/cache/x"), Mount(fixed, "/srv/fixed", readonly=True))
+    script = "cat /srv/fixed/one > /srv/cache/x/f"
     assert (await bench.run(script, mounts=shown)).status == 0, bench.said
     assert (await bench.run("echo x > /srv/fixed/two", mounts=shown)).status != 0
-    assert (await bench.run("echo x > /srv/file", mounts=shown)).status != 0
-    with open(os.path.join(source, "f"), encoding="ascii") as file:
-        assert file.read() == "1\n1\n"
-    assert os.listdir(fixed) == ["one"]
-    assert bench.names() == before
+    async with bench.files(source) as outside:
+        with open(outside("/f"), encoding="ascii") as file:
+            assert file.read() == "1\n"
+    async with bench.files(fixed) as outside:
+        assert os.listdir(outside("/")) == ["one"]
+        if isinstance(fixed, HostDir):
+            single = (Mount(HostDir(outside("/one")), "/srv/file", readonly=True),)
+            assert (await bench.run("cat /srv/file", mounts=single)).status == 0
+            assert bench.said == b"1\n", bench.said
+            assert (await bench.run("echo x > /srv/file", mounts=single)).status != 0
+    assert await bench.names() == before
 
 
 async def copies(bench: Bench) -> None:
@@ -137,9 +143,10 @@ async def copies(bench: Bench) -> None:
             file.write(text)
     os.chmod(os.path.join(source, "tool"), 0o750)
     os.symlink("/gone", os.path.join(source, "link"))
-    os.chmod(bench.path("root/tmp"), 0o1777)
-    os.symlink("/tmp", bench.path("root/way"))
-    os.symlink("/../.." + outside, bench.path("root/out"))
+    async with bench.files(write=True) as inside:
+        os.chmod(inside("/tmp"), 0o1777)
+        os.symlink("/tmp", inside("/way"))
+        os.symlink("/../.." + outside, inside("/out"))
     owner = UnixUser(1000, 100)
 
     def manifest(to: str) -> Manifest:
@@ -148,13 +155,14 @@ async def copies(bench: Bench) -> None:
     await bench.sandbox.put(
         bench.root, manifest("/way/x"), HostDir(source), to="/way/x", owner=owner
     )
-    place = bench.path("root/tmp/x")
-    found = {name: os.lstat(os.path.join(place, name)) for name in sorted(os.listdir(place))}
+    async with bench.files() as inside:
+        place = inside("/tmp/x")
+        found = {name: os.lstat(os.path.join(place, name)) for name in sorted(os.listdir(place))}
+        assert os.stat(inside("/tmp")).st_mode & 0o7777 == 0o1777
     assert {name: oct(status.st_mode) for name, status in found.items()} == {
         "link": "0o120777", "text": "0o100644", "tool": "0o100755",
     }  # fmt: skip
     assert {status.st_uid for status in found.values()} == {bench.idmap.to_disk(1000)}
-    assert os.stat(bench.path("root/tmp")).st_mode & 0o7777 == 0o1777
     assert (await bench.run("cat /tmp/x/tool /way/x/text")).status == 0, bench.said
     assert bench.said == b"a tool\na text\n", bench.said
 
@@ -181,7 +189,7 @@ async def daemons(bench: Bench) -> None:
 
 async def cancel(bench: Bench) -> None:
     """Cancelling ends a step that ignores signals, at once and wholly."""
-    before = bench.names()
+    before = await bench.names()
     with anyio.CancelScope() as scope:
         await bench.run(
             "trap '' TERM INT; sleep 97531 & echo started; sleep 97531",
@@ -190,7 +198,7 @@ async def cancel(bench: Bench) -> None:
     assert scope.cancelled_caught
     assert bench.said == b"started\n", bench.said
     assert not running("97531")
-    assert bench.names() == before
+    assert await bench.names() == before
 
 
 async def cancel_at_once(bench: Bench) -> None:
@@ -234,13 +242,9 @@ async def killed_builder(bench: Bench) -> None:
         while running("86421"):
             await anyio.sleep(0.05)
     (victim,) = os.listdir(bench.path("other/store/sessions"))
-
-    def left() -> list[str]:
-        return [name for name in bench.names("other/store") if f"/{victim}." in name]
-
-    assert left() != []
-    await (await bench.another("other/store")).recover()
-    assert left() == []
+    assert bench.left("other", victim) != []
+    await bench.recover("other")
+    assert bench.left("other", victim) == []
 
 
 async def neighbours(bench: Bench) -> None:

@@ -1,4 +1,4 @@
-"""What every store that keeps directories has to do, tried on the real thing.
+"""What every store has to do, tried on the real thing.
 
 Derive a class whose name starts with Test from `StoreSuite` and give it a fixture `opened`, which
 makes an `Opener` for an empty store; each call opens the same store anew.
@@ -7,12 +7,13 @@ makes an `Opener` for an empty store; each call opens the same store anew.
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import ClassVar
 
 import pytest
 
-from obuilder.backends.protocols import HostDir, Root, Store
+from obuilder.backends.protocols import Root, Store
 from obuilder.errors import SnapshotMissing, StoreBusy, StoreError
-from obuilder.values import Key
+from obuilder.values import ROOT, IdMap, Key, UnixUser
 
 Opener = Callable[[], Awaitable[Store]]
 
@@ -22,38 +23,43 @@ def key(number: int) -> Key:
     return Key(f"{number:064x}")
 
 
-def directory(root: Root) -> str:
-    """The path of a root."""
-    assert isinstance(root, HostDir)
-    return root.path
+async def write(store: Store, root: Root, name: str, text: str) -> None:
+    """Write a file in a draft's root."""
+    async with store.files(root, write=True) as path:
+        _put(os.path.join(path, name), text)
 
 
-def write(root: Root, name: str, text: str) -> None:
-    """Write a file in a root."""
-    with open(os.path.join(directory(root), name), "w", encoding="utf-8") as file:
-        file.write(text)
-
-
-def read(root: Root, name: str) -> str:
+async def read(store: Store, root: Root, name: str) -> str:
     """Read a file in a root."""
-    with open(os.path.join(directory(root), name), encoding="utf-8") as file:
-        return file.read()
+    async with store.files(root) as path:
+        with open(os.path.join(path, name), encoding="utf-8") as file:
+            return file.read()
+
+
+async def names(store: Store, root: Root) -> list[str]:
+    """What is at the top of a root."""
+    async with store.files(root) as path:
+        return sorted(os.listdir(path))
 
 
 async def add(store: Store, number: int, base: int | None, files: dict[str, str | None]) -> None:
     """Publish a result: `base` with these files written, or (None) removed."""
     async with store.begin(key(number), base=None if base is None else key(base)) as draft:
-        for name, text in files.items():
-            if text is None:
-                os.unlink(os.path.join(directory(draft.root), name))
-            else:
-                write(draft.root, name, text)
+        async with store.files(draft.root, write=True) as path:
+            for name, text in files.items():
+                if text is None:
+                    os.unlink(os.path.join(path, name))
+                else:
+                    _put(os.path.join(path, name), text)
         await draft.commit(b"meta of %d" % number)
 
 
 @pytest.mark.anyio
 class StoreSuite:
     """The tests."""
+
+    steps: ClassVar[int] = 600
+    """How many results are made one from the other: well over what any store keeps apart."""
 
     async def test_what_is_published_is_found_with_its_meta(self, opened: Opener) -> None:
         """By the same and by another opening of the store; who looks at it can't change it."""
@@ -65,29 +71,33 @@ class StoreSuite:
             assert await seen.keys() == [key(1)]
             assert await seen.meta(key(1)) == b"meta of 1"
             async with seen.view(key(1)) as root:
-                assert read(root, "a") == "1"
-                with _refused(store, OSError, match=r"[Rr]ead-only"):
-                    write(root, "b", "")
+                assert await read(seen, root, "a") == "1"
+                async with seen.files(root) as path:
+                    with _refused(store, OSError, match=r"[Rr]ead-only"):
+                        _put(os.path.join(path, "b"), "")
             async with seen.view(key(1)) as root:
-                assert os.listdir(directory(root)) == ["a"]
+                assert await names(seen, root) == ["a"]
 
     async def test_an_empty_root_belongs_to_root_inside(self, opened: Opener) -> None:
         """Mode 0755, the id map's id of 0; kept through the next step."""
         store = await opened()
         async with store.begin(key(1), base=None) as draft:
             await draft.commit(b"")
-        async with store.begin(key(2), base=key(1)) as draft:
-            found = os.stat(directory(draft.root))
+        async with (
+            store.begin(key(2), base=key(1)) as draft,
+            store.files(draft.root) as path,
+        ):
+            found = os.stat(path)
             assert (found.st_mode & 0o7777, found.st_uid) == (0o755, store.idmap.to_disk(0))
-            assert os.listdir(directory(draft.root)) == []
+            assert os.listdir(path) == []
 
     async def test_a_draft_that_is_not_published_leaves_nothing(self, opened: Opener) -> None:
         """Nor does one whose body raised."""
         store = await opened()
         async with store.begin(key(1), base=None) as draft:
-            write(draft.root, "a", "")
+            await write(store, draft.root, "a", "")
         with pytest.raises(RuntimeError):
-            async with store.begin(key(1), base=None):
+            async with store.begin(key(1), base=None) as draft, store.files(draft.root, write=True):
                 raise RuntimeError
         assert await store.keys() == []
         assert os.listdir(os.path.join(store.directory, "drafts")) == []
@@ -116,11 +126,11 @@ class StoreSuite:
         """The second is dropped without an error."""
         store, other = await opened(), await opened()
         async with store.begin(key(1), base=None) as late:
-            write(late.root, "a", "late")
+            await write(store, late.root, "a", "late")
             await add(other, 1, None, {"a": "early"})
             await late.commit(b"late")
         async with store.view(key(1)) as root:
-            assert read(root, "a") == "early"
+            assert await read(store, root, "a") == "early"
         assert await store.meta(key(1)) == b"meta of 1"
 
     async def test_a_base_never_changes(self, opened: Opener) -> None:
@@ -131,9 +141,9 @@ class StoreSuite:
         await add(store, 3, 1, {"c": "3"})
         for number, expected in ((1, "ab"), (2, "a"), (3, "abc")):
             async with store.view(key(number)) as root:
-                assert sorted(os.listdir(directory(root))) == list(expected)
+                assert await names(store, root) == list(expected)
         async with store.view(key(1)) as root:
-            assert read(root, "a") == "1"
+            assert await read(store, root, "a") == "1"
 
     async def test_who_still_can_write_is_refused(self, opened: Opener) -> None:
         """StoreBusy while a writable descriptor is open; nothing is published.
@@ -143,14 +153,15 @@ class StoreSuite:
         store = await opened()
         with _refused(store, StoreBusy):
             async with store.begin(key(1), base=None) as draft:
-                path = os.path.join(directory(draft.root), "a")
-                with open(path, "w", encoding="utf-8") as file:
+                async with store.files(draft.root, write=True) as path:
+                    file = open(os.path.join(path, "a"), "w", encoding="utf-8")  # noqa: SIM115
+                with file:
                     await draft.commit(b"")
                     file.write("late")
         assert await store.keys() == ([] if store.guarded else [key(1)])
         for number in await store.keys():
             async with store.view(number) as root:
-                assert read(root, "a") == ""
+                assert await read(store, root, "a") == ""
 
     async def test_deleting_a_base_leaves_what_was_made_from_it(self, opened: Opener) -> None:
         """Published or still being made."""
@@ -160,25 +171,80 @@ class StoreSuite:
         async with store.begin(key(3), base=key(2)) as draft, store.view(key(2)) as view:
             await store.delete(key(1))
             await store.delete(key(2))
-            assert read(draft.root, "a") + read(view, "b") == "12"
+            assert await read(store, draft.root, "a") == "1"
+            assert await read(store, view, "b") == "2"
             await draft.commit(b"")
         assert await store.keys() == [key(3)]
         async with store.view(key(3)) as root:
-            assert read(root, "a") + read(root, "b") == "12"
+            assert await read(store, root, "a") == "1"
+            assert await read(store, root, "b") == "2"
 
     async def test_devices_do_not_work_in_a_draft(self, opened: Opener) -> None:
         """Even one that the image brought, where the kernel helps."""
         store = await opened()
         if not store.guarded:
             return
-        async with store.begin(key(1), base=None) as draft:
-            path = os.path.join(directory(draft.root), "null")
+        async with (
+            store.begin(key(1), base=None) as draft,
+            store.files(draft.root, write=True) as path,
+        ):
             try:
-                os.mknod(path, 0o20666, os.makedev(1, 3))
+                os.mknod(f"{path}/null", 0o20666, os.makedev(1, 3))
             except PermissionError:
                 return  # an ordinary user can't even make one
             with pytest.raises(PermissionError):
-                os.close(os.open(path, os.O_RDONLY))
+                os.close(os.open(f"{path}/null", os.O_RDONLY))
+
+    async def test_a_part_of_a_root_can_be_looked_at(self, opened: Opener) -> None:
+        """What is asked for is there, and what leads to it; what is not there is not."""
+        store = await opened()
+        async with store.begin(key(1), base=None) as draft:
+            async with store.files(draft.root, write=True) as path:
+                os.makedirs(os.path.join(path, "d/deep/er"))
+                os.symlink("d/deep", os.path.join(path, "link"))
+                _put(os.path.join(path, "d/deep/f"), "1")
+            await draft.commit(b"")
+        async with store.view(key(1)) as root:
+            async with store.files(root, only=("d/deep", "./gone/x", "/link/f")) as path:
+                assert sorted(os.listdir(os.path.join(path, "d/deep"))) == ["er", "f"]
+                assert os.readlink(os.path.join(path, "link")) == "d/deep"
+                assert not os.path.exists(os.path.join(path, "gone"))
+            async with store.files(root, only=("d/deep/f", ".")) as path:
+                assert sorted(os.listdir(path)) == ["d", "link"]
+
+    async def test_a_volume_belongs_to_who_mounts_it(self, opened: Opener) -> None:
+        """Its top does, at each use anew; what is in it stays as it was."""
+        store = await opened()
+        for number, user in ((1, UnixUser(1000, 100)), (2, UnixUser(7, 7))):
+            base = key(number - 1) if number > 1 else None
+            async with store.volume(key(number), base=base, owner=user) as draft:
+                async with store.files(draft.root) as path:
+                    found = os.stat(path)
+                    assert found.st_uid == store.idmap.to_disk(user.uid)
+                    assert found.st_mode & 0o7777 == (0o755 if number == 1 else 0o1770)
+                async with store.files(draft.root, write=True) as path:
+                    _put(os.path.join(path, f"f{number}"), "1")
+                    os.chmod(path, 0o1770)
+                    _given(path, store.idmap)
+                await draft.commit(b"volume")
+        await store.delete(key(1))
+        async with store.view(key(2)) as root, store.files(root) as path:
+            assert sorted(os.listdir(path)) == ["f1", "f2"]
+            owners = {os.stat(os.path.join(path, name)).st_uid for name in ("f1", "f2")}
+            assert owners == {store.idmap.to_disk(0)}
+        assert await store.meta(key(2)) == b"volume"
+        assert await store.keys() == [key(2)]
+
+    async def test_what_is_shared_is_one_for_all(self, opened: Opener) -> None:
+        """Whoever opened the store; until it is removed."""
+        store, other = await opened(), await opened()
+        await write(store, await store.shared("a" * 64, ROOT), "f", "1")
+        root = await other.shared("a" * 64, ROOT)
+        assert await read(other, root, "f") == "1"
+        await other.recover()
+        await store.remove_shared("a" * 64)
+        await store.remove_shared("a" * 64)
+        assert await names(store, await store.shared("a" * 64, ROOT)) == []
 
     async def test_drafts_of_the_living_survive_recovery(self, opened: Opener) -> None:
         """Recovery by another opening does not touch them, nor foreign files."""
@@ -188,7 +254,7 @@ class StoreSuite:
             pass
         async with store.begin(key(1), base=None) as draft:
             await other.recover()
-            write(draft.root, "a", "1")
+            await write(store, draft.root, "a", "1")
             await draft.commit(b"")
         assert await other.contains(key(1))
         assert os.path.exists(foreign)
@@ -214,21 +280,24 @@ class StoreSuite:
         assert await store.size(key(1)) >= 100_000
 
     async def test_steps_on_steps_show_what_a_plain_directory_shows(self, opened: Opener) -> None:
-        """600 of them, with files and directories coming, going and changing kind."""
+        """Many of them, with files and directories coming, going and changing kind."""
         store = await opened()
         model = dict[str, str]()
-        for number in range(600):
+        looked_at = {self.steps - 3, self.steps - 2, self.steps - 1, *range(0, self.steps, 97)}
+        for number in range(self.steps):
             async with store.begin(key(number), base=key(number - 1) if number else None) as draft:
-                _change(directory(draft.root), number)
-                if number % 97 == 0 or number > 596:
-                    model = _listing(directory(draft.root))
+                async with store.files(draft.root, write=True) as path:
+                    _change(path, number)
+                    _given(path, store.idmap)
+                    if number in looked_at:
+                        model = _listing(path)
                 await draft.commit(b"")
-            if number % 97 == 0 or number > 596:
-                async with store.view(key(number)) as root:
-                    assert _listing(directory(root)) == model
+            if number in looked_at:
+                async with store.view(key(number)) as root, store.files(root) as path:
+                    assert _listing(path) == model
             if number >= 20:
                 await store.delete(key(number - 20))
-        assert model["last"].endswith(" 599")
+        assert model["last"].endswith(f" {self.steps - 1}")
 
 
 def _refused(
@@ -259,6 +328,15 @@ def _change(root: str, number: int) -> None:
     else:
         os.unlink(slot)
     _put(os.path.join(root, "last"), str(number))
+
+
+def _given(root: str, idmap: IdMap) -> None:
+    """Give what is new to root inside: it has to be somebody's whom steps know."""
+    for folder, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            path = os.path.join(folder, name)
+            if os.lstat(path).st_uid == os.geteuid() and not idmap.single:
+                os.lchown(path, idmap.to_disk(0), idmap.to_disk(0))
 
 
 def _put(path: str, text: str) -> None:

@@ -13,7 +13,7 @@ from obuilder.backends.protocols import Command, Exit, Features, HostDir, Placin
 from obuilder.backends.sandboxes.cells import Cell, Cells
 from obuilder.backends.sandboxes.homes import account, home_of
 from obuilder.backends.sandboxes.mountpoints import MountPoints
-from obuilder.errors import BackendUnavailable, SandboxError, Unsupported
+from obuilder.errors import BackendUnavailable, SandboxError, Unsupported, of_disk
 from obuilder.oci.bpf import compiled
 from obuilder.oci.runtime_config import Bind, Box, runtime_config
 from obuilder.oci.seccomp import filter_for
@@ -228,7 +228,7 @@ class OciSandbox:
             with self._cells.cell(terminal=output is None) as cell, ExitStack() as stack:
                 return await self._step(stack, cell, root, command, output)
         except OSError as error:
-            raise SandboxError(f"the step could not be started: {error}") from error
+            raise of_disk("the step could not be started", error, SandboxError) from error
 
     async def _step(
         self,
@@ -328,11 +328,12 @@ class OciSandbox:
                 os.chown(path, self._idmap.to_disk(mine.uid), self._idmap.to_disk(mine.gid))
                 binds.append(Bind(path, places.file(secret.target), readonly=True))
         for mount in command.mounts:
-            is_file = not os.path.isdir(mount.source)
+            source = _directory(mount.source)
+            is_file = not os.path.isdir(source)
             place = places.file(mount.target) if is_file else places.directory(mount.target)
             if place == "/" or place.split("/")[1] in {"proc", "sys", "dev"}:
                 raise SandboxError(f"nothing can be mounted on {mount.target}")
-            binds.append(Bind(mount.source, place, readonly=mount.readonly))
+            binds.append(Bind(source, place, readonly=mount.readonly))
         memory = tuple((places.directory(tmpfs.target), tmpfs.size) for tmpfs in command.tmpfs)
         variables = {s.env: os.fsdecode(s.value) for s in command.secrets if s.env}
         offered = host_network and self._policy.ca_bundle

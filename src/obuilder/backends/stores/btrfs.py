@@ -26,13 +26,15 @@ from obuilder.backends.stores.directory import (
     translated,
     write_file,
 )
-from obuilder.errors import BackendUnavailable, ObuilderError, StoreError
+from obuilder.errors import BackendUnavailable, ObuilderError, StoreError, StoreFull
 from obuilder.system import linux
 from obuilder.system.files import remove_tree
 from obuilder.values import IdMap, Key
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE, _DESTROY, _SNAPSHOT = 0x5000940E, 0x5000940F, 0x50009417
+_SYNC = 0x9408
+_GET_FLAGS, _SET_FLAGS, _NO_COW = 0x80086601, 0x40086602, 0x800000
 _READ_ONLY = 2
 _ROOT_INODE = 256  # of every subvolume
 
@@ -52,6 +54,20 @@ def _snapshot(source: str, folder: str, name: str, *, readonly: bool) -> None:
 def _destroy(folder: str, name: str) -> None:
     with _opened(folder) as at:
         fcntl.ioctl(at, _DESTROY, bytearray(struct.pack("=q4088s", 0, os.fsencode(name))))
+
+
+def _write_in_place(folder: str) -> None:
+    """Files made in `folder` from now on are written in place, which needs no new room.
+
+    SQLite maps a part of the index into memory. Where each write takes room of its own, a full
+    disk ends the process there, at a mere store to memory (before Linux 6.16 in any case).
+    """
+    with _opened(folder) as at, suppress(OSError):
+        flags = bytearray(8)
+        fcntl.ioctl(at, _GET_FLAGS, flags)
+        (found,) = struct.unpack("=q", flags)
+        if not found & _NO_COW:
+            fcntl.ioctl(at, _SET_FLAGS, struct.pack("=q", found | _NO_COW))
 
 
 @final
@@ -95,9 +111,13 @@ class BtrfsStore(DirectoryStore):
         """Open, or make, the store. BackendUnavailable, StoreError."""
         store = cls(directory, idmap, session)
         store._prepare()
+        _write_in_place(store.directory)
         try:
             async with store.begin(Key("0" * 64), base=None):
                 pass
+        except StoreFull:
+            await store.close()
+            raise
         except ObuilderError as error:
             await store.close()
             raise BackendUnavailable(
@@ -112,6 +132,12 @@ class BtrfsStore(DirectoryStore):
 
     def _let_go(self) -> None:
         """Nothing is kept open."""
+
+    def _sync(self) -> None:
+        super()._sync()
+        # Unlike syncfs, this also starts freeing what deleted snapshots took.
+        with _opened(self.directory) as at, translated("can't write the store to disk"):
+            fcntl.ioctl(at, _SYNC)
 
     def _swept(self) -> None:
         """Nothing is shared between results."""

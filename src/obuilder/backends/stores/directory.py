@@ -13,19 +13,25 @@ import errno
 import itertools
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from typing import ClassVar
 
 import anyio
 import anyio.to_thread
 import msgspec
 
-from obuilder.backends.protocols import HostDir, Usage
-from obuilder.errors import BackendUnavailable, SnapshotMissing, StoreBusy, StoreError, StoreFull
+from obuilder.backends.protocols import Draft, HostDir, Root, Usage
+from obuilder.errors import BackendUnavailable, SnapshotMissing, StoreBusy, StoreError, of_disk
 from obuilder.system import linux
+from obuilder.system.files import remove_tree
 from obuilder.system.sessions import alive
-from obuilder.values import IdMap, Key
+from obuilder.values import IdMap, Key, UnixUser, User
 
 _VERSION = 1
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -99,6 +105,41 @@ class DirectoryStore(ABC):
         return f"{self.session}.{next(self._numbers)}"
 
     # --- the parts of `Store` that are the same for all ---------------------------------------
+
+    @abstractmethod
+    def begin(self, key: Key, *, base: Key | None) -> AbstractAsyncContextManager[Draft]:
+        """See `Store`."""
+
+    @asynccontextmanager
+    async def files(
+        self, root: Root, *, only: tuple[str, ...] | None = None, write: bool = False
+    ) -> AsyncIterator[str]:
+        """See `Store`. A root is a directory already."""
+        yield _directory(root)
+
+    @asynccontextmanager
+    async def volume(self, key: Key, *, base: Key | None, owner: User) -> AsyncIterator[Draft]:
+        """See `Store`. Steps mount what others run in."""
+        async with self.begin(key, base=base) as draft:
+            self._give(_directory(draft.root), owner)
+            yield draft
+
+    async def shared(self, place: str, owner: User) -> Root:
+        """See `Store`."""
+        path = self.path("volumes", place)
+        with translated("can't make a volume"):
+            os.makedirs(path, mode=0o755, exist_ok=True)
+            self._give(path, owner)
+        return HostDir(path)
+
+    async def remove_shared(self, place: str) -> None:
+        """See `Store`."""
+        with translated("can't delete a volume"):
+            await anyio.to_thread.run_sync(remove_tree, self.path("volumes", place))
+
+    def _give(self, path: str, owner: User) -> None:
+        if isinstance(owner, UnixUser) and not self.idmap.single:
+            os.chown(path, self.idmap.to_disk(owner.uid), self.idmap.to_disk(owner.gid))
 
     async def contains(self, key: Key) -> bool:
         """See `Store`."""
@@ -222,6 +263,11 @@ class DirectoryStore(ABC):
         os.chown(path, self.idmap.to_disk(0), self.idmap.to_disk(0))
 
 
+def _directory(root: Root) -> str:
+    assert isinstance(root, HostDir), root
+    return root.path
+
+
 def missing(key: Key) -> SnapshotMissing:
     """The error for a key that is not there."""
     return SnapshotMissing(
@@ -235,12 +281,8 @@ def translated(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull(
-                f"{what}: {error.strerror}", hint="`obuilder prune` makes room"
-            ) from error
-        kind = BackendUnavailable if error.errno in (errno.ENODEV, errno.ENOSYS) else StoreError
-        raise kind(f"{what}: {error.strerror}") from error
+        unable = error.errno in (errno.ENODEV, errno.ENOSYS)
+        raise of_disk(what, error, BackendUnavailable if unable else StoreError) from error
 
 
 def write_file(path: str, data: bytes) -> None:

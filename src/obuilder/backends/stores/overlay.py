@@ -32,7 +32,7 @@ from obuilder.backends.stores.directory import (
     write_file,
 )
 from obuilder.backends.stores.squash import copy_attributes, squash
-from obuilder.errors import BackendUnavailable, StoreDamaged, StoreError
+from obuilder.errors import BackendUnavailable, StoreDamaged, StoreError, StoreFull
 from obuilder.system import linux
 from obuilder.system.files import remove_tree
 from obuilder.values import IdMap, Key
@@ -82,6 +82,9 @@ class OverlayStore(DirectoryStore):
         try:
             async with store.begin(Key("0" * 64), base=None):
                 pass
+        except StoreFull:
+            await store.close()
+            raise
         except StoreError as error:
             await store.close()
             raise BackendUnavailable(

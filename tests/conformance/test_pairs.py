@@ -1,0 +1,158 @@
+"""Every store with every sandbox that goes with it: the same specs, the same keys, the same files.
+
+The table of what was supported stands in docs/reference/pairs.md; RENEW_GOLDEN=1 writes it anew.
+"""
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from obuilder import Builder, Settings, parse
+from obuilder.backends import registry
+from obuilder.engine.export import export_tar
+from obuilder.errors import Unsupported, UsageError
+from obuilder.testing.needs import unmet
+from places import PLACES, opened
+
+PAGE = Path(__file__).parents[2] / "docs/reference/pairs.md"
+
+RUN = '(run (shell "{}"))'
+STAGE = (
+    "((build dev ((from micro) (shell /bin/sh -c) {ops})) (from micro) (shell /bin/sh -c) {more})"
+)
+
+# The name of each, what it shows, and the spec. Nothing in a result may depend on when it was made.
+SPECS = {
+    "base": ("a base image", "((from micro))"),
+    "scratch": ("files in an empty root", "((from scratch) (copy (src tree) (dst /in/)))"),
+    "run": ("commands", '(run (shell "echo 1 > /one; mkdir -p /d/e; ln -s ../one /d/link; ln /one /d/hard"))'),
+    "replace": (
+        "files and directories that go and come",
+        ('(run (shell "mkdir /d; echo 1 > /d/x; echo 2 > /y")) '
+         '(run (shell "rm -r /d; mkdir /d; echo 3 > /d/z; rm /y; mkdir /y")) '
+         '(run (shell "rmdir /y; ln -s d /y; mv /d /moved"))'),
+    ),
+    "modes": ("modes and set-id bits", '(run (shell "mkdir /m; cd /m; for n in 1 2; do echo > $n; done; chmod 4711 1; chmod 1777 .; mkfifo f"))'),
+    "environment": ("variables and directories", '(env A "x y") (workdir /w/deep) (run (shell "echo $A $PWD > said"))'),
+    "copy": ("copies", '(workdir /w) (copy (src tree) (dst ./)) (copy (src tree/a) (dst /bin/)) (run (shell "cat tree/a /bin/a > both"))'),
+    "stage": ("copies from another stage", None),
+    "users": ("users", '(run (shell "mkdir /home/u; chown 1000:100 /home/u")) (user (uid 1000) (gid 100)) (run (shell "id -u > /home/u/id")) (copy (src tree) (dst /home/u/))'),
+    "cache": ("cache volumes", '(run (cache (pairs (target /c))) (shell "echo kept > /c/f")) (run (cache (pairs (target /c))) (shell "cp /c/f /copied"))'),
+    "secret": ("secrets", '(run (secrets (s (target /run/s))) (shell "wc -c < /run/s > /size"))'),
+    "network": ("the host's network", '(run (network host) (shell "test -e /sys/class/net/lo && echo seen > /seen"))'),
+    "isolated": ("no network", '(run (shell "ls /sys/class/net > /nets"))'),
+    "limits": ("limits of memory and processes", '(run (limits (memory 200m) (pids 50)) (shell "echo limited > /l"))'),
+}  # fmt: skip
+
+
+def spec(name):
+    text = SPECS[name][1]
+    if text is None:
+        text = STAGE.format(
+            ops=RUN.format("mkdir /d; echo built > /d/f; ln -s f /d/l"),
+            more="(copy (from (build dev)) (src /d) (dst /got/))",
+        )
+    elif not text.startswith("(("):
+        text = f"((from micro) (shell /bin/sh -c) {text})"
+    return parse(text.encode(), file=name).spec
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory):
+    path = tmp_path_factory.mktemp("context")
+    (path / "tree/sub").mkdir(parents=True)
+    (path / "tree/a").write_text("#!/bin/sh\necho a\n")
+    (path / "tree/a").chmod(0o755)
+    (path / "tree/sub/b").write_text("b")
+    (path / "tree/link").symlink_to("sub/b")
+    os.link(path / "tree/sub/b", path / "tree/sub/hard")
+    return str(path)
+
+
+async def listing(builder, key):
+    """Names, types, modes, owners and content; times are those of the step."""
+    out = io.BytesIO()
+    await export_tar(builder, key, out)
+    out.seek(0)
+    found = {}
+    with tarfile.open(fileobj=out) as tar:
+        for member in tar:
+            content = tar.extractfile(member).read() if member.isreg() else b""
+            found[member.name] = (
+                (member.uid, member.gid), member.type, oct(member.mode), member.linkname, content
+            )  # fmt: skip
+    return found
+
+
+async def outcomes(place, sandbox, context):
+    """For each spec its key and files, or why it was refused."""
+    found = {}
+    settings = Settings(store=place.store, sandbox=sandbox)
+    async with Builder.open(settings) as builder:
+        for name in SPECS:
+            ran = len(builder.records())
+            try:
+                result = await builder.build(spec(name), context, secrets={"s": b"secret"})
+            except Unsupported as refused:
+                assert len(builder.records()) == ran, "a step ran before it was refused"
+                found[name] = refused.message
+            else:
+                found[name] = (result.key, await listing(builder, result.key))
+        features = builder.sandbox.features
+    return found, features
+
+
+PAIRS = [
+    (name, sandbox)
+    for name, place in PLACES.items()
+    for sandbox in registry.SANDBOXES
+    if (place.kind, sandbox) in registry.pairs()
+]
+
+
+@pytest.mark.anyio
+async def test_every_pair_makes_the_same(context):
+    rows, reference = {}, {}
+    for name, sandbox in PAIRS:
+        if unmet(PLACES[name].needs) is not None:
+            continue
+        with opened(name) as place:
+            found, features = await outcomes(place, sandbox, context)
+        for each, outcome in found.items():
+            first = reference.setdefault(each, outcome)
+            if isinstance(outcome, tuple) and isinstance(first, tuple):
+                assert outcome[0] == first[0], (name, sandbox, each)
+                owners = slice(None) if features.users else slice(1, None)
+                for path, entry in first[1].items():
+                    assert outcome[1][path][owners] == entry[owners], (name, sandbox, each, path)
+                assert set(outcome[1]) == set(first[1]), (name, sandbox, each)
+        rows[name, sandbox] = {
+            each: "yes" if isinstance(outcome, tuple) else "no" for each, outcome in found.items()
+        }
+    if len(rows) == len(PAIRS):
+        text = table(rows)
+        if "RENEW_GOLDEN" in os.environ:
+            PAGE.write_text(text)
+        assert text == PAGE.read_text()
+
+
+def table(rows):
+    lines = [
+        "# Which pair supports what", "",
+        "Made by `tests/conformance/test_pairs.py`, which builds each of these specs on every store with every",
+        "sandbox that goes with it, and compares keys and files. What a pair can't do is refused before the first",
+        "step.", "",
+        "| | " + " | ".join(f"{name}, {sandbox}" for name, sandbox in rows) + " |",
+        "|---" * (len(rows) + 1) + "|",
+    ]  # fmt: skip
+    for each, (title, _) in SPECS.items():
+        lines.append(f"| {title} | " + " | ".join(row[each] for row in rows.values()) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def test_a_pair_that_does_not_meet_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="no sandbox called 'nope'"):
+        registry.check_sandbox("nope")
