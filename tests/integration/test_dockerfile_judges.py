@@ -197,3 +197,71 @@ def different(mine: dict[str, Any], theirs: dict[str, Any]) -> dict[str, tuple[A
     names = sorted({*mine, *theirs})
     pairs = {name: (mine.get(name), theirs.get(name)) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+ALIKE = (
+    "files", "over-directories", "globs", "chown", "stages", "scratch",
+    "variables", "shell", "exec-form", "continued", "workdir", "add-archives", "target",
+    "everything", "onbuild",
+)  # fmt: skip
+"""Where buildah, which copies in its own way, makes of a Dockerfile what BuildKit makes."""
+
+
+class Buildah:
+    """buildah with a place of its own, and the base images of a judge."""
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge, self.place = judge, f"{judge.place}/buildah"
+        policy = f"{judge.place}/policy.json"
+        Path(policy).write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+        self.policy = policy
+        for name in ("base", "told", "trigger"):
+            self.run(
+                "pull", f"--signature-policy={policy}", f"docker-archive:{judge.place}/{name}.tar"
+            )
+
+    def run(self, *argv: str) -> bytes:
+        common = ("--root", f"{self.place}/root", "--runroot", f"{self.place}/run",
+                  "--storage-driver", "vfs")  # fmt: skip
+        env = {**os.environ, "BUILDAH_ISOLATION": "chroot", "TMPDIR": "/var/tmp"}
+        done = subprocess.run(
+            ["buildah", *common, *argv], capture_output=True, check=False, env=env
+        )
+        assert done.returncode == 0, done.stderr.decode(errors="replace")
+        return done.stdout
+
+    def built(self, file: str, *options: str) -> bytes:
+        image = self.run(
+            "bud", "-q", f"--signature-policy={self.policy}", "--pull-never", "--layers=false",
+            "--network=none", "-f", file, *options, self.judge.context,
+        ).decode().split()[-1]  # fmt: skip
+        box = self.run("from", "--pull-never", image).decode().strip()
+        root = self.run("mount", box).decode().strip()
+        return subprocess.run(
+            ["tar", "-C", root, "-c", "."], capture_output=True, check=True
+        ).stdout
+
+
+@pytest.fixture(scope="module")
+def buildah(judge: Judge) -> Buildah:
+    return Buildah(judge)
+
+
+@pytest.mark.needs("buildah")
+@pytest.mark.parametrize("name", ALIKE)
+def test_buildah_makes_the_same_tree(judge: Judge, buildah: Buildah, name: str) -> None:
+    case = CASES[name]
+    file = f"{judge.place}/{name}.Dockerfile"
+    Path(file).write_text(case.text)
+    mine, _ = judge.built_here(file, *case.options)
+    theirs = tree(buildah.built(file, *case.options))
+    assert different(_plain(tree(mine)), _plain(theirs)) == {}
+
+
+def _plain(found: dict[str, tuple[object, ...]]) -> dict[str, tuple[object, ...]]:
+    """A tree without the bits that buildah drops (setuid, setgid) and the /run that it leaves."""
+    return {
+        name: (kind, oct(int(str(mode), 8) & 0o1777), *rest)
+        for name, (kind, mode, *rest) in found.items()
+        if name != "run"
+    }

@@ -52,6 +52,7 @@ def probe(capability: str) -> str | None:
         "gcc",
         "git",
         "ssh-agent",
+        "buildah",
     ):
         return _program(capability)
     if capability == "system-python":
