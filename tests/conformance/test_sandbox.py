@@ -33,6 +33,7 @@ class TestFake(_Suite):
     excused = frozenset(
         {
             "secret_owner", "alone", "loopback", "devices", "orphans", "hostile", "host_network",
-            "process_limit", "memory_limit", "nesting", "fast_sync", "privileges",
+            "process_limit", "memory_limit", "nesting", "fast_sync", "privileges", "names",
+            "memory_places", "powers",
         }
     )  # fmt: skip
