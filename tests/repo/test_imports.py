@@ -11,12 +11,16 @@ CACHED_PATH = [
     "obuilder.events",
     "obuilder.spec.decode",
     "obuilder.spec.encode",
+    "obuilder.spec.from_dockerfile",
     "obuilder.spec.ignore",
     "obuilder.plan.lower",
     "obuilder.plan.keys",
+    "obuilder.cli.specs",
+    "obuilder.engine.dockerfiles",
     "obuilder.engine.index",
     "obuilder.engine.database",
     "obuilder.engine.settings",
+    "obuilder.system.picking",
     "obuilder.system.tree",
 ]
 HEAVY = [

@@ -19,9 +19,12 @@ from msgspec import Struct
 
 from obuilder.plan.model import Base
 from obuilder.spec.model import Tmpfs
-from obuilder.system.picking import Selection
 from obuilder.system.tree import Manifest
 from obuilder.values import IdMap, Key, Limits, Platform, Policy, UnixUser, User
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # fetchers that only resolve names meet no selection
+    from obuilder.system.picking import Selection
 
 
 class HostDir(Struct, frozen=True, tag="dir"):
@@ -280,7 +283,7 @@ class Sandbox(Protocol):
         """
 
     async def add(
-        self, root: Root, selection: Selection, source: Root, how: Placing, *, to: str,
+        self, root: Root, selection: "Selection", source: Root, how: Placing, *, to: str,
         owner: User | None,
     ) -> None:  # fmt: skip
         """Copy in what `selection` lists from `source`, as a Dockerfile's COPY does: `add_in`.
