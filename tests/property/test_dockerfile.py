@@ -98,7 +98,7 @@ _line = st.one_of(
 
 
 @given(st.lists(_line, min_size=1, max_size=8))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_what_is_made_up_keeps_its_meaning(lines: list[str]) -> None:
     text = "FROM base AS one\nRUN x\nFROM one\n" + "\n".join(lines) + "\n"
     try:

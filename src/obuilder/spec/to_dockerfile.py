@@ -4,6 +4,7 @@ What a Dockerfile can't say is told in the second part of the answer, a line eac
 Dockerfile (`from_dockerfile`) goes back into one that means the same.
 """
 
+import re
 from collections.abc import Iterable
 
 import msgspec
@@ -101,7 +102,7 @@ class _Writer:
     def word(self, text: str) -> str:
         if any(map(str.isspace, text)):
             self.warnings.append(f"{text!r} has blanks, which Docker does not take there")
-        return self.escaped("".join(text.split()), "$")
+        return self.literal("".join(text.split()))
 
     def op(self, op: Op, user: User, stage: Stage) -> str:
         match op:
@@ -142,7 +143,7 @@ class _Writer:
             case Expose(ports):
                 return "EXPOSE " + " ".join(ports)
             case Volume(paths):
-                return f"VOLUME {_array(tuple(self.escaped(path, '$') for path in paths))}"
+                return f"VOLUME {_array(tuple(map(self.literal, paths)))}"
             case StopSignal(signal):
                 return f"STOPSIGNAL {signal}"
             case Healthcheck():
@@ -187,6 +188,12 @@ class _Writer:
 
     def user(self, user: User) -> str:
         return f"{user.uid}:{user.gid}" if isinstance(user, UnixUser) else self.path(user.name)
+
+    def person(self, user: User) -> str:
+        """A user as a word that solves to it."""
+        if isinstance(user, UnixUser):
+            return f"{user.uid}:{user.gid}"
+        return self.literal(user.name)
 
     def quoted(self, text: str) -> str:
         if "\n" in text or "\r" in text:
@@ -249,13 +256,20 @@ class _Writer:
         return f"<<{name}\n{command}" + ("" if command.endswith("\n") else "\n") + name
 
     def mount(self, fields: Iterable[tuple[str, str]]) -> str:
-        found = [(key, self.escaped(value, "$")) for key, value in fields]
-        text = csv(found)
-        if any(map(str.isspace, text)):
-            name = dict(found).get("id", "")
-            self.warnings.append(f"the mount of {name!r} has blanks, which Docker does not take")
-            text = "".join(text.split())
-        return f"--mount={text} "
+        found = [(key, self.literal(value)) for key, value in fields]
+        return f"--mount={self.in_flag(csv(found))} "
+
+    def literal(self, text: str) -> str:
+        """A word that solves to the text itself."""
+        return self.escaped(text, "$'\"" + self.escape)
+
+    def in_flag(self, text: str) -> str:
+        """A text as part of a flag, whose quotes and blanks are solved once before all else."""
+        text = self.one_line(text)
+        return "".join(
+            self.escape + sign if sign.isspace() or sign in "'\"" + self.escape else sign
+            for sign in text
+        )
 
     # --- copies ------------------------------------------------------------------------------
 
@@ -269,17 +283,18 @@ class _Writer:
             self.warnings.append(
                 "exclude needs a .dockerignore with: " + " ".join(f"**/{n}" for n in op.exclude)
             )
-        return f"COPY {flags}{self.sources((*op.src, op.dst))}"
+        named = (re.sub(r"([*?\[\\])", r"\\\1", path) for path in op.src)  # not patterns here
+        return f"COPY {flags}{self.sources((*named, op.dst))}"
 
     def sources(self, paths: tuple[str, ...]) -> str:
         if any(sign.isspace() or sign in "\"'$[]*?\\`<" for path in paths for sign in path):
-            return _array(tuple(self.escaped(path, "$") for path in paths))
+            return _array(tuple(map(self.literal, paths)))
         return " ".join(paths)
 
     def add(self, op: Add, stage: Stage) -> str:
         flags, end, src = "", "", op.src
         if op.owner is not None:
-            flags += f"--chown={self.user(op.owner)} "
+            flags += f"--chown={self.in_flag(self.person(op.owner))} "
         if op.permissions:
             flags += f"--chmod={op.permissions} "
         name = "ADD" if op.unpack else "COPY"
@@ -294,8 +309,10 @@ class _Writer:
                 flags += f"--from={self.name_of[source.path]} "
         elif op.context is not None:
             self.warnings.append(f"give the build --build-context {op.context}=DIR")
-            flags += f"--from={self.word(op.context)} "
-        flags += "".join(f"--exclude={self.word(pattern)} " for pattern in op.exclude)
+            flags += f"--from={self.in_flag(op.context)} "
+        flags += "".join(
+            f"--exclude={self.in_flag(self.literal(pattern))} " for pattern in op.exclude
+        )
         flags += ("--parents " if op.parents else "") + ("--link " if op.link else "")
         words = []
         for file, content in op.files:
@@ -313,8 +330,8 @@ class _Writer:
         for path in (*src, op.dst):
             if any(map(str.isspace, path)):
                 self.warnings.append(f"{path!r} has blanks, which no line with texts can hold")
-        paths = [self.escaped(path, "$") for path in src]
-        return f"{name} {flags}{' '.join([*paths, *words, self.escaped(op.dst, '$')])}{end}"
+        paths = [*map(self.literal, src), *words, self.literal(op.dst)]
+        return f"{name} {flags}{' '.join(paths)}{end}"
 
 
 def _mounts(op: Run, user: User) -> list[list[tuple[str, str]]]:
