@@ -82,6 +82,14 @@ def test_pruning_keeps_as_many_bytes_as_it_is_told(program: Program) -> None:
     assert program.ok("prune", "--keep-bytes=1t") == "deleted 0\n"
 
 
+def test_a_failed_step_that_kept_only_its_log_takes_no_space(program: Program) -> None:
+    program.spec(shell("exit 3"))
+    assert program.run("build", "--no-keep-failed").status == 1
+    sizes = json.loads(program.ok("du", "--json"))["results"]
+    assert sorted(size > 0 for size in sizes.values()) == [False, True]
+    assert program.ok("prune", "--keep-bytes=1k").splitlines()[-1] == "deleted 2"
+
+
 def test_a_result_is_shown_to_people_and_to_programs(program: Program) -> None:
     program.spec("(env A 1)", shell("echo shown"))
     key = program.ok("build", "-q").strip()

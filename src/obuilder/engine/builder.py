@@ -268,7 +268,7 @@ class Builder:
 
     async def size(self, key: Key) -> int:
         """Bytes that a result adds to what it was made from."""
-        return await self.store.size(key)
+        return await pruning.taken(self.store, key)
 
     async def usage(self) -> Usage:
         """Space."""

@@ -11,6 +11,7 @@ from obuilder.backends.protocols import Store
 from obuilder.engine.index import Index, Record
 from obuilder.engine.locks import KeyLock, held
 from obuilder.engine.logs import remove_log
+from obuilder.errors import SnapshotMissing
 from obuilder.system.sessions import alive
 from obuilder.values import Key
 
@@ -23,6 +24,14 @@ def prunable(index: Index, *, before: float | None) -> list[Record]:
         if not record.pinned and (before is None or record.used < before)
     ]
     return sorted(found, key=lambda record: (record.kind != "failed", record.used))
+
+
+async def taken(store: Store, key: Key) -> int:
+    """Bytes that a result adds to what it was made from; a failed step that kept only its log, none."""
+    try:
+        return await store.size(key)
+    except SnapshotMissing:
+        return 0
 
 
 async def prune(
@@ -40,7 +49,7 @@ async def prune(
     """
     sizes: dict[Key, int] = {}
     if keep is not None:
-        sizes = {record.key: await store.size(record.key) for record in index.records()}
+        sizes = {record.key: await taken(store, record.key) for record in index.records()}
     total = sum(sizes.values())
     living = _living(store, index)
     gone: list[Record] = []
