@@ -283,6 +283,13 @@ class _Writer:
             self.warnings.append(
                 "exclude needs a .dockerignore with: " + " ".join(f"**/{n}" for n in op.exclude)
             )
+        into = op.dst.endswith("/") or not op.dst
+        for path in op.src if into else ():
+            name = path.rstrip("/").rpartition("/")[2]
+            if name and "." not in name:  # what has an ending is hardly a directory
+                self.warnings.append(
+                    f"if {path!r} is a directory, a Dockerfile copies what is in it, not itself"
+                )
         named = (re.sub(r"([*?\[\\])", r"\\\1", path) for path in op.src)  # not patterns here
         return f"COPY {flags}{self.sources((*named, op.dst))}"
 
