@@ -24,7 +24,7 @@ from obuilder.backends.fetchers import fetcher_for
 from obuilder.backends.protocols import HostDir
 from obuilder.engine.inputs import drive
 from obuilder.errors import Denied, NotFound, Unreachable
-from obuilder.oci.reference import host_platform
+from obuilder.oci.platforms import host_platform
 from obuilder.values import IdMap
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from obuilder.backends.protocols import HostDir
 from obuilder.engine.inputs import drive
 from obuilder.errors import DigestMismatch, NotFound
 from obuilder.oci.archive import write_tar
-from obuilder.oci.reference import host_platform
+from obuilder.oci.platforms import host_platform
 from obuilder.plan.lower import DEFAULT_PATH
 from obuilder.values import IdMap
 

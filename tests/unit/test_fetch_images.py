@@ -12,7 +12,7 @@ from obuilder.backends.protocols import HostDir
 from obuilder.engine.index import Index
 from obuilder.engine.inputs import SingleStats, drive
 from obuilder.errors import BadImage, DigestMismatch, NotFound
-from obuilder.oci.reference import host_platform
+from obuilder.oci.platforms import host_platform
 from obuilder.system import tree
 from obuilder.values import IdMap
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from obuilder.backends.fetchers import fetcher_for
 from obuilder.engine.index import Index
 from obuilder.errors import CopyError, UsageError
-from obuilder.oci.reference import host_platform
+from obuilder.oci.platforms import host_platform
 from obuilder.plan.lower import ContextCopy, Wanted
 from obuilder.plan.model import Base, Inputs
 from obuilder.system.tree import Manifest, scan

@@ -10,8 +10,9 @@ from msgspec import Struct, field
 from obuilder.backends.docker_api import Answer, DockerEngine
 from obuilder.backends.fetchers import directory_of, in_thread
 from obuilder.errors import BadImage, NotFound, ObuilderError, StoreError, Unreachable
-from obuilder.oci.config import Config, Rootfs, Settings, base_of, decode, is_sha256
+from obuilder.oci.config import Config, Rootfs, Settings, base_of, decode
 from obuilder.oci.parts import DOCUMENT
+from obuilder.oci.reference import is_sha256
 from obuilder.plan.model import Base
 from obuilder.values import IdMap, Platform
 
