@@ -4,7 +4,7 @@ from msgspec import Struct
 
 from obuilder.errors import BadImage, NotFound
 from obuilder.oci.config import Config, base_of, decode
-from obuilder.oci.manifest import NESTED, Descriptor, Manifest, of_platform, read
+from obuilder.oci.manifest import NESTED, Descriptor, Manifest, index_or_manifest, of_platform
 from obuilder.oci.parts import Parts
 from obuilder.oci.reference import is_sha256, numbered, same_reference
 from obuilder.plan.model import Base
@@ -29,7 +29,7 @@ def resolve(name: str, parts: Parts, tag: str, platform: Platform) -> Base:
     found = chosen[0] if len(chosen) == 1 else of_platform(chosen, platform, name)
     for _ in range(NESTED):
         what = f"{parts.place}: {_path(parts, found.digest)}"
-        manifest = read(_blob(parts, found), what)
+        manifest = index_or_manifest(_blob(parts, found), what)
         if isinstance(manifest, Manifest):
             break
         found = of_platform(manifest.manifests, platform, name)

@@ -82,7 +82,7 @@ class _Either(Struct, rename="camel"):
     layers: list[Descriptor] | None = None
 
 
-def read(data: bytes, what: str, said: str = "") -> Index | Manifest:
+def index_or_manifest(data: bytes, what: str, said: str = "") -> Index | Manifest:
     """The index or manifest in a document, which came as of the media type `said`. BadImage.
 
     A document that could be taken for either is refused: two who read it would see two images.

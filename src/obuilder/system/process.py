@@ -22,17 +22,20 @@ class Ended(Struct, frozen=True):
     timed_out: bool = False
 
 
-def capture(argv: Sequence[str], *, timeout: float = 10.0) -> tuple[int, bytes]:
+def capture(
+    argv: Sequence[str], *, given: bytes = b"", errors: bool = True, timeout: float = 10.0
+) -> tuple[int, bytes]:
     """Run a short probe to its end, blocking: its status and what it said on both outputs.
 
-    127 if there is no such program; 124 and what was said so far when time is up.
+    It reads what is `given`; without `errors`, its standard error is nobody's. 127 if there is no
+    such program; 124 and what was said so far when time is up.
     """
     try:
         done = subprocess.run(
             argv,
-            stdin=subprocess.DEVNULL,
+            input=given,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.STDOUT if errors else subprocess.DEVNULL,
             timeout=timeout,
             check=False,
         )
