@@ -12,6 +12,9 @@ Key = NewType("Key", str)
 """What a step is known by: 64 lowercase hexadecimal digits."""
 
 
+Pull = Literal["missing", "always", "never"]
+"""When a registry is asked what a name stands for: if it never was, at every build, or not at all."""
+
 OpPath = tuple[int, ...]
 """Where an op stands in a spec: the index of each nested build on the way, then the op's index.
 `(…, -1)` is the `from` of that build."""

@@ -3,7 +3,14 @@
 import argparse
 import sys
 
-from obuilder.cli.options import add_spec, add_store, document, settings, spec_name
+from obuilder.cli.options import (
+    add_images,
+    add_spec,
+    add_store,
+    document,
+    settings_of_build,
+    spec_name,
+)
 from obuilder.cli.plan import place
 from obuilder.engine.cached import last_build, look
 from obuilder.errors import UsageError
@@ -14,13 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument("spec", nargs="?", help="the spec, in place of -f")
     add_spec(parser, context=True)
+    add_images(parser, spec=True)
     add_store(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print a line for each cause."""
     place(args)
-    chosen = settings(args)
+    chosen = settings_of_build(args)
     spec = document(args).spec
     plan, _ = look(spec, args.context, chosen)
     old = last_build(chosen, args.context, spec_name(args))

@@ -18,7 +18,6 @@ import httpx2
 import msgspec
 from msgspec import Struct
 
-from obuilder import __version__
 from obuilder.errors import ConfigError, Denied, NotFound, Unreachable
 from obuilder.oci.auth import Challenge, Credentials, challenges, credentials
 from obuilder.oci.reference import HUB
@@ -80,7 +79,7 @@ class Endpoint:
                 # As everywhere else, what is on this machine is not looked for behind a proxy.
                 trust_env=not local,
                 timeout=httpx2.Timeout(_WAITING, connect=_CONNECTING, pool=None),
-                headers={"User-Agent": f"obuilder/{__version__}", "Accept-Encoding": "identity"},
+                headers={"User-Agent": "obuilder", "Accept-Encoding": "identity"},
             )
         except httpx2.InvalidURL as error:
             raise ConfigError(f"a registry can't be asked at {place!r}: {error}") from error
@@ -318,9 +317,10 @@ def _trust(tls: str, ca: str | None) -> ssl.SSLContext | bool:
     context = httpx2.create_ssl_context()
     try:
         context.load_verify_locations(ca)
-    except (OSError, ssl.SSLError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ConfigError(f"can't take certificates from {ca}: {reason}") from error
+    except OSError as error:  # TLS errors are of this kind too
+        raise ConfigError(
+            f"can't take certificates from {ca}: {error.strerror or error}"
+        ) from error
     return context
 
 
@@ -346,12 +346,12 @@ def _reason_of(response: httpx2.Response, data: bytes) -> str:
     except (msgspec.MsgspecError, UnicodeDecodeError):
         text = data.decode("utf-8", "replace").strip()
         found = []
-        if 0 < len(text) < 200 and "\n" not in text and text.isprintable() and "<" not in text:
+        if 0 < len(text) < 200 and text.isprintable() and not set(text) & set("<{"):
             return text
-    said = next((one.message or one.code for one in found), "")
-    return (
-        said[:200] if said.isprintable() and said else response.reason_phrase or "no reason given"
-    )
+    said = next((one.message or one.code for one in found), "")[:200]
+    if said and said.isprintable():
+        return said
+    return response.reason_phrase or "no reason given"
 
 
 def _retry_after(text: str) -> float:

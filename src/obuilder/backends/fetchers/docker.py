@@ -18,7 +18,7 @@ from obuilder.values import IdMap, Platform
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from obuilder.backends.protocols import Root
+    from obuilder.backends.protocols import Progress, Root
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*([:/@][A-Za-z0-9][\w.-]*)*", re.ASCII)
 _PIECE = 1 << 20
@@ -76,6 +76,7 @@ class DockerFetcher:
         into: "Root",
         idmap: IdMap,
         output: Callable[[bytes], None],
+        progress: "Progress | None" = None,
     ) -> None:
         """Unpack a layer. NotFound if the engine has the image no more; else as `resolve`."""
         root = directory_of(into)

@@ -11,7 +11,7 @@ from obuilder.values import IdMap, Platform
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from obuilder.backends.protocols import Root
+    from obuilder.backends.protocols import Progress, Root
 
 _LAYOUT = b"micro 1\0"
 """Goes into the digest: change it with whatever this module puts beside the shell."""
@@ -58,6 +58,7 @@ class MicroFetcher(LocalFetcher):
         into: "Root",
         idmap: IdMap,
         output: Callable[[bytes], None],  # the protocol's
+        progress: "Progress | None" = None,
     ) -> None:
         """Put the files. DigestMismatch if the host's busybox is another one by now."""
         from anyio import to_thread
