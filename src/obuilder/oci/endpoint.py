@@ -6,6 +6,7 @@ needed. What may go better at another try is `Passing`; everything else is final
 
 import email.utils
 import ipaddress
+import os
 import socket
 import ssl
 import time
@@ -289,7 +290,9 @@ class Endpoint:
         if isinstance(error, httpx2.ConnectTimeout | httpx2.ReadTimeout):
             return Passing(f"{self.host} does not answer")
         system = [
-            cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror
+            os.strerror(cause.errno) if cause.errno else str(cause)
+            for cause in causes
+            if isinstance(cause, OSError)
         ]
         reason = system[-1] if system else str(error) or type(error).__name__
         if isinstance(error, httpx2.ProxyError):

@@ -41,6 +41,8 @@ def probe(capability: str) -> str | None:
         )
     if capability == "docker":
         return probe("root") or _program("dockerd") or try_docker()
+    if capability == "registry":
+        return _attempt_program("docker-registry", "--version") or _program("openssl")
     if capability in ("skopeo", "umoci"):
         return _attempt_program(capability, "--version")
     if capability in ("crun", "runc", "runsc", "newuidmap", "mmdebstrap", "gcc"):
