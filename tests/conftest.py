@@ -16,7 +16,13 @@ from places import Opened, opened
 from program import Program
 from registries import registry
 
-__all__ = ["docker_engine", "layout", "pytest_runtest_setup", "pytest_xdist_make_scheduler", "registry"]
+__all__ = [
+    "docker_engine",
+    "layout",
+    "pytest_runtest_setup",
+    "pytest_xdist_make_scheduler",
+    "registry",
+]
 
 
 @pytest.fixture

@@ -51,6 +51,40 @@ class Registry(NamedTuple):
         images.skopeo(source, f"docker://{target}", f"--format={form}", *known, *options)
         return target
 
+    def request(self, method, path, data=None, **headers):
+        """An answer's status, headers and content, without any ceremony."""
+        link = http.client.HTTPConnection(self.host)
+        try:
+            named = {name.replace("_", "-"): value for name, value in headers.items()}
+            link.request(method, f"/v2/{path}", data, named)
+            answer = link.getresponse()
+            return answer.status, dict(answer.getheaders()), answer.read()
+        finally:
+            link.close()
+
+    def put_index(self, repository, tag, tags):
+        """An index of images that are there: (tag, platform) pairs. Its digest."""
+        manifests = []
+        for one, platform in tags:
+            _, headers, data = self.request(
+                "GET", f"{repository}/manifests/{one}",
+                Accept="application/vnd.oci.image.manifest.v1+json",
+            )  # fmt: skip
+            names = dict(zip(("os", "architecture", "variant"), platform.split("/"), strict=False))
+            manifests.append(
+                {
+                    "mediaType": headers["Content-Type"], "size": len(data),
+                    "digest": headers["Docker-Content-Digest"], "platform": names,
+                }
+            )  # fmt: skip
+        kind = "application/vnd.oci.image.index.v1+json"
+        index = {"schemaVersion": 2, "mediaType": kind, "manifests": manifests}
+        status, headers, said = self.request(
+            "PUT", f"{repository}/manifests/{tag}", json.dumps(index), Content_Type=kind
+        )
+        assert status == 201, said
+        return headers["Docker-Content-Digest"]
+
 
 @pytest.fixture(scope="session")
 def registry(layout):
@@ -66,9 +100,7 @@ def running(*, users=None, tls=False, tokens=None):
     """A registry: for `users` with passwords only, with `tls`, or for who has tokens of a server."""
     _sweep()
     with ExitStack() as stack:
-        directory = tempfile.mkdtemp(
-            prefix=os.path.basename(_PLACES), dir=os.path.dirname(_PLACES)
-        )
+        directory = tempfile.mkdtemp(prefix=os.path.basename(_PLACES), dir=os.path.dirname(_PLACES))
         stack.callback(remove_tree, directory)
         stack.callback(open_session(directory).close)
         config = {
@@ -269,7 +301,9 @@ class _TokenHandler(Handler):
         self.note()
         data = self.rfile.read(int(self.headers["Content-Length"])).decode()
         form = urllib.parse.parse_qs(data)
-        if form["grant_type"] != ["refresh_token"] or form["refresh_token"] != [self.server.refresh]:
+        if form["grant_type"] != ["refresh_token"] or form["refresh_token"] != [
+            self.server.refresh
+        ]:
             self.say(401)
         else:
             self._give(form["scope"])

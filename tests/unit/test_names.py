@@ -73,7 +73,9 @@ def test_platforms_in_one_spelling(text, platform):
     assert normalised(platform) == platform
 
 
-@pytest.mark.parametrize("text", ["", "linux", "arm64", "linux/", "linux/a/b/c", "linux/ä", "l x/y"])
+@pytest.mark.parametrize(
+    "text", ["", "linux", "arm64", "linux/", "linux/a/b/c", "linux/ä", "l x/y"]
+)
 def test_what_is_no_platform(text):
     with pytest.raises(UsageError, match="is no platform"):
         parse_platform(text)
@@ -98,7 +100,9 @@ def test_what_runs_what_is_in_containerds_order():
 
 def test_the_best_of_several_platforms():
     def chosen(platform, *there):
-        return best([(Platform(*text.split("/")), text) for text in there], parse_platform(platform))
+        return best(
+            [(Platform(*text.split("/")), text) for text in there], parse_platform(platform)
+        )
 
     assert chosen("linux/arm/v7", "linux/arm/v5", "linux/arm/v6", "linux/amd64") == "linux/arm/v6"
     assert chosen("linux/arm/v6", "linux/arm/v7", "linux/arm64/v8") is None
@@ -110,9 +114,7 @@ def test_the_best_of_several_platforms():
 
 
 def test_what_registries_ask_for():
-    header = (
-        'Bearer realm="https://auth.test/token?a=b,c",service="reg.test",scope="repository:a/b:pull,push"'
-    )
+    header = 'Bearer realm="https://auth.test/token?a=b,c",service="reg.test",scope="repository:a/b:pull,push"'
     said = {
         "realm": "https://auth.test/token?a=b,c", "service": "reg.test",
         "scope": "repository:a/b:pull,push",
@@ -172,7 +174,9 @@ def test_what_docker_calls_its_own_registry(docker):
 
 
 def test_identity_tokens(docker):
-    docker({"auths": {"host.test": {"auth": packed("me:"), "identitytoken": "long"}, "empty.test": {}}})
+    docker(
+        {"auths": {"host.test": {"auth": packed("me:"), "identitytoken": "long"}, "empty.test": {}}}
+    )
     assert credentials("host.test").identity_token == "long"
     assert credentials("empty.test") is None
 

@@ -47,7 +47,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
 def lock_path(spec: str) -> str:
     """Where the lock file of a spec is."""
-    return f"{spec}.lock"
+    return os.path.normpath(f"{spec}.lock")
 
 
 def read_lock(path: str) -> Lock:

@@ -315,9 +315,9 @@ async def read(response: httpx2.Response, most: int) -> bytes:
 def _trust(tls: str, ca: str | None) -> ssl.SSLContext | bool:
     if tls != "verify":
         return False
-    if ca is None:
-        return True
     context = httpx2.create_ssl_context()
+    if ca is None:
+        return context
     try:
         context.load_verify_locations(ca)
     except OSError as error:  # TLS errors are of this kind too

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from obuilder.backends.fetchers import LocalFetcher, directory_of
 from obuilder.errors import BackendUnavailable, DigestMismatch
+from obuilder.oci.platforms import host_platform
 from obuilder.plan.model import Base, Layer
 from obuilder.values import IdMap, Platform
 
@@ -38,7 +39,7 @@ class MicroFetcher(LocalFetcher):
         """The image of the host's busybox as it is now. BackendUnavailable without one."""
         path, content = self._program()
         digest = _digest(content)
-        return Base(name, digest, platform, (Layer(digest, path),))
+        return Base(name, digest, host_platform(), (Layer(digest, path),))
 
     def _program(self) -> tuple[str, str]:
         """The path of the host's busybox and the digest of its content."""
