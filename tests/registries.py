@@ -318,20 +318,21 @@ class Front(Server):
 
     `cut`: answers end after so many bytes. `most`: so many bytes in all, then it only closes.
     `corrupt`: the byte at this place of each answer is another. `lie`: that much is added to the
-    length that is told, and to what comes. `redirect`: blobs are at that host. `ranges`: whether it
+    length that is told, and to what comes, of blobs larger than `spared`. `redirect`: blobs are at that host. `ranges`: whether it
     gives parts. `busy`: answers to give first, (status, headers), to any request. `chunked`: no
-    length is told. `pace`: seconds before each 64 KiB.
+    length is told. `pace`: seconds before each 64 KiB. `rewrite`: changes documents, by path and
+    content; `digests`: whether it says what their digests are.
     """
 
     def __init__(self, upstream):
         super().__init__(_FrontHandler)
         self.upstream = upstream
         self.cut = self.corrupt = self.redirect = self.most = None
-        self.lie, self.pace = 0, 0.0
+        self.lie, self.spared, self.pace = 0, 0, 0.0
         self.ranges, self.chunked = True, False
         self.busy = []
         self.sent = 0
-        self.rewrite = None
+        self.rewrite, self.digests = None, True
 
     def blobs(self):
         """The requests for blobs, as (path, headers)."""
@@ -370,7 +371,8 @@ class _FrontHandler(Handler):
             data = answer.read()
             if front.rewrite is not None and self.command == "GET":
                 data = front.rewrite(self.path, data)
-            kept = ("content-type", "www-authenticate", "docker-content-digest")
+            kept = ["content-type", "www-authenticate"]
+            kept += ["docker-content-digest"] if front.digests else []
             found = {name: value for name, value in answer.getheaders() if name.lower() in kept}
             self.say(answer.status, data, **found)
         finally:
@@ -379,13 +381,14 @@ class _FrontHandler(Handler):
     def _blob(self, answer):
         front = self.server
         length = int(answer.getheader("Content-Length"))
+        lie = front.lie if length > front.spared else 0
         self.send_response(answer.status)
         if answer.status == 206:
             self.send_header("Content-Range", answer.getheader("Content-Range"))
         if front.chunked:
             self.send_header("Connection", "close")
         else:
-            self.send_header("Content-Length", str(length + front.lie))
+            self.send_header("Content-Length", str(length + lie))
         self.end_headers()
         left = min(value for value in (front.cut, length) if value is not None)
         place = 0
@@ -400,8 +403,8 @@ class _FrontHandler(Handler):
             place += len(data)
             front.sent += len(data)
             left -= len(data)
-        if place == length and front.lie > 0:
-            self.wfile.write(b"x" * front.lie)
+        if place == length and lie > 0:
+            self.wfile.write(b"x" * lie)
         if place < length or front.chunked:
             self.close_connection = True
             self.wfile.flush()

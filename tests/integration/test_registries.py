@@ -407,7 +407,8 @@ def test_the_root_is_what_umoci_makes_of_it(program, registry, layout, tmp_path,
     program.spec(base=name)
     program.ok("build", "-o", f"directory:{program.temporary}/root")
     assert differences(f"{program.temporary}/root", str(tmp_path / "bundle/rootfs")) == []
-    _, headers, manifest = registry.request("GET", f"odd/manifests/{kind}", Accept="*/*")
+    kinds = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
+    _, headers, manifest = registry.request("GET", f"odd/manifests/{kind}", Accept=kinds)
     if kind == "docker":
         assert "vnd.docker" in headers["Content-Type"]
     else:

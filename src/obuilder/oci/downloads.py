@@ -34,15 +34,19 @@ class Downloads:
     def __init__(self, directory: str) -> None:
         self._folder = os.path.join(directory, "downloads")
 
-    def whole(self, digest: str, size: int) -> int | None:
-        """A descriptor of a blob that is there; None if it is not."""
+    def whole(self, digest: str) -> int | None:
+        """A descriptor of a blob that is there; None if it is not. Takes its time: it looks again,
+        since nothing here is safe from a power cut.
+        """
         try:
             fd = os.open(self._path(digest), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
-        if os.fstat(fd).st_size == size:
+        with open(fd, "rb", closefd=False) as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if f"sha256:{found}" == digest:
             return fd
-        os.close(fd)  # a power cut took the rest
+        os.close(fd)
         self.remove(digest)
         return None
 
@@ -199,7 +203,7 @@ class Blob:
 
     async def _bring(self, downloads: Downloads, repository: "Repository") -> None:
         while True:
-            found = downloads.whole(self.digest, self.size)
+            found = await anyio.to_thread.run_sync(downloads.whole, self.digest)
             if found is not None:
                 self._show(found, self.size)
                 return

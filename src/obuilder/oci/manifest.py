@@ -53,6 +53,8 @@ class Descriptor(Struct, rename="camel"):
 
     def check(self, data: bytes, what: str) -> None:
         """DigestMismatch: `data` is not what is described here."""
+        if self.size not in (-1, len(data)):
+            raise DigestMismatch(f"{what} has {len(data)} bytes, and should have {self.size}")
         if f"sha256:{hashlib.sha256(data).hexdigest()}" != self.digest:
             raise DigestMismatch(f"{what} is not what its name says")
 
