@@ -67,7 +67,12 @@ def test_an_image_is_built_on_and_then_nobody_is_asked_any_more(program, registr
         program.spec(SHOW, shell("echo more"), base=name)
         assert "saved as" in program.ok("build")
         assert len(front.asked) == asked
-    assert "using" in built(program, name)
+    program.variables["PYTHONPROFILEIMPORTTIME"] = "1"
+    done = program.run("build")
+    assert "using" in done.out
+    assert "obuilder.backends.fetchers.remote" in done.err
+    assert "httpx2" not in done.err
+    assert "anyio" not in done.err
     assert os.listdir(f"{program.store}/downloads") == []
 
 
