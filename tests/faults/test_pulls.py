@@ -13,8 +13,7 @@ import pytest
 
 import images
 from program import finish, running, shell, until
-from registries import Front
-from registries import running as running_registry
+from registries import Front, running as running_registry
 
 pytestmark = [
     pytest.mark.needs("root", "overlay", "registry", "umoci", "skopeo"),

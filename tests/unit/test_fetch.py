@@ -55,9 +55,7 @@ def test_a_name_that_was_never_asked_for_needs_an_event_loop():
     with pytest.raises(MustWait):
         drive(fetcher_for("debian:12").resolve("debian:12", host_platform()))
     with pytest.raises(NotFound, match="never asked"):
-        drive(
-            fetcher_for("debian:12", Sources(pull="never")).resolve("debian:12", host_platform())
-        )
+        drive(fetcher_for("debian:12", Sources(pull="never")).resolve("debian:12", host_platform()))
 
 
 def test_scratch_is_empty(tmp_path):
