@@ -82,6 +82,17 @@ def test_any_store_takes_them(program, registry):
     assert SHOWN in built(program, f"{registry.host}/app:one")
 
 
+def test_how_far_it_got_is_told(program, registry):
+    with Front(registry.host) as front:
+        front.pace = 0.05
+        program.spec(base=f"{front.host}/app:one")
+        lines = program.ok("build", "--progress=json").splitlines()
+    told = [event for event in map(json.loads, lines) if event["event"] == "progress"]
+    done = [event["done"] for event in told if event["total"] > 100_000]
+    assert done == sorted(done)
+    assert 0 < done[-1] < next(event["total"] for event in told if event["total"] > 100_000)
+
+
 def test_layers_that_are_there_are_not_fetched_again(program, registry):
     with Front(registry.host) as front:
         built(program, f"{front.host}/app:one")

@@ -7,6 +7,7 @@ for. Whatever says that it may pass is tried again, more and more slowly.
 import hashlib
 import random
 import re
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Self, TypeVar
 
@@ -44,7 +45,8 @@ _LONGEST_WAIT = 60.0
 """Who asks for more patience than that is not waited for."""
 _PROGRESS = 1 << 16
 """Bytes that an answer must have brought for its end not to count as a try."""
-_PIECE = 1 << 20
+_PIECE, _LATEST = 1 << 20, 0.25
+"""Bytes after which they are handed over, and seconds: of slow ones a killed pull loses few."""
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 Take = Callable[[bytes], Awaitable[None]]
@@ -210,7 +212,7 @@ class _Transfer:
     async def read(self, response: httpx2.Response) -> None:
         """Take what an answer brings, also of one that breaks off. Passing if that is not all."""
         skipped = self._skipped(response)
-        pending = bytearray()
+        pending, handed = bytearray(), time.monotonic()
         try:
             async for data in response.aiter_raw():
                 piece = data[skipped:]
@@ -220,8 +222,9 @@ class _Transfer:
                     raise DigestMismatch(
                         f"{self._what} has more than the {self._size} bytes it should have"
                     )
-                if len(pending) >= _PIECE:
+                if len(pending) >= _PIECE or time.monotonic() - handed > _LATEST:
                     await self._hand_over(pending)
+                    handed = time.monotonic()
         except httpx2.TransportError:
             await self._hand_over(pending)
             raise

@@ -41,6 +41,11 @@ def probe(capability: str) -> str | None:
         )
     if capability == "docker":
         return probe("root") or _program("dockerd") or try_docker()
+    if capability == "binfmt":
+        table = "mount -t binfmt_misc none /proc/sys/fs/binfmt_misc"
+        return _attempt_program(
+            "unshare", "--user", "--map-root-user", "--mount", "sh", "-c", table
+        )
     if capability == "registry":
         return _attempt_program("docker-registry", "--version") or _program("openssl")
     if capability in ("skopeo", "umoci"):

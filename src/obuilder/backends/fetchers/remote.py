@@ -120,7 +120,7 @@ class RemoteFetcher:
 
     async def close(self) -> None:
         """End what is being fetched for layers that nobody asked for; what came of it is kept."""
-        for pull in self._pulls.values():
+        for pull in list(self._pulls.values()):
             await pull.close()
         self._pulls.clear()
         self._forget_unpacked()
@@ -218,9 +218,10 @@ class _Pull:
         import anyio
 
         with anyio.CancelScope(shield=True):
-            for blob in self._blobs.values():
+            blobs = list(self._blobs.values())
+            for blob in blobs:
                 blob.scope.cancel()
-            for blob in self._blobs.values():
+            for blob in blobs:
                 await blob.ended.wait()
                 blob.close()
             await self._repository.close()
