@@ -98,7 +98,7 @@ def registry(layout):
 @contextmanager
 def running(*, users=None, tls=False, tokens=None):
     """A registry: for `users` with passwords only, with `tls`, or for who has tokens of a server."""
-    _sweep()
+    sweep()
     with ExitStack() as stack:
         directory = tempfile.mkdtemp(prefix=os.path.basename(_PLACES), dir=os.path.dirname(_PLACES))
         stack.callback(remove_tree, directory)
@@ -154,7 +154,7 @@ def _end(process):
     process.wait()
 
 
-def _sweep():
+def sweep():
     """Remove what killed processes left."""
     for directory in glob.glob(f"{_PLACES}*"):
         with suppress(FileNotFoundError):

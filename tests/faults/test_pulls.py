@@ -15,10 +15,7 @@ import images
 from program import finish, running, shell, until
 from registries import Front, running as running_registry
 
-pytestmark = [
-    pytest.mark.needs("root", "overlay", "registry", "umoci", "skopeo"),
-    pytest.mark.xdist_group("registry"),
-]
+pytestmark = pytest.mark.needs("root", "overlay", "registry", "umoci", "skopeo")
 
 SIZES = (3_000_000, 2_000_000, 1_000_000)
 """Of the files in the layers, which can't be compressed."""

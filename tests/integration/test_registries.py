@@ -4,20 +4,20 @@ import base64
 import json
 import os
 import shutil
+import subprocess  # other tests are a process
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
 import images
-from program import shell
-from registries import Front, Proxy, Tokens, running
+import registries
+from program import REPO, shell, until
+from registries import Front, Proxy, Registry, Tokens, running
 from trees import differences
 
-pytestmark = [
-    pytest.mark.needs("root", "overlay", "registry", "umoci", "skopeo"),
-    pytest.mark.xdist_group("registry"),
-]
+pytestmark = pytest.mark.needs("root", "overlay", "registry", "umoci", "skopeo")
 
 SHOW = shell("cat /made; echo; stat -c %u:%g /made; echo $A; ls /")
 SHOWN = "made\n5:6\nb=c\nabsolute\nbin\n"
@@ -429,3 +429,37 @@ def test_the_root_is_what_umoci_makes_of_it(program, registry, layout, tmp_path,
         assert "vnd.docker" in headers["Content-Type"]
     else:
         assert f"tar+{kind}".encode() in manifest
+
+
+_VICTIM = """
+import time
+from registries import running
+with running() as registry:
+    print(registry.directory, registry.host, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_registry_ends_with_the_tests_however_they_end():
+    environ = {**os.environ, "PYTHONPATH": f"{REPO}/src:{REPO}/tests"}
+    victim = subprocess.Popen(
+        [sys.executable, "-c", _VICTIM], env=environ, stdout=subprocess.PIPE, text=True
+    )
+    directory, host = victim.stdout.readline().split()
+    started = Registry(host, directory)
+    assert started.request("GET", "")[0] == 200
+    registries.sweep()
+    assert started.request("GET", "")[0] == 200
+    victim.kill()
+    victim.communicate()
+
+    def gone():
+        try:
+            started.request("GET", "")
+        except ConnectionError:
+            return True
+        return False
+
+    until(gone, "a registry without an owner ends", seconds=10)
+    registries.sweep()
+    assert not os.path.exists(directory)
