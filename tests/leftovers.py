@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from obuilder.system import linux
 
-_EMPTY = ("run", "drafts", "locks", "sessions", "mnt")
+_EMPTY = ("run", "drafts", "locks", "sessions", "mnt", "downloads")
 _KNOWN = {
     *_EMPTY, "results", "layers", "layers.lock", "empty", "logs", "volumes", "store.json",
     "sandbox-id", "runtime.json", "index.sqlite", "reserve", "heads", "heads.lock", "roots",

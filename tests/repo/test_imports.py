@@ -17,13 +17,17 @@ CACHED_PATH = [
     "obuilder.engine.index",
     "obuilder.engine.database",
     "obuilder.engine.settings",
+    "obuilder.engine.lockfile",
+    "obuilder.engine.cached",
+    "obuilder.backends.fetchers.remote",
     "obuilder.system.tree",
 ]
 HEAVY = [
     "anyio",
     "asyncio",
     "rich",
-    "httpx",
+    "httpx2",
+    "ssl",
     "dataclasses",
     "pathlib",
     "tempfile",

@@ -7,7 +7,7 @@ from obuilder.backends.registry import SANDBOXES, domain_of
 from obuilder.engine.actions import Workshop
 from obuilder.engine.settings import Settings
 from obuilder.errors import UnknownBackend, Unsupported
-from obuilder.oci.reference import host_platform
+from obuilder.oci.platforms import host_platform
 from obuilder.plan.lower import lower, wanted
 from obuilder.plan.model import Base, Inputs, Layer, Plan
 from obuilder.spec.decode import parse

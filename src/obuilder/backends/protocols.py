@@ -294,6 +294,10 @@ class SandboxClass(Protocol):
         """Open the sandbox for a store: its directory, id map and session. BackendUnavailable."""
 
 
+Progress = Callable[[int, int], None]
+"""Takes how many bytes are there, and how many there will be."""
+
+
 class Fetcher(Protocol):
     """Turns names of one kind into layers of files.
 
@@ -304,7 +308,8 @@ class Fetcher(Protocol):
     async def resolve(self, name: str, platform: Platform) -> Base:
         """What `name` stands for now. NotFound, Denied, Unreachable, BadImage.
 
-        Local kinds never really wait: the cached path drives this without an event loop.
+        Local kinds never really wait, nor does what was asked before: the cached path drives this
+        without an event loop. What needs one waits once before it does anything else.
         """
 
     async def fetch(
@@ -315,8 +320,12 @@ class Fetcher(Protocol):
         into: Root,
         idmap: IdMap,
         output: Callable[[bytes], None],
+        progress: Progress | None = None,
     ) -> None:
-        """Put layer `index` over what is already in `into`. DigestMismatch, BadImage."""
+        """Put layer `index` over what is already in `into`. DigestMismatch, BadImage.
+
+        What is worth keeping goes to `output`; how far it got, if it takes long, to `progress`.
+        """
 
     async def close(self) -> None:
         """Let go of what was kept."""

@@ -6,6 +6,7 @@ import sys
 
 from obuilder import events
 from obuilder.cli.options import (
+    add_images,
     add_sandbox,
     add_spec,
     add_store,
@@ -14,7 +15,7 @@ from obuilder.cli.options import (
     is_quiet,
     is_verbose,
     secrets,
-    settings,
+    settings_of_build,
     spec_name,
 )
 from obuilder.engine.cached import replay
@@ -50,13 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--parallel", type=count, metavar="N", help="steps at one time; one for each core"
     )
+    add_images(parser, spec=True)
     add_store(parser)
     add_sandbox(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Build."""
-    spec, chosen = wanted(args), settings(args)
+    spec, chosen = wanted(args), settings_of_build(args)
     values = secrets(args.secret)
     if args.output is not None:
         from obuilder.engine.export import check_output

@@ -4,11 +4,12 @@ import argparse
 import sys
 
 from obuilder.cli.options import (
+    add_images,
     add_sandbox_kind,
     add_spec,
     add_store,
     document,
-    settings,
+    settings_of_build,
     spec_name,
 )
 from obuilder.cli.plan import place
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument("spec", nargs="?", help="the spec, in place of -f")
     add_spec(parser, context=True)
+    add_images(parser, spec=True)
     add_store(parser)
     add_sandbox_kind(parser)
 
@@ -28,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print a line for each cause."""
     place(args)
-    chosen = settings(args)
+    chosen = settings_of_build(args)
     spec = document(args).spec
     plan, _ = look(spec, args.context, chosen)
     old = last_build(chosen, args.context, spec_name(args))

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import NoReturn, get_args
 
 from obuilder.backends.registry import SANDBOXES, STORES
-from obuilder.config import FileConfig, load
+from obuilder.config import FileConfig, load, merged
 from obuilder.engine.settings import RsyncMode, Settings
 from obuilder.errors import UsageError
 from obuilder.spec.decode import Document, parse
@@ -174,6 +174,24 @@ def add_sandbox(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--log", type=size, metavar="SIZE", help="of output that is kept; 64m")
 
 
+def add_images(parser: argparse.ArgumentParser, *, spec: bool) -> None:
+    """Which base images there are to be; with a spec, also when they are looked for anew."""
+    group = parser.add_argument_group("base images")
+    group.add_argument(
+        "--platform", metavar="OS/ARCH", help="linux/arm64, say; this machine's if not given"
+    )
+    if spec:
+        group.add_argument(
+            "--pull", choices=("missing", "always", "never"),
+            help="ask registries what names stand for: if it was never asked (as is done), at each "
+            "build, or not at all",
+        )  # fmt: skip
+        group.add_argument(
+            "--locked", action="store_true", default=None,
+            help="take only what SPEC.lock says, which `obuilder lock` writes",
+        )  # fmt: skip
+
+
 def add_spec(parser: argparse.ArgumentParser, *, context: bool) -> None:
     """-f and the context."""
     parser.add_argument("-f", "--file", metavar="SPEC", help="the spec; obuilder.spec if not given")
@@ -186,6 +204,25 @@ def settings(args: argparse.Namespace) -> Settings:
     names = FileConfig.__struct_fields__
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     return load(FileConfig(**given))
+
+
+def settings_of_build(args: argparse.Namespace) -> Settings:
+    """The same, and the spec's lock file where only what it says may be taken. UsageError."""
+    chosen = settings(args)
+    given = FileConfig(locked=args.locked)
+    if not merged(given).get("locked", (False, ""))[0]:
+        return chosen
+    import msgspec
+
+    from obuilder.engine.lockfile import lock_path, read_lock
+
+    path = spec_path(args)
+    if path == "-":
+        raise UsageError(
+            "a spec from standard input has no lock file", hint="name a file with -f SPEC"
+        )
+    images = msgspec.structs.replace(chosen.images, lock=read_lock(lock_path(path)))
+    return msgspec.structs.replace(chosen, images=images)
 
 
 def spec_path(args: argparse.Namespace) -> str:

@@ -5,7 +5,14 @@ import sys
 
 import msgspec
 
-from obuilder.cli.options import add_sandbox_kind, add_spec, add_store, document, settings
+from obuilder.cli.options import (
+    add_images,
+    add_sandbox_kind,
+    add_spec,
+    add_store,
+    document,
+    settings_of_build,
+)
 from obuilder.engine.cached import look
 from obuilder.plan.render import mermaid, text
 from obuilder.ui.jsonl import as_json
@@ -18,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="every step with all that is in its key")
     form.add_argument("--mermaid", action="store_true", help="a graph in Mermaid's syntax")
+    add_images(parser, spec=True)
     add_store(parser)
     add_sandbox_kind(parser)
 
@@ -25,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the plan."""
     place(args)
-    plan, found = look(document(args).spec, args.context, settings(args))
+    plan, found = look(document(args).spec, args.context, settings_of_build(args))
     if args.json:
         steps = [
             {"cached": step.key in found, **msgspec.to_builtins(step)}

@@ -1,25 +1,27 @@
 """Carrying out one action in a draft: where store, sandbox and fetcher meet."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack
 
 import msgspec
 
-from obuilder.backends.fetchers import fetcher_for
+from obuilder.backends.fetchers import Sources, fetcher_for
 from obuilder.backends.protocols import (
     Command,
     Draft,
     Fetcher,
     HostDir,
+    Progress,
     Sandbox,
     SecretFile,
     Store,
 )  # fmt: skip
 from obuilder.engine.volumes import Volumes
 from obuilder.errors import LimitHit, StepFailed, StepTimedOut, Unsupported, UsageError
-from obuilder.plan.model import Action, CopyAction, LayerAction, RunAction
+from obuilder.plan.model import Action, CopyAction, LayerAction, Plan, RunAction
+from obuilder.system.emulation import check_runnable
 from obuilder.system.tree import Manifest
-from obuilder.values import ROOT, Key, Limits, NamedUser, User
+from obuilder.values import ROOT, Key, Limits, NamedUser, Platform, User
 
 Output = Callable[[bytes], None]
 
@@ -27,8 +29,11 @@ Output = Callable[[bytes], None]
 class Workshop:
     """A store, a sandbox and volumes that work together."""
 
-    def __init__(self, store: Store, sandbox: Sandbox, volumes: Volumes, limits: Limits) -> None:
-        self.store, self.sandbox, self.volumes, self._limits = store, sandbox, volumes, limits
+    def __init__(
+        self, store: Store, sandbox: Sandbox, volumes: Volumes, limits: Limits, sources: Sources
+    ) -> None:
+        self.store, self.sandbox, self.volumes = store, sandbox, volumes
+        self._limits, self._sources = limits, sources
         self._fetchers: dict[type[Fetcher], Fetcher] = {}
 
     async def close(self) -> None:
@@ -109,14 +114,16 @@ class Workshop:
         own = action.limits if isinstance(action, RunAction) else Limits()
         return own.over(self._limits)
 
-    async def layer(self, action: LayerAction, draft: Draft, output: Output) -> None:
+    async def layer(
+        self, action: LayerAction, draft: Draft, output: Output, progress: Progress
+    ) -> None:
         """Unpack a layer."""
-        fetcher = fetcher_for(action.base.name)
+        fetcher = fetcher_for(action.base.name, self._sources)
         fetcher = self._fetchers.setdefault(type(fetcher), fetcher)
         async with self.store.files(draft.root, write=True) as path:
             await fetcher.fetch(
                 action.base, action.index, into=HostDir(path), idmap=self.store.idmap,
-                output=output,
+                output=output, progress=progress,
             )  # fmt: skip
 
     async def copy(
@@ -193,6 +200,18 @@ def check_secrets(actions: "list[Action]", secrets: Mapping[str, bytes]) -> None
                         f"couldn't find a value for the requested secret {secret.id!r}",
                         hint=f"give it with --secret {secret.id}:FILE or --secret {secret.id}=env:VAR",
                     )
+
+
+def check_platforms(plan: Plan, needed: Collection[Key]) -> None:
+    """Unsupported: a step that is needed is for a platform whose programs don't run here."""
+    platforms: dict[Key, Platform] = {}
+    for step in plan.steps.values():
+        if isinstance(step.action, LayerAction):
+            platforms[step.key] = step.action.base.platform
+        elif step.base is not None:
+            platforms[step.key] = platforms[step.base]
+            if isinstance(step.action, RunAction) and step.key in needed:
+                check_runnable(platforms[step.key])
 
 
 def _how(status: int) -> str:

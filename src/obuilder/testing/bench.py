@@ -21,7 +21,7 @@ from obuilder.backends.protocols import (
     StoreClass,
 )
 from obuilder.backends.registry import load
-from obuilder.oci.reference import host_platform
+from obuilder.oci.platforms import host_platform
 from obuilder.system.namespaces import enter
 from obuilder.system.sessions import open_session
 from obuilder.values import ROOT, IdMap, Key, Limits, Policy, User

@@ -28,7 +28,7 @@ from obuilder.backends.stores.directory import (
     write_file,
 )
 from obuilder.errors import SandboxError, StoreError, Unsupported
-from obuilder.oci.reference import host_platform
+from obuilder.oci.platforms import host_platform
 from obuilder.system.copying import copy_in
 from obuilder.system.sessions import alive, open_session
 from obuilder.system.tree import Manifest

@@ -15,7 +15,7 @@ from obuilder.backends.sandboxes.launched import LaunchedSandbox, mounted
 from obuilder.backends.sandboxes.local import secret_files, unix_user
 from obuilder.backends.sandboxes.mountpoints import MountPoints
 from obuilder.errors import SandboxError
-from obuilder.oci.reference import host_platform
+from obuilder.oci.platforms import host_platform
 from obuilder.system.cgroups import Hierarchies
 from obuilder.system.launcher import Launch, piece
 from obuilder.values import IdMap, Policy

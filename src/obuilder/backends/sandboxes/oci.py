@@ -21,7 +21,7 @@ from obuilder.backends.sandboxes.mountpoints import MountPoints
 from obuilder.backends.sandboxes.runtimes import PREFERRED, Runtime, runtime_of
 from obuilder.errors import BackendUnavailable, SandboxError, Unsupported
 from obuilder.oci.bpf import compiled
-from obuilder.oci.reference import host_platform
+from obuilder.oci.platforms import host_platform
 from obuilder.oci.runtime_config import Bind, Box, runtime_config
 from obuilder.oci.seccomp import filter_for
 from obuilder.system import linux, process

@@ -21,7 +21,7 @@ from obuilder.backends.sandboxes.local import directory_of, secret_files, unix_u
 from obuilder.backends.sandboxes.mountpoints import MountPoints
 from obuilder.errors import BackendUnavailable, SandboxError
 from obuilder.oci.bpf import compiled
-from obuilder.oci.reference import host_platform
+from obuilder.oci.platforms import host_platform
 from obuilder.oci.seccomp import filter_for
 from obuilder.system import linux, shifting
 from obuilder.system.cgroups import Hierarchies
