@@ -2,6 +2,7 @@
 
 import pytest
 
+from obuilder.backends.fetchers import Sources
 from obuilder.backends.protocols import Features
 from obuilder.backends.registry import SANDBOXES, domain_of
 from obuilder.engine.actions import Workshop
@@ -58,7 +59,7 @@ class _Store:
 
 def refusal(sandbox: _Sandbox, *ops: str) -> str | None:
     """Why a spec is refused; None if it is not."""
-    workshop = Workshop(_Store(), sandbox, None, Limits())  # type: ignore[arg-type]
+    workshop = Workshop(_Store(), sandbox, None, Limits(), Sources())  # type: ignore[arg-type]
     try:
         for step in plan(text=f"((from a) {' '.join(ops)})".encode()).steps.values():
             workshop.refuse(step.action)
