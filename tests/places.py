@@ -133,6 +133,10 @@ each_kind = each(*{place.kind: name for name, place in reversed(PLACES.items())}
 """Runs a test once for each kind of store, in the first place there is for it."""
 
 
+each_shifted = each("overlayfs", "overlayfs-on-tmpfs", "btrfs", "xfs", "copy")
+"""Runs a test once for each place whose file system can show files as somebody else's."""
+
+
 class Opened(NamedTuple):
     """A place that is ready: what to call its store, and its directory."""
 

@@ -8,6 +8,8 @@ from obuilder.testing.bench import Subject
 from obuilder.testing.sandbox_suite import SandboxSuite
 from obuilder.values import Policy
 
+pytestmark = pytest.mark.xdist_group("users")
+
 OCI = SANDBOXES["oci"].target
 
 

@@ -5,6 +5,7 @@ All but the system's own commands is the same there; here useradd and setpriv st
 
 import os
 import pwd
+import subprocess  # a program of the other builder's
 import time
 from collections.abc import AsyncIterator
 
@@ -12,16 +13,20 @@ import anyio
 import pytest
 
 from obuilder.backends.protocols import Command, Exit, HostDir, Mount
-from obuilder.backends.sandboxes.accounts import Account, LinuxAccounts, listed
+from obuilder.backends.sandboxes.accounts import Account, LinuxAccounts, Pool, listed
 from obuilder.backends.sandboxes.users_redirected import RedirectedUsers
-from obuilder.errors import Unsupported
+from obuilder.errors import SandboxError, Unsupported
 from obuilder.system.sessions import open_session
 from obuilder.system.tree import scan
 from obuilder.values import ROOT, IdMap, Limits
 from places import scratch
 from program import running
 
-pytestmark = [pytest.mark.needs("root", "fuse", "useradd"), pytest.mark.anyio]
+pytestmark = [
+    pytest.mark.needs("root", "fuse", "useradd"),
+    pytest.mark.anyio,
+    pytest.mark.xdist_group("users"),
+]
 
 IDS = IdMap(first=1_700_000_000, count=65536)
 
@@ -108,7 +113,8 @@ async def test_steps_at_one_time_see_their_own_files_at_one_path(machine: Machin
     roots = [machine.root(f"root{number}") for number in range(3)]
     script = """
     mkdir -p $PREFIX/bin; printf '#!/bin/sh\\necho %s\\n' $(id -u) > $PREFIX/bin/me; chmod +x $PREFIX/bin/me
-    sleep 0.5; me; id -u; stat -c '%u %n' $PREFIX/bin/me; pwd; echo $HOME; ls -d /proc/[0-9]*/cwd >/dev/null
+    ls -d /proc/[0-9]*/cwd >/dev/null 2>&1  # its status tells of processes that end meanwhile
+    sleep 0.5; me; id -u; stat -c '%u %n' $PREFIX/bin/me; pwd; echo $HOME
     """
     said: dict[int, list[str]] = {}
 
@@ -184,9 +190,41 @@ async def test_users_of_dead_sessions_are_removed_and_no_others(machine: Machine
     place = os.stat(store)
     accounts = LinuxAccounts(machine.home)
     dead = f"obuilder-{place.st_dev:x}-{place.st_ino:x}-{'0' * 16}"
-    assert accounts.add("obuilder-998", dead)
-    assert not accounts.add("obuilder-998", dead)
+    name = f"obuilder-{'0' * 16}-1"
+    accounts.add(name, dead)
+    with pytest.raises(SandboxError, match="useradd"):
+        accounts.add(name, dead)
     await machine.sandbox.recover()
     with pytest.raises(KeyError):
-        pwd.getpwnam("obuilder-998")
+        pwd.getpwnam(name)
     assert {account.name for account in listed()} == alive
+
+
+async def test_who_recovers_late_touches_nobody_elses_user(machine: Machine) -> None:
+    accounts, mark, sessions = LinuxAccounts(machine.home), "obuilder-late-", ("0" * 16, "1" * 16)
+    names = [f"obuilder-{session}-1" for session in sessions]
+    accounts.add(names[0], mark + sessions[0])
+    lives = list[subprocess.Popen[bytes]]()
+
+    def dead(session: str) -> bool:
+        if session == sessions[0]:  # the users were looked at: now another builder recovers first
+            (gone,) = (account for account in listed() if account.name == names[0])
+            accounts.remove(gone)
+            accounts.add(names[1], mark + sessions[1])
+            number = pwd.getpwnam(names[1]).pw_uid
+            assert number == gone.uid, "useradd takes the number that is free again"
+            lives.append(subprocess.Popen(["sleep", "60"], user=number))
+        return session == sessions[0]
+
+    try:
+        await Pool(accounts, mark, "2" * 16).recover(dead)
+        (process,) = lives
+        assert process.poll() is None
+        assert pwd.getpwnam(names[1])
+    finally:
+        for process in lives:
+            process.kill()
+            process.wait()
+        for account in listed():
+            if account.note.startswith(mark):
+                accounts.remove(account)

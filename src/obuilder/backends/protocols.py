@@ -247,6 +247,10 @@ class Features(Struct, frozen=True):
     warning: str = ""
     """What whoever starts a build should be told."""
 
+    def holds(self, path: str) -> bool:
+        """Whether a normalised path is one of the places or below one."""
+        return any(f"{path}/".startswith(f"{place.rstrip('/')}/") for place in self.places)
+
 
 class Sandbox(Protocol):
     """Runs commands in a root."""

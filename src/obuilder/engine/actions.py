@@ -81,11 +81,11 @@ class Workshop:
                 )
 
     def _refuse_place(self, what: str, path: str) -> None:
-        places = self.sandbox.features.places
-        if not any(f"{path}/".startswith(f"{place.rstrip('/')}/") for place in places):
+        features = self.sandbox.features
+        if not features.holds(path):
             raise Unsupported(
                 f"this sandbox can't {what} {path}: steps do not have it for their own",
-                hint=f"what they have: {', '.join(places)}",
+                hint=f"what they have: {', '.join(features.places)}",
             )
 
     def _refuse_user(self, user: User) -> None:

@@ -40,7 +40,7 @@ def _same(fd: int, path: str) -> bool:
 
 
 _current = (0, 0)
-_groups: dict[int, list[int]] = {}
+_groups: dict[tuple[int, int], list[int]] = {}
 
 
 def become(user: int, group: int) -> None:
@@ -58,12 +58,12 @@ def become(user: int, group: int) -> None:
 
 
 def _groups_of(user: int, group: int) -> list[int]:
-    found = _groups.get(user)
+    found = _groups.get((user, group))  # a number may be another user's by now
     if found is None:
         try:
             row = pwd.getpwuid(user)
             found = os.getgrouplist(row.pw_name, row.pw_gid)
         except KeyError:
             found = [group]
-        _groups[user] = found
+        _groups[user, group] = found
     return found

@@ -263,17 +263,7 @@ class Mount:
 
     def _statfs(self, request: int, user: int, number: int) -> None:
         found, reply = self._requests.statfs(user, number), StatFs()
-        for name in (
-            "bsize",
-            "frsize",
-            "blocks",
-            "bfree",
-            "bavail",
-            "files",
-            "ffree",
-            "favail",
-            "namemax",
-        ):
+        for name in _SPACE:
             setattr(reply, f"f_{name}", getattr(found, f"f_{name}"))
         lib.fuse_reply_statfs(request, ctypes.byref(reply))
 

@@ -5,6 +5,7 @@ and it decides what to end.
 """
 
 import os
+import select
 import subprocess  # noqa: TID251 - the one place
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -153,10 +154,17 @@ def _attached(
 
 def _relay(source: int, target: int, *, close: int) -> threading.Thread:
     """Carry bytes in a thread of its own until one side ends; then close the side that is ours."""
+    sides = select.poll()
+    sides.register(source, select.POLLIN)
+    sides.register(target, 0)
 
     def carry() -> None:
         try:
-            while piece := memoryview(os.read(source, _PIECE)):
+            # Nothing is read that nobody takes any more: it may be for who comes after.
+            while target not in dict(sides.poll()):
+                piece = memoryview(os.read(source, _PIECE))
+                if not piece:
+                    break
                 while piece:
                     piece = piece[os.write(target, piece) :]
         except OSError:

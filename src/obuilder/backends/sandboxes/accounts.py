@@ -1,9 +1,12 @@
 """Builder users: accounts of this machine, made on demand, each for one step at a time.
 
 An account is known as ours by its full name, which says whose it is: the store's mark and the
-session. No other is ever touched. What a killed session left, recovery of its store removes.
+session. No other is ever touched. What a killed session left, recovery of its store removes. Its
+user name has the session in it too, and so is never another's: systems remove users by name, and
+two builders may recover at the same time.
 """
 
+import itertools
 import os
 import pwd
 import re
@@ -19,8 +22,7 @@ from msgspec import Struct
 from obuilder.errors import BackendUnavailable, SandboxError
 from obuilder.system import process
 
-_NAME = re.compile(r"obuilder-\d+")
-_MOST = 1000
+_NAME = re.compile(r"obuilder-[0-9a-f]+-\d+")
 _PATIENCE = 15.0
 
 
@@ -36,8 +38,8 @@ class Account(Struct, frozen=True):
 class Accounts(Protocol):
     """How a system keeps its users."""
 
-    def add(self, name: str, note: str) -> bool:
-        """Make a user with a group of its own. False if the name is taken. SandboxError."""
+    def add(self, name: str, note: str) -> None:
+        """Make a user with a group and numbers of its own. SandboxError."""
 
     def remove(self, account: Account) -> None:
         """Remove a user and its group; no error if it is gone. SandboxError."""
@@ -58,21 +60,20 @@ class LinuxAccounts:
     def __init__(self, home: str) -> None:
         self._home = home
 
-    def add(self, name: str, note: str) -> bool:
+    def add(self, name: str, note: str) -> None:
         """See `Accounts`."""
-        status = self._tried(added(name, note, self._home), good={0, 9})
-        return status == 0
+        self._tried(added(name, note, self._home), good={0})
 
     def remove(self, account: Account) -> None:
         """See `Accounts`."""
         self._tried(["userdel", account.name], good={0, 6})
 
-    def _tried(self, argv: list[str], good: set[int]) -> int:
+    def _tried(self, argv: list[str], good: set[int]) -> None:
         end = time.monotonic() + _PATIENCE
         while True:
             status, said = process.capture(argv, timeout=60)
             if status in good:
-                return status
+                return
             # 1 and 10: another program is changing the tables of users or of groups.
             if status not in (1, 10) or time.monotonic() > end:
                 text = said.decode(errors="replace").strip()
@@ -95,6 +96,7 @@ class Pool:
         self._accounts, self._mark, self._session = accounts, mark, session
         self._idle: list[Account] = []
         self._made: list[Account] = []
+        self._numbers = itertools.count(1)
         self._making = anyio.Lock()
 
     @asynccontextmanager
@@ -112,19 +114,12 @@ class Pool:
             self._idle.append(account)
 
     def _make(self) -> Account:
-        note = self._mark + self._session
-        for number in range(1, _MOST):
-            name = f"obuilder-{number}"
-            with suppress(KeyError):
-                pwd.getpwnam(name)
-                continue
-            if not self._accounts.add(name, note):
-                continue
-            row = pwd.getpwnam(name)
-            account = Account(name, row.pw_uid, row.pw_gid, note)
-            self._made.append(account)
-            return account
-        raise SandboxError(f"this machine has {_MOST} builder users already")
+        name, note = f"obuilder-{self._session}-{next(self._numbers)}", self._mark + self._session
+        self._accounts.add(name, note)
+        row = pwd.getpwnam(name)
+        account = Account(name, row.pw_uid, row.pw_gid, note)
+        self._made.append(account)
+        return account
 
     async def recover(self, dead: Callable[[str], bool]) -> None:
         """Remove the users of this store's sessions that are no more."""
@@ -144,8 +139,9 @@ class Pool:
         self._idle.clear()
 
     def _drop(self, account: Account) -> None:
-        end_processes(account.uid)
-        self._accounts.remove(account)
+        if account in listed():  # else somebody else recovers, and the number may be another's
+            end_processes(account.uid)
+            self._accounts.remove(account)
 
 
 def end_processes(uid: int) -> None:

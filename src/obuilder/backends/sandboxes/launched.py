@@ -57,10 +57,7 @@ def mounted(
     ]
     for mount in command.mounts:
         source = directory_of(mount.source)
-        is_file = not os.path.isdir(source)
-        place = places.file(mount.target) if is_file else places.directory(mount.target)
-        if place == "/" or place.split("/")[1] in {"proc", "sys", "dev"}:
-            raise SandboxError(f"nothing can be mounted on {mount.target}")
+        place = places.like(source, mount.target)
         pieces.append(
             piece(
                 "tree", place, source=os.path.realpath(source), readonly=mount.readonly,

@@ -52,6 +52,13 @@ class MountPoints:
         finally:
             os.close(fd)
 
+    def like(self, source: str, target: str) -> str:
+        """What `source` is, a file or a directory, at `target`; the same place without symlinks."""
+        place = self.directory(target) if os.path.isdir(source) else self.file(target)
+        if place == "/" or place.split("/")[1] in {"proc", "sys", "dev"}:
+            raise SandboxError(f"nothing can be mounted on {target}")
+        return place
+
     def file(self, target: str) -> str:
         """A file at `target`; the same place without symlinks."""
         parent, _, name = target.rstrip("/").rpartition("/")

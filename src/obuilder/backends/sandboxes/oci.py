@@ -219,10 +219,7 @@ class OciSandbox(LocalSandbox):
         ]
         for mount in command.mounts:
             source = directory_of(mount.source)
-            is_file = not os.path.isdir(source)
-            place = places.file(mount.target) if is_file else places.directory(mount.target)
-            if place == "/" or place.split("/")[1] in {"proc", "sys", "dev"}:
-                raise SandboxError(f"nothing can be mounted on {mount.target}")
+            place = places.like(source, mount.target)
             binds.append(Bind(source, place, readonly=mount.readonly))
         offered = host_network and self._policy.ca_bundle
         return Box(

@@ -161,7 +161,7 @@ class LinuxUsersSandbox(LaunchedSandbox):
         if "host" in command.network and resolv.startswith("/run/") and os.path.exists(resolv):
             pieces.append(piece("tree", places.file(resolv), source=resolv, readonly=True))
         for found in mounted(places, command, secrets, shifted=lambda path: path not in restacked):
-            if not any(below(found["target"], place) for place in PLACES):
+            if not self.features.holds(found["target"]):
                 raise SandboxError(
                     f"a step can't have {found['target']}: it leads out of its places"
                 )
@@ -229,8 +229,3 @@ class LinuxUsersSandbox(LaunchedSandbox):
             piece("tree", place, base=root, source=place, shifted=shifted) for place in PLACES
         ]
         return pieces
-
-
-def below(path: str, place: str) -> bool:
-    """Whether a path is a place or below it."""
-    return path == place or path.startswith(place.rstrip("/") + "/")

@@ -1,5 +1,6 @@
 """Users on macOS: made by dscl, given a session of their own by launchctl, run by sudo."""
 
+import fcntl
 import os
 import platform
 import pwd
@@ -10,6 +11,7 @@ from obuilder.system import process
 
 HOME = "/Users/builder"
 _FIRST, _LAST = 600, 1600
+_LOCK = "/var/run/obuilder-users.lock"
 _CHANGE = 'cd "$0" && exec "$@"'
 
 
@@ -43,13 +45,14 @@ class MacSystem:
 class MacAccounts:
     """See `accounts.Accounts`."""
 
-    def add(self, name: str, note: str) -> bool:
+    def add(self, name: str, note: str) -> None:
         """See `Accounts`."""
-        taken = {row.pw_uid for row in pwd.getpwall()}
-        number = next(number for number in range(_FIRST, _LAST) if number not in taken)
-        for words in added(name, note, number):
-            _run(words)
-        return True
+        with open(_LOCK, "wb") as lock:  # two who look at once would take the same number
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            taken = {row.pw_uid for row in pwd.getpwall()}
+            number = next(number for number in range(_FIRST, _LAST) if number not in taken)
+            for words in added(name, note, number):
+                _run(words)
 
     def remove(self, account: Account) -> None:
         """See `Accounts`."""

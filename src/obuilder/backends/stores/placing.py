@@ -7,7 +7,6 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Literal, NamedTuple
 
 from obuilder.system.files import InRoot, copy_data
@@ -160,12 +159,7 @@ def _outside(status: os.stat_result) -> tuple[int, ...]:
 
 
 def _attributes(fd: int) -> dict[str, bytes]:
-    found = {}
-    with suppress(NotImplementedError):
-        for name in os.listxattr(fd):
-            if not name.endswith(_LEFT):
-                found[name] = os.getxattr(fd, name)
-    return found
+    return {name: os.getxattr(fd, name) for name in os.listxattr(fd) if not name.endswith(_LEFT)}
 
 
 def _same_content(one: int, other: int) -> bool:
