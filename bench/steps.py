@@ -54,7 +54,7 @@ anyio.run(main)
 def timed(argv: list[str], env: dict[str, str] | None = None) -> float:
     """Milliseconds that a program takes. CalledProcessError, with what it said."""
     began = time.perf_counter()
-    subprocess.run(argv, check=True, env=env, stdin=subprocess.DEVNULL, capture_output=True)
+    subprocess.run(argv, check=True, env=env, input=b"", capture_output=True)
     return (time.perf_counter() - began) * 1000
 
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 from obuilder.system import linux
 
-_EMPTY = ("run", "drafts", "locks", "sessions", "mnt")
+_EMPTY = ("run", "drafts", "locks", "sessions", "mnt", "downloads")
 _KNOWN = {
     *_EMPTY, "results", "layers", "layers.lock", "empty", "logs", "volumes", "store.json",
-    "sandbox-id", "runtime.json", "index.sqlite", "reserve",
+    "sandbox-id", "runtime.json", "index.sqlite", "reserve", "heads", "heads.lock", "roots",
 }  # fmt: skip
 
 
@@ -91,7 +91,8 @@ def _mounts(store: str) -> Iterator[str]:
             continue
         seen.add(namespace)
         for line in _read(f"/proc/{pid}/mountinfo").splitlines():
-            if os.fsencode(store) in line:
+            # zfs-fuse has all mounted that there is, where there is nobody who works in it.
+            if os.fsencode(store) in line and b" - fuse.zfs " not in line:
                 yield f"mount of process {pid}: {line.decode(errors='replace')}"
 
 
@@ -127,6 +128,10 @@ def _files(store: str) -> Iterator[str]:
     chains = [_read(os.path.join(store, "results", key, "chain")) for key in results]
     used = {layer for chain in chains if chain for layer, _ in json.loads(chain)}
     yield from (f"a layer nobody uses: {name}" for name in _names(store, "layers") - used)
+    snapshots = {_read(os.path.join(store, "results", key, "snapshot")).decode() for key in results}
+    datasets = {snapshot.partition("@")[0] for snapshot in snapshots}
+    yield from (f"a dataset nobody uses: {name}" for name in _names(store, "roots") - datasets)
+    yield from (f"a head of no result: {name}" for name in _names(store, "heads") - snapshots)
 
 
 def _names(*place: str) -> set[str]:

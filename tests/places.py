@@ -7,7 +7,7 @@ with it, however it ends; directories that a killed run left are removed by the 
 import os
 import subprocess  # mount and mkfs are no part of the program
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ import pytest
 from obuilder.system import linux
 from obuilder.system.files import remove_tree
 from obuilder.system.namespaces import enter
+from obuilder.testing.zfs_pool import zfs_pool
 
 _PREFIX = "obuilder-test."
 
@@ -76,6 +77,30 @@ def loop(kind: str, size: int = 1 << 30) -> Iterator[str]:
             linux.unmount(mounted, linux.MNT_DETACH)
 
 
+@contextmanager
+def without_overlays() -> Iterator[str]:
+    """A directory that is itself an overlay's, where no other overlay can be written to."""
+    enter()
+    with memory() as path:
+        names = ("lower", "upper", "work", "mounted")
+        lower, upper, work, mounted = (os.path.join(path, name) for name in names)
+        for folder in (lower, upper, work, mounted):
+            os.mkdir(folder)
+        options = f"lowerdir={lower},upperdir={upper},workdir={work}"
+        linux.mount("obuilder-test", mounted, "overlay", 0, options)
+        try:
+            yield mounted
+        finally:
+            linux.unmount(mounted, linux.MNT_DETACH)
+
+
+@contextmanager
+def zfs(size: int = 1 << 30) -> Iterator[str]:
+    """A new pool in a sparse file, of this process's own zfs-fuse."""
+    with scratch() as path, zfs_pool(path, size) as mounted:
+        yield mounted
+
+
 class Place(NamedTuple):
     """A kind of store, and how to make a directory that it can work in."""
 
@@ -88,19 +113,28 @@ PLACES = {
     "overlayfs": Place("overlayfs", scratch, ("overlay",)),
     "overlayfs-on-tmpfs": Place("overlayfs", tmpfs, ("overlay", "tmpfs")),
     "btrfs": Place("btrfs", lambda: loop("btrfs"), ("btrfs",)),
+    "xfs": Place("xfs", lambda: loop("xfs"), ("xfs", "overlay")),
+    "rsync+hardlink": Place("rsync+hardlink", without_overlays, ("overlay",)),
+    "copy": Place("copy", memory, ("namespaces",)),
+    "zfs": Place("zfs", zfs, ("zfs",)),
 }
 
 
-def _each(names: Iterable[str]) -> pytest.MarkDecorator:
+def each(*names: str) -> pytest.MarkDecorator:
+    """Runs a test once for each of these places; its fixture `place` is an `Opened`."""
     marked = [pytest.param(name, marks=pytest.mark.needs(*PLACES[name].needs)) for name in names]
     return pytest.mark.parametrize("place", marked, indirect=True)
 
 
-each_place = _each(PLACES)
-"""Runs a test once for each place; its fixture `place` is an `Opened`."""
+each_place = each(*PLACES)
+"""Runs a test once for each place there is."""
 
-each_kind = _each({place.kind: name for name, place in reversed(PLACES.items())}.values())
+each_kind = each(*{place.kind: name for name, place in reversed(PLACES.items())}.values())
 """Runs a test once for each kind of store, in the first place there is for it."""
+
+
+each_shifted = each("overlayfs", "overlayfs-on-tmpfs", "btrfs", "xfs", "copy")
+"""Runs a test once for each place whose file system can show files as somebody else's."""
 
 
 class Opened(NamedTuple):

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from obuilder import Settings
 
@@ -23,16 +23,21 @@ class Done(NamedTuple):
     err: str
 
 
-def start(*arguments: str, cwd: str | Path, **variables: str) -> Process:
+STREAMS: dict[str, Any] = {
+    "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE,
+}  # fmt: skip
+
+
+def start(
+    *arguments: str, cwd: str | Path, streams: dict[str, Any] = STREAMS, **variables: str
+) -> Process:
     """Start the program; `variables` go over an environment without any of ours."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OBUILDER_")}
     return subprocess.Popen(
         [sys.executable, "-m", "obuilder", *arguments],
         cwd=cwd,
         env={**clean, "PYTHONPATH": str(REPO / "src"), **variables},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        **streams,
         bufsize=0,  # who reads a line of it leaves the rest to who reads all
     )
 
@@ -79,8 +84,8 @@ class Program:
 
     def use(self, name: str) -> None:
         """Use the store of that name."""
-        self.store = os.path.join(self._place, name)
-        self.settings = Settings(store=f"{self._kind}:{self.store}")
+        self.settings = Settings(store=f"{self._kind}:{self._place}/{name}")
+        self.store = self.settings.directory
         self.variables = {"OBUILDER_STORE": self.settings.store, "TMPDIR": self.temporary}
 
     def spec(
@@ -97,9 +102,10 @@ class Program:
             file.write(data)
         return path
 
-    def start(self, *arguments: str) -> Process:
+    def start(self, *arguments: str, **streams: Any) -> Process:
         """Start the program in the context."""
-        return start(*arguments, cwd=self.context, **self.variables)
+        given = {**STREAMS, **streams}
+        return start(*arguments, cwd=self.context, streams=given, **self.variables)
 
     def run(self, *arguments: str) -> Done:
         """Run the program to its end."""

@@ -8,6 +8,8 @@ from obuilder.testing.bench import Subject
 from obuilder.testing.sandbox_suite import SandboxSuite
 from obuilder.values import Policy
 
+pytestmark = pytest.mark.xdist_group("users")
+
 OCI = SANDBOXES["oci"].target
 
 
@@ -28,12 +30,43 @@ class TestRunc(_Suite):
     subject = Subject(OCI, Policy(runtime="runc"))
 
 
+@pytest.mark.needs("root", "runsc")
+class TestRunsc(_Suite):
+    subject = Subject(OCI, Policy(runtime="runsc"), visible=False)
+    excused = frozenset({"host_network", "process_limit", "nesting", "fast_sync", "privileges"})
+
+
+@pytest.mark.needs("root")
+class TestHost(_Suite):
+    subject = Subject(SANDBOXES["host"].target)
+    excused = frozenset(
+        {
+            "secret_owner", "alone", "loopback", "devices", "streams", "orphans", "hostile",
+            "nesting", "fast_sync",
+        }
+    )  # fmt: skip
+
+
+@pytest.mark.needs("root", "useradd")
+class TestUsers(_Suite):
+    subject = Subject(
+        SANDBOXES["users"].target, base="scratch", home="/home/builder",
+        left="obuilder.testing.bench:users_of",
+    )  # fmt: skip
+    excused = frozenset(
+        {
+            "identity", "secret_owner", "alone", "loopback", "devices", "streams", "orphans",
+            "hostile", "privileges",
+        }
+    )  # fmt: skip
+
+
 class TestFake(_Suite):
     subject = Subject("obuilder.testing.fakes:FakeSandbox", base="scratch", namespaces=False)
     excused = frozenset(
         {
-            "secret_owner", "alone", "loopback", "devices", "orphans", "hostile", "host_network",
-            "process_limit", "memory_limit", "nesting", "fast_sync", "privileges", "names",
-            "memory_places", "powers",
+            "secret_owner", "alone", "loopback", "devices", "streams", "orphans", "hostile",
+            "host_network", "process_limit", "memory_limit", "nesting", "fast_sync", "privileges",
+            "names", "memory_places", "powers",
         }
     )  # fmt: skip

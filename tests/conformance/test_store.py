@@ -1,4 +1,4 @@
-"""The stores on real file systems: the machine's own, a tmpfs, and btrfs on a loop image."""
+"""The stores on real file systems: the machine's own, a tmpfs, btrfs on a loop image, zfs-fuse."""
 
 # ruff: noqa: ASYNC221, ASYNC222, PT012 - a victim to kill, which is waited for at once
 
@@ -32,10 +32,10 @@ class _Suite(StoreSuite):
         stores, sessions = [], []
 
         async def again():
-            path = os.path.join(place, "store")
-            os.makedirs(path, exist_ok=True)
-            sessions.append(open_session(path))
             kind, idmap = load(self.target), self.idmap()
+            path = os.path.join(place, "store")
+            kind.prepare(path)
+            sessions.append(open_session(path))
             stores.append(await kind.open(path, idmap, session=sessions[-1].name))
             return stores[-1]
 
@@ -158,6 +158,100 @@ class TestBtrfs(_Suite):
     @pytest.fixture
     def place(self):
         with places.loop("btrfs") as path:
+            yield path
+
+
+class _Trees(_Suite):
+    steps = 100  # five trees, and as many copies where there are no overlays
+
+    @pytest.fixture
+    def place(self):
+        with places.scratch() as path:
+            yield path
+
+
+@pytest.mark.needs("xfs", "overlay")
+class TestXfs(_Trees):
+    target = STORES["xfs"].target
+
+    @pytest.fixture
+    def place(self):
+        with places.loop("xfs") as path:
+            yield path
+
+
+@pytest.mark.needs("xfs", "btrfs")
+class TestXfsOnBtrfs(TestXfs):
+    @pytest.fixture
+    def place(self):
+        with places.loop("btrfs") as path:
+            yield path
+
+
+@pytest.mark.needs("overlay")
+class TestRsyncCopy(_Trees):
+    target = STORES["rsync+copy"].target
+
+
+@pytest.mark.needs("overlay")
+class TestRsyncHardlink(_Trees):
+    target = STORES["rsync+hardlink"].target
+
+
+@pytest.mark.needs("overlay")
+class TestRsyncHardlinkUnsafe(_Trees):
+    target = STORES["rsync+hardlink_unsafe"].target
+
+
+@pytest.mark.needs("namespaces")
+class TestCopy(_Trees):
+    target = STORES["copy"].target
+
+
+class _InMemory:
+    @pytest.fixture
+    def place(self):
+        with places.tmpfs("256m") as path:
+            yield path
+
+
+@pytest.mark.needs("overlay", "tmpfs")
+class TestRsyncCopyOnTmpfs(_InMemory, TestRsyncCopy):
+    pass
+
+
+@pytest.mark.needs("overlay", "tmpfs")
+class TestRsyncHardlinkOnTmpfs(_InMemory, TestRsyncHardlink):
+    pass
+
+
+@pytest.mark.needs("overlay", "tmpfs")
+class TestRsyncHardlinkUnsafeOnTmpfs(_InMemory, TestRsyncHardlinkUnsafe):
+    pass
+
+
+@pytest.mark.needs("namespaces", "tmpfs")
+class TestCopyOnTmpfs(_InMemory, TestCopy):
+    pass
+
+
+@pytest.mark.needs("overlay")
+class TestRsyncHardlinkWithoutOverlays(_Trees):
+    target = STORES["rsync+hardlink"].target
+
+    @pytest.fixture
+    def place(self):
+        with places.without_overlays() as path:
+            yield path
+
+
+@pytest.mark.needs("zfs")
+class TestZfs(_Suite):
+    target = STORES["zfs"].target
+
+    @pytest.fixture
+    def place(self):
+        with places.zfs() as path:
             yield path
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from leftovers import leftovers, processes
 from obuilder import Builder, Settings
-from places import each_kind
+from places import each, each_kind
 from program import Program, cached, compile_c, running, shell, until
 
 MODES = ("private", "locked", "append", "shared")
@@ -108,16 +108,26 @@ def image(program: Program, number: int) -> tuple[str, ...]:
 
 
 KILLS: dict[Prepare, int] = {
-    everything: 20, squash: 10, new_store: 5, prune: 5, delete: 3, image: 4, failing: 3,
+    everything: 20, new_store: 5, prune: 5, delete: 3, image: 4, failing: 3,
 }  # fmt: skip
-"""Fifty for each store."""
+"""Forty for each store, and ten more where layers become one."""
 
 
 @each_kind
 @pytest.mark.needs("root", "crun")
 @pytest.mark.parametrize("prepare", KILLS, ids=lambda prepare: prepare.__name__)
 def test_a_killed_builder_leaves_nothing(program: Program, prepare: Prepare, seed: int) -> None:
-    chance, kills, length = random.Random(seed), KILLS[prepare], 0.0
+    _killed(program, prepare, seed, KILLS[prepare])
+
+
+@each("overlayfs", "xfs")
+@pytest.mark.needs("root", "crun")
+def test_a_builder_killed_while_layers_become_one(program: Program, seed: int) -> None:
+    _killed(program, squash, seed, 10)
+
+
+def _killed(program: Program, prepare: Prepare, seed: int, kills: int) -> None:
+    chance, length = random.Random(seed), 0.0
     wanted: object = None
     for number in range(kills + 2):
         arguments = prepare(program, number)

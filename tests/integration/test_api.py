@@ -42,6 +42,15 @@ def run(command):
     return f'(run (shell "{command}"))'
 
 
+async def test_a_builder_leaves_nothing_open(settings, context):
+    counts = []
+    for number in range(3):
+        async with Builder.open(settings) as builder:
+            await builder.build(spec(run(f"echo {number}")), context)
+        counts.append(len(os.listdir("/proc/self/fd")))
+    assert counts[1] == counts[2], counts
+
+
 async def test_a_build_gives_its_result_and_tells_each_event(settings, context):
     heard = []
     with open(os.path.join(context, "greeting"), "w") as file:

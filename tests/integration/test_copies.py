@@ -25,7 +25,12 @@ def test_directories_that_are_there_stay_as_they_are(program: Program) -> None:
     program.file("tool", b"#!/bin/sh\necho used\n")
     os.chmod(f"{program.context}/tool", 0o755)
     look = "stat -c '%n %a %u:%g %Y %F' /usr /usr/bin /bin /tmp /root /var /var/run /run; /bin/tool"
-    prepare = "rm /usr/bin/env && mv /bin/* /usr/bin/ 2>/dev/null; /usr/bin/rmdir /bin && /usr/bin/ln -s usr/bin /bin && ln -sfn /run /var/run && chmod 1777 /tmp && touch -d @1000000000 /tmp /root /usr/bin /run"
+    prepare = (
+        "rm /usr/bin/env && cp /bin/busybox /usr/bin/ && cd /usr/bin && "
+        "for name in sh stat ln chmod touch cat; do ln -s busybox $name; done && "
+        "/usr/bin/busybox rm -r /bin && /usr/bin/ln -s usr/bin /bin && "
+        "ln -sfn /run /var/run && chmod 1777 /tmp && touch -d @1000000000 /tmp /root /usr/bin /run"
+    )
     program.spec(
         shell(prepare),
         "(user (uid 1000) (gid 1000))",

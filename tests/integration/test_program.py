@@ -44,6 +44,33 @@ def test_a_failing_step_says_what_happened_and_can_be_entered(program: Program) 
     assert os.listdir(os.path.join(program.store, "logs")) == []
 
 
+def test_a_shell_has_the_streams_of_who_enters(program: Program) -> None:
+    program.spec('(run (shell "true"))')
+    key = program.ok("build").split('"')[-2]
+    words = ("shell", key[:12], "--", "sh", "-c")
+    both = (*words, "echo said >&2; cat; exit 5")
+    given, out, err = (os.path.join(program.temporary, name) for name in ("in", "out", "err"))
+    content = os.urandom(3 << 20)
+    with open(given, "wb") as file:
+        file.write(content)
+    null = os.stat(os.devnull)
+    with open(given, "rb") as stdin, open(out, "wb") as stdout, open(err, "wb") as stderr:
+        entered = program.start(*both, stdin=stdin, stdout=stdout, stderr=stderr)
+        assert entered.wait(60) == 5
+    with open(out, "rb") as stdout, open(err, "rb") as stderr:
+        assert stdout.read() == content
+        assert stderr.read() == b"said\n"
+    assert {os.stat(path).st_uid for path in (given, out, err)} == {os.getuid()}, "given away"
+    entered = program.start(*both, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert entered.wait(60) == 5
+    assert os.stat(os.devnull)[:6] == null[:6]
+    endless = program.start(*words, "yes")
+    heard(endless, b"y")
+    assert endless.stdout is not None
+    endless.stdout.close()  # as `head` does
+    assert finish(endless, timeout=60).status == 141
+
+
 def test_explain_names_the_input_that_changed(program: Program) -> None:
     program.spec("(env A 1)", '(run (shell "echo $A"))')
     program.ok("build")

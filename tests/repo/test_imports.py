@@ -21,13 +21,17 @@ CACHED_PATH = [
     "obuilder.engine.database",
     "obuilder.engine.settings",
     "obuilder.system.picking",
+    "obuilder.engine.lockfile",
+    "obuilder.engine.cached",
+    "obuilder.backends.fetchers.remote",
     "obuilder.system.tree",
 ]
 HEAVY = [
     "anyio",
     "asyncio",
     "rich",
-    "httpx",
+    "httpx2",
+    "ssl",
     "dataclasses",
     "pathlib",
     "tempfile",

@@ -35,7 +35,9 @@ def shown(stream: list[events.Event]) -> Shown:
     for event in stream:
         match event:
             case events.StepStarted(key=key, stage=stage):
-                (stages[stage] if stage else main).append(key)
+                steps = stages[stage] if stage else main
+                if not steps or steps[-1] != key:  # else it begins anew, after another's failure
+                    steps.append(key)
                 logs[key] = b""
             case events.Output(key=key, data=data):
                 logs[key] += data

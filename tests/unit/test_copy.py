@@ -3,13 +3,15 @@
 import os
 import socket
 import stat
+from pathlib import Path
 
 import pytest
 
+import places
 from obuilder.errors import CopyError
 from obuilder.spec.ignore import IgnoreFile
 from obuilder.system.copying import copy_in
-from obuilder.system.files import copy_tree, remove_tree
+from obuilder.system.files import copy_data, copy_tree, remove_tree
 from obuilder.system.tree import Manifest, scan
 from obuilder.values import IdMap
 
@@ -207,3 +209,27 @@ def test_what_is_ignored_can_be_taken_back(context, patterns, copied):
         (context / name).write_text(name)
     found = look(context, ".", into=True, ignored=IgnoreFile.parse(patterns))
     assert [entry.path for entry in found.entries] == copied
+
+
+@pytest.mark.parametrize("far", [False, True], ids=["one file system", "two"])
+@pytest.mark.parametrize(
+    "pieces",
+    [(), (0,), (3,), (0, 3, 7), (0, 1, 2, 3, 4, 5, 6, 7)],
+    ids=["a hole", "the start", "in the middle", "with holes", "no hole"],
+)
+def test_data_is_copied_with_its_holes(tmp_path, pieces, far):
+    size, piece = (8 << 20) + 5, 1 << 20
+    with places.memory() as memory:
+        source, target = tmp_path / "source", (Path(memory) if far else tmp_path) / "target"
+        with open(source, "wb") as file:
+            file.truncate(size)
+            for number in pieces:
+                file.seek(number * piece)
+                file.write(os.urandom(piece))
+        with open(source, "rb") as one, open(target, "wb") as other:
+            copy_data(one.fileno(), other.fileno(), size)
+        assert target.read_bytes() == source.read_bytes()
+        assert target.stat().st_blocks * 512 <= (len(pieces) << 20) + (1 << 16)
+        with open(source, "rb") as one, open(target, "wb") as other:
+            copy_data(one.fileno(), other.fileno(), piece + 1)
+        assert target.read_bytes() == source.read_bytes()[: piece + 1]

@@ -92,7 +92,7 @@ async def test_a_sandbox_that_nobody_knows_is_told(rows):
     with pytest.raises(errors.UnknownBackend, match="no sandbox called 'nosuch'") as refused:
         async with Builder.open(Settings(store="fake:/nowhere", sandbox="nosuch")):
             pass
-    assert "oci (crun or runc" in refused.value.hint
+    assert "oci (crun, runc" in refused.value.hint
     with pytest.raises(errors.UsageError, match="no store is named"):
         async with Builder.open(Settings()):
             pass

@@ -178,6 +178,12 @@ class StoreClass(Protocol):
 
     produces: type
 
+    def prepare(self, directory: str) -> None:
+        """Make the store's directory, if there is none, where it outlives this process.
+
+        Called before the process enters namespaces of its own. BackendUnavailable, StoreError.
+        """
+
     async def open(self, directory: str, idmap: IdMap, *, session: str) -> Store:
         """Open, or make, the store in `directory`. BackendUnavailable, StoreError."""
 
@@ -243,6 +249,8 @@ class Features(Struct, frozen=True):
 
     users: bool
     networks: frozenset[str]
+    """What `(network …)` of a run may say; the empty text: that it may say nothing, and then has
+    no network (but for a sandbox that keeps nothing from steps, and warns of it)."""
     secrets: bool
     limits: frozenset[str]
     """Fields of `Limits` that bite here."""
@@ -256,6 +264,18 @@ class Features(Struct, frozen=True):
     """Users by name, not by number alone; a name may have a group behind a colon."""
     mounts: bool = False
     """Directories on memory, parts of other results, sockets of agents; `insecure` as well."""
+    places: tuple[str, ...] = ("/",)
+    """A step's files are below these: where a copy may go, and what a run may start in or mount
+    on. A run may start in / too."""
+    domain: str = ""
+    """Goes into the keys of runs, where what a step can do depends on more than its root; the
+    same as in the registry's row."""
+    warning: str = ""
+    """What whoever starts a build should be told."""
+
+    def holds(self, path: str) -> bool:
+        """Whether a normalised path is one of the places or below one."""
+        return any(f"{path}/".startswith(f"{place.rstrip('/')}/") for place in self.places)
 
 
 class Sandbox(Protocol):
@@ -314,6 +334,10 @@ class SandboxClass(Protocol):
         """Open the sandbox for a store: its directory, id map and session. BackendUnavailable."""
 
 
+Progress = Callable[[int, int], None]
+"""Takes how many bytes are there, and how many there will be."""
+
+
 class Fetcher(Protocol):
     """Turns names of one kind into layers of files.
 
@@ -324,7 +348,8 @@ class Fetcher(Protocol):
     async def resolve(self, name: str, platform: Platform) -> Base:
         """What `name` stands for now. NotFound, Denied, Unreachable, BadImage.
 
-        Local kinds never really wait: the cached path drives this without an event loop.
+        Local kinds never really wait, nor does what was asked before: the cached path drives this
+        without an event loop. What needs one waits once before it does anything else.
         """
 
     async def fetch(
@@ -335,8 +360,12 @@ class Fetcher(Protocol):
         into: Root,
         idmap: IdMap,
         output: Callable[[bytes], None],
+        progress: Progress | None = None,
     ) -> None:
-        """Put layer `index` over what is already in `into`. DigestMismatch, BadImage."""
+        """Put layer `index` over what is already in `into`. DigestMismatch, BadImage.
+
+        What is worth keeping goes to `output`; how far it got, if it takes long, to `progress`.
+        """
 
     async def close(self) -> None:
         """Let go of what was kept."""

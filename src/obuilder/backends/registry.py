@@ -34,14 +34,21 @@ class StoreKind(BackEnd, frozen=True):
     """A store's row; `target` is a `StoreClass`. `place` is what stands after KIND and a colon.
 
     It is an absolute path, or a name of the back end's own (a pool, say): what the engine keeps
-    beside a store called NAME is in the directory /NAME.
+    beside a store called NAME is in the directory /NAME, or the one called `below` in there.
     """
 
     place: Literal["path", "name"] = "path"
+    below: str = ""
 
     def form(self, kind: str) -> str:
         """KIND:PLACE."""
         return f"{kind}:/path" if self.place == "path" else f"{kind}:NAME"
+
+
+class SandboxKind(BackEnd, frozen=True):
+    """A sandbox's row; `target` is a `SandboxClass`, `domain` that of its `Features`."""
+
+    domain: str = ""
 
 
 Row = TypeVar("Row", bound=BackEnd)
@@ -51,12 +58,41 @@ STORES = {
         "obuilder.backends.stores.overlay:OverlayStore", "overlay layers, on any Linux file system"
     ),
     "btrfs": StoreKind("obuilder.backends.stores.btrfs:BtrfsStore", "snapshots of btrfs"),
+    "xfs": StoreKind(
+        "obuilder.backends.stores.trees:XfsStore", "trees of files that share blocks: XFS, bcachefs"
+    ),
+    "rsync+copy": StoreKind(
+        "obuilder.backends.stores.trees:RsyncCopyStore", "trees that share no file"
+    ),
+    "rsync+hardlink": StoreKind(
+        "obuilder.backends.stores.trees:RsyncLinkStore", "trees that share the files that are alike"
+    ),
+    "rsync+hardlink_unsafe": StoreKind(
+        "obuilder.backends.stores.trees:RsyncUnsafeLinkStore", "the same, alike by size and time"
+    ),
+    "copy": StoreKind("obuilder.backends.stores.trees:CopyStore", "copies, on any file system"),
+    "zfs": StoreKind(
+        "obuilder.backends.stores.zfs:ZfsStore",
+        "snapshots of ZFS, in a pool or a dataset of it",
+        place="name",
+        below="state",
+    ),
 }
 
 SANDBOXES = {
-    "oci": BackEnd("obuilder.backends.sandboxes.oci:OciSandbox", "crun or runc, in namespaces"),
+    "oci": SandboxKind(
+        "obuilder.backends.sandboxes.oci:OciSandbox", "crun, runc or runsc, in namespaces"
+    ),
+    "users": SandboxKind(
+        "obuilder.backends.sandboxes.users:UsersSandbox",
+        "as users of the machine, with its programs",
+        domain="users",
+    ),
+    "host": SandboxKind(
+        "obuilder.backends.sandboxes.host:HostSandbox", "with no isolation at all", domain="host"
+    ),
 }
-"""`target` is a `SandboxClass`. Where none is asked for, the first that fits the store is taken."""
+"""Where none is asked for, the first that fits the store is taken: never one that has a domain."""
 
 
 def parse_store(text: str) -> tuple[str, str]:
@@ -64,7 +100,7 @@ def parse_store(text: str) -> tuple[str, str]:
     kind, _, place = text.partition(":")
     row = _row(STORES, "store", kind)
     if place.startswith("/") or (place and row.place == "name"):
-        return kind, os.path.normpath("/" + place.lstrip("/"))
+        return kind, os.path.normpath(f"/{place.strip('/')}/{row.below}")
     if row.place == "name":
         raise UsageError(f"the store {text!r} needs a name", hint=f"for example {kind}:tank")
     raise UsageError(
@@ -76,6 +112,11 @@ def check_sandbox(kind: str | None) -> None:
     """UnknownBackend: nobody knows a sandbox of that name."""
     if kind is not None:
         _row(SANDBOXES, "sandbox", kind)
+
+
+def domain_of(kind: str | None) -> str:
+    """What a sandbox of that kind adds to the keys of runs. UnknownBackend."""
+    return "" if kind is None else _row(SANDBOXES, "sandbox", kind).domain
 
 
 def store_class(kind: str) -> "StoreClass":
@@ -122,11 +163,8 @@ async def opened(
     kind, directory = parse_store(store)
     store_kind = store_class(kind)
     sandbox_kind = _fitting(sandbox, store_kind.produces)
+    store_kind.prepare(directory)
     idmap = enter()
-    try:
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"can't make the store {directory}: {error.strerror}") from error
     if not os.access(directory, os.W_OK):
         raise StoreError(
             f"the store {directory} can't be written to",

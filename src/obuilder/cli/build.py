@@ -8,6 +8,7 @@ import msgspec
 
 from obuilder import events
 from obuilder.cli.options import (
+    add_images,
     add_sandbox,
     add_store,
     agents,
@@ -15,9 +16,8 @@ from obuilder.cli.options import (
     is_quiet,
     is_verbose,
     secrets,
-    settings,
 )
-from obuilder.cli.specs import Chosen, add_spec, chosen
+from obuilder.cli.specs import Chosen, add_spec, chosen, settings_of_build
 from obuilder.engine.cached import replay
 from obuilder.engine.result import Result
 from obuilder.engine.settings import Settings
@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--parallel", type=count, metavar="N", help="steps at one time; one for each core"
     )
+    add_images(parser, spec=True)
     parser.add_argument(
         "--ssh", action="append", default=[], metavar="ID[=SOCKET]",
         help="an agent of SSH keys for steps; $SSH_AUTH_SOCK if not given; repeatable",
@@ -65,10 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build."""
-    wanted = chosen(args)
     setup = msgspec.structs.replace(
-        settings(args), insecure="security.insecure" in args.allow, agents=agents(args.ssh)
+        settings_of_build(args), insecure="security.insecure" in args.allow, agents=agents(args.ssh)
     )
+    wanted = chosen(args, setup)
     values = secrets(args.secret)
     if args.output is not None:
         from obuilder.engine.export import check_output

@@ -34,7 +34,7 @@ def _check(path: str, text: bytes) -> None:
     if not is_dockerfile(path, text):
         parse(text, file=path)
         return
-    from obuilder.oci.reference import host_platform
+    from obuilder.oci.platforms import host_platform
     from obuilder.spec.dockerfile import parse as parse_dockerfile
     from obuilder.spec.from_dockerfile import Options, images, to_spec
     from obuilder.spec.image import ImageConfig

@@ -4,11 +4,11 @@ import argparse
 import os
 import sys
 from types import ModuleType
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 from obuilder.backends.registry import SANDBOXES, STORES
 from obuilder.config import FileConfig, load
-from obuilder.engine.settings import Settings
+from obuilder.engine.settings import RsyncMode, Settings
 from obuilder.errors import UsageError
 
 _SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -115,8 +115,10 @@ def _measure(text: str, units: dict[str, float]) -> float:
 def add_store(parser: argparse.ArgumentParser) -> None:
     """--store and what every verb on a store takes."""
     group = parser.add_argument_group("store")
-    forms = " or ".join(row.form(kind) for kind, row in STORES.items())
+    forms = ", ".join(row.form(kind) for kind, row in STORES.items())
     group.add_argument("--store", metavar="KIND:PLACE", help=forms)
+    modes = get_args(RsyncMode)
+    group.add_argument("--rsync-mode", choices=modes, help="of a store rsync:/path")
     group = parser.add_argument_group("messages")
     group.add_argument(
         "--color", choices=("auto", "always", "never"), default="auto", help="of what is printed"
@@ -130,14 +132,21 @@ def add_store(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-q", "--quiet", action="store_true", help="print results and errors only")
 
 
-def add_sandbox(parser: argparse.ArgumentParser) -> None:
-    """The sandbox's options."""
-    group = parser.add_argument_group("sandbox")
+def add_sandbox_kind(group: "argparse._ActionsContainer") -> None:
+    """--sandbox alone: all of it that a plan depends on."""
     kinds = " or ".join(SANDBOXES)
     group.add_argument(
         "--sandbox", metavar="KIND", help=f"{kinds}; the first that fits the store if not given"
     )
-    group.add_argument("--runtime", help="crun or runc; the best that works if not given")
+
+
+def add_sandbox(parser: argparse.ArgumentParser) -> None:
+    """The sandbox's options."""
+    group = parser.add_argument_group("sandbox")
+    add_sandbox_kind(group)
+    group.add_argument(
+        "--runtime", help="crun, runc or runsc; the best of crun and runc if not given"
+    )
     flag = argparse.BooleanOptionalAction
     group.add_argument(
         "--fast-sync", action=flag, help="let sync calls of steps return at once (as they do)"
@@ -162,6 +171,24 @@ def add_sandbox(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--pids", type=count, metavar="N", help="processes at one time; 1024")
     group.add_argument("--timeout", type=seconds, metavar="TIME", help="seconds, or with m, h, d")
     group.add_argument("--log", type=size, metavar="SIZE", help="of output that is kept; 64m")
+
+
+def add_images(parser: argparse.ArgumentParser, *, spec: bool) -> None:
+    """Which base images there are to be; with a spec, also when they are looked for anew."""
+    group = parser.add_argument_group("base images")
+    group.add_argument(
+        "--platform", metavar="OS/ARCH", help="linux/arm64, say; this machine's if not given"
+    )
+    if spec:
+        group.add_argument(
+            "--pull", choices=("missing", "always", "never"),
+            help="ask registries what names stand for: if it was never asked (as is done), at each "
+            "build, or not at all",
+        )  # fmt: skip
+        group.add_argument(
+            "--locked", action="store_true", default=None,
+            help="take only what SPEC.lock says, which `obuilder lock` writes",
+        )  # fmt: skip
 
 
 def settings(args: argparse.Namespace) -> Settings:

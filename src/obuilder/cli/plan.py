@@ -5,8 +5,8 @@ import sys
 
 import msgspec
 
-from obuilder.cli.options import add_store, settings
-from obuilder.cli.specs import add_spec, chosen
+from obuilder.cli.options import add_images, add_sandbox_kind, add_store
+from obuilder.cli.specs import add_spec, chosen, settings_of_build
 from obuilder.engine.cached import look
 from obuilder.plan.render import mermaid, text
 from obuilder.ui.jsonl import as_json
@@ -19,14 +19,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="every step with all that is in its key")
     form.add_argument("--mermaid", action="store_true", help="a graph in Mermaid's syntax")
+    add_images(parser, spec=True)
     add_store(parser)
+    add_sandbox_kind(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan."""
     place(args)
-    wanted = chosen(args)
-    plan, found = look(wanted.spec, wanted.contexts, settings(args))
+    setup = settings_of_build(args)
+    wanted = chosen(args, setup)
+    plan, found = look(wanted.spec, wanted.contexts, setup)
     if args.json:
         steps = [
             {"cached": step.key in found, **msgspec.to_builtins(step)}

@@ -3,8 +3,8 @@
 import argparse
 import sys
 
-from obuilder.cli.options import add_store
-from obuilder.cli.specs import add_spec, chosen
+from obuilder.cli.options import add_images, add_store
+from obuilder.cli.specs import add_spec, chosen, settings_of_build
 from obuilder.spec.encode import print_spec
 
 
@@ -16,11 +16,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--build-context", action="append", default=[], metavar="NAME=DIR", help="as for a build"
     )
     parser.add_argument("--target", metavar="NAME", help="that stage, and what it needs")
+    add_images(parser, spec=True)
     add_store(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the spec, as `obuilder build` would build it."""
     args.file = args.file or args.dockerfile
-    sys.stdout.buffer.write(print_spec(chosen(args).spec).encode("utf-8", "surrogateescape"))
+    spec = chosen(args, settings_of_build(args)).spec
+    sys.stdout.buffer.write(print_spec(spec).encode("utf-8", "surrogateescape"))
     return 0

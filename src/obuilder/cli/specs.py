@@ -7,7 +7,9 @@ import sys
 from msgspec import Struct
 
 from obuilder.cli.options import read_file, settings
+from obuilder.config import FileConfig, merged
 from obuilder.engine.inputs import Contexts
+from obuilder.engine.settings import Settings
 from obuilder.errors import UsageError
 from obuilder.spec.decode import parse
 from obuilder.spec.model import Spec
@@ -72,10 +74,32 @@ def is_dockerfile(path: str, text: bytes) -> bool:
     return start[:1].isalpha()
 
 
-def chosen(args: argparse.Namespace) -> Chosen:
+def settings_of_build(args: argparse.Namespace) -> Settings:
+    """What the options come to, with the spec's lock file where only what it says may be taken.
+
+    UsageError.
+    """
+    setup = settings(args)
+    given = FileConfig(locked=args.locked)
+    if not merged(given).get("locked", (False, ""))[0]:
+        return setup
+    import msgspec
+
+    from obuilder.engine.lockfile import lock_path, read_lock
+
+    path = spec_path(args)
+    if path == "-":
+        raise UsageError(
+            "a spec from standard input has no lock file", hint="name a file with -f SPEC"
+        )
+    images = msgspec.structs.replace(setup.images, lock=read_lock(lock_path(path)))
+    return msgspec.structs.replace(setup, images=images)
+
+
+def chosen(args: argparse.Namespace, setup: Settings) -> Chosen:
     """The spec that the options name, or the build in it that `--target` names.
 
-    SpecError, UsageError, FetchError.
+    `setup` says where a Dockerfile's base images are looked for. SpecError, UsageError, FetchError.
     """
     path = spec_path(args)
     text = read_file(path, hint="name one with -f SPEC")
@@ -89,14 +113,14 @@ def chosen(args: argparse.Namespace) -> Chosen:
         return Chosen(spec, Contexts(where, named=tuple(given)), name)
     from obuilder.spec.dockerfile import parse as parse_dockerfile
 
-    spec = _converted(args, parse_dockerfile(text, file=path), _options(args, given))
+    spec = _converted(parse_dockerfile(text, file=path), _options(args, given, setup), setup)
     ignore = (f"{path}.dockerignore", os.path.join(where, ".dockerignore"))
     named = tuple((key.lower(), value) for key, value in given if "://" not in value)
     return Chosen(spec, Contexts(where, ignore, named), name)
 
 
-def _options(args: argparse.Namespace, given: list[tuple[str, str]]) -> "Options":
-    from obuilder.oci.reference import host_platform
+def _options(args: argparse.Namespace, given: list[tuple[str, str]], setup: Settings) -> "Options":
+    from obuilder.oci.platforms import host_platform
     from obuilder.spec.from_dockerfile import Options
 
     values: dict[str, str] = {}
@@ -109,23 +133,15 @@ def _options(args: argparse.Namespace, given: list[tuple[str, str]]) -> "Options
         elif name in os.environ:
             values[name] = os.environ[name]
     return Options(
-        host_platform(), tuple(values.items()), tuple(given), getattr(args, "target", None) or "",
-        ("host",) if args.network == "host" else (),
+        host_platform(), setup.images.platform, tuple(values.items()), tuple(given),
+        getattr(args, "target", None) or "", ("host",) if args.network == "host" else (),
     )  # fmt: skip
 
 
-def _converted(args: argparse.Namespace, dockerfile: "Dockerfile", options: "Options") -> Spec:
+def _converted(dockerfile: "Dockerfile", options: "Options", setup: Settings) -> Spec:
     from obuilder.engine.dockerfiles import convert
-    from obuilder.engine.index import Index
 
-    try:
-        index = Index(settings(args).directory, create=False)
-    except FileNotFoundError:
-        index = Index(None)
-    try:
-        found = convert(dockerfile, options, index)
-    finally:
-        index.close()
+    found = convert(dockerfile, options, setup)
     for warning in found.warnings:
         sys.stderr.write(f"warning: {warning}\n")
     return found.spec

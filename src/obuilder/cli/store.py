@@ -5,7 +5,6 @@ import sys
 
 import msgspec
 
-from obuilder.backends.registry import parse_store
 from obuilder.cli.options import settings
 from obuilder.cli.session import in_session
 from obuilder.engine.builder import Builder
@@ -28,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     chosen, places = settings(args), [args.source, args.target]
     for place in places:
         if place != "-":
-            parse_store(place)
+            _at(chosen, place).directory  # noqa: B018 # says what is wrong with the name
     if places[0] == places[1]:
         raise UsageError("both stores are the same", hint="name the one to copy to")
 

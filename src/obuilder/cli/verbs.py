@@ -5,6 +5,7 @@ VERBS = {
     "plan": "show what a build would do, and what of it is cached",
     "explain": "say why a build's keys differ from the last one's",
     "check": "look a spec over and report all its faults",
+    "lock": "write the digests of a spec's base images beside it",
     "fmt": "lay a spec out, keeping its comments",
     "spec": "turn a Dockerfile into a spec",
     "dockerfile": "turn a spec into a Dockerfile",

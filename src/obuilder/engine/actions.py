@@ -1,19 +1,20 @@
 """Carrying out one action in a draft: where store, sandbox and fetcher meet."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack
 
 import anyio
 import anyio.to_thread
 import msgspec
 
-from obuilder.backends.fetchers import fetcher_for
+from obuilder.backends.fetchers import Sources, fetcher_for
 from obuilder.backends.protocols import (
     Command,
     Draft,
     Fetcher,
     HostDir,
     Placing,
+    Progress,
     Sandbox,
     SecretFile,
     Store,
@@ -28,12 +29,14 @@ from obuilder.plan.model import (
     CopyAction,
     LayerAction,
     MkdirAction,
+    Plan,
     RunAction,
     SecretMount,
 )
+from obuilder.system.emulation import check_runnable
 from obuilder.system.picking import NOTHING, Selection, everything
 from obuilder.system.tree import Manifest
-from obuilder.values import Key, Limits, NamedUser, User
+from obuilder.values import ROOT, Key, Limits, NamedUser, Platform, User
 
 Output = Callable[[bytes], None]
 
@@ -47,12 +50,13 @@ class Workshop:
         sandbox: Sandbox,
         volumes: Volumes,
         limits: Limits,
+        sources: Sources,
         *,
         insecure: bool = False,
         agents: Mapping[str, str] | None = None,
     ) -> None:
-        self.store, self.sandbox, self.volumes, self._limits = store, sandbox, volumes, limits
-        self._insecure = insecure
+        self.store, self.sandbox, self.volumes = store, sandbox, volumes
+        self._limits, self._sources, self._insecure = limits, sources, insecure
         self.agents = agents or {}
         """Sockets of agents of SSH keys, by the ids that steps know them by."""
         self._fetchers: dict[type[Fetcher], Fetcher] = {}
@@ -68,8 +72,14 @@ class Workshop:
             return
         if action.user is not None:
             self._refuse_user(action.user)
-        if not isinstance(action, RunAction):
-            return
+        if isinstance(action, RunAction):
+            self._refuse_run(action)
+        elif isinstance(action, MkdirAction):
+            self._refuse_place("make", action.path)
+        else:
+            self._refuse_place("copy to", action.dst)
+
+    def _refuse_run(self, action: RunAction) -> None:
         features = self.sandbox.features
         if action.insecure and not self._insecure:
             raise Unsupported(
@@ -77,13 +87,17 @@ class Workshop:
                 hint="allow it with --allow security.insecure",
             )
         if (action.tmpfs or action.binds or action.ssh or action.insecure) and not features.mounts:
-            raise Unsupported("this sandbox can't show builds, memory or agents of keys to a step")
-        for network in action.network:
-            if network not in features.networks:
-                raise Unsupported(
-                    f"this sandbox has no network called {network!r}",
-                    hint="networks here: " + (", ".join(sorted(features.networks)) or "none"),
-                )
+            raise Unsupported(
+                "this sandbox can't show builds, memory or agents of keys to a step",
+                hint="build with --sandbox=oci",
+            )
+        self._refuse_network(action.network)
+        if action.cwd != "/":
+            self._refuse_place("start in", action.cwd)
+        for target in action.targets:
+            self._refuse_place("mount on", target)
+        for owner in action.owners:
+            self._refuse_user(owner)
         if action.secrets and not features.secrets:
             raise Unsupported("this sandbox can't show secrets to a step")
         for name in msgspec.structs.fields(Limits):
@@ -94,6 +108,28 @@ class Workshop:
                     hint="`obuilder healthcheck` says what would be needed",
                 )
 
+    def _refuse_network(self, asked: tuple[str, ...]) -> None:
+        names = self.sandbox.features.networks
+        if not asked and "" not in names:
+            raise Unsupported(
+                "this sandbox can't keep a step off the network",
+                hint="write (network host) in the run, or build with --sandbox=oci",
+            )
+        for name in asked:
+            if name not in names:
+                raise Unsupported(
+                    f"this sandbox has no network called {name!r}",
+                    hint="networks here: " + (", ".join(sorted(names - {""})) or "none"),
+                )
+
+    def _refuse_place(self, what: str, path: str) -> None:
+        features = self.sandbox.features
+        if not features.holds(path):
+            raise Unsupported(
+                f"this sandbox can't {what} {path}: steps do not have it for their own",
+                hint=f"what they have: {', '.join(features.places)}",
+            )
+
     def _refuse_user(self, user: User) -> None:
         if isinstance(user, NamedUser):
             if self.sandbox.features.named_users:
@@ -103,6 +139,11 @@ class Workshop:
                 hint="write (user (uid N) (gid N))",
             )
         idmap = self.store.idmap
+        if user != ROOT and not (self.sandbox.features.users or idmap.single):
+            raise Unsupported(
+                "all steps are of one user here, who is root to the spec",
+                hint="leave (user …) out, or build with --sandbox=oci",
+            )
         largest = max(user.uid, user.gid)
         if not idmap.single and largest >= idmap.count:
             raise Unsupported(
@@ -115,14 +156,16 @@ class Workshop:
         own = action.limits if isinstance(action, RunAction) else Limits()
         return own.over(self._limits)
 
-    async def layer(self, action: LayerAction, draft: Draft, output: Output) -> None:
+    async def layer(
+        self, action: LayerAction, draft: Draft, output: Output, progress: Progress
+    ) -> None:
         """Unpack a layer."""
-        fetcher = fetcher_for(action.base.name)
+        fetcher = fetcher_for(action.base.name, self._sources)
         fetcher = self._fetchers.setdefault(type(fetcher), fetcher)
         async with self.store.files(draft.root, write=True) as path:
             await fetcher.fetch(
                 action.base, action.index, into=HostDir(path), idmap=self.store.idmap,
-                output=output,
+                output=output, progress=progress,
             )  # fmt: skip
 
     async def copy(
@@ -186,10 +229,9 @@ class Workshop:
         StepFailed, StepTimedOut, LimitHit.
         """
         limits = self.limits(action)
+        owner = action.user if self.sandbox.features.users else ROOT
         async with AsyncExitStack() as stack:
-            mounts = await stack.enter_async_context(
-                self.volumes.mounted(action.caches, action.user)
-            )
+            mounts = await stack.enter_async_context(self.volumes.mounted(action.caches, owner))
             for bind in action.binds:
                 bound = bindings.bound(self.store, bind, results[bind.stage])
                 mounts.append(await stack.enter_async_context(bound))
@@ -270,6 +312,18 @@ def check_secrets(
                         f"couldn't find a value for the requested secret {secret.id!r}",
                         hint=f"give it with --secret {secret.id}:FILE or --secret {secret.id}=env:VAR",
                     )
+
+
+def check_platforms(plan: Plan, needed: Collection[Key]) -> None:
+    """Unsupported: a step that is needed is for a platform whose programs don't run here."""
+    platforms: dict[Key, Platform] = {}
+    for step in plan.steps.values():
+        if isinstance(step.action, LayerAction):
+            platforms[step.key] = step.action.base.platform
+        elif step.base is not None:
+            platforms[step.key] = platforms[step.base]
+            if isinstance(step.action, RunAction) and step.key in needed:
+                check_runnable(platforms[step.key])
 
 
 def _how(status: int) -> str:

@@ -6,23 +6,43 @@ wait, makes the answer None, and the builder starts in earnest.
 
 import os
 import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from obuilder import events
 from obuilder.engine.index import Index
-from obuilder.engine.inputs import Context, Contexts, IndexStats, MustWait, contexts, gather
+from obuilder.engine.inputs import (
+    Context,
+    Contexts,
+    IndexStats,
+    MustWait,
+    Resolver,
+    contexts,
+    drive,
+    gather,
+)
 from obuilder.engine.logs import replay_log
 from obuilder.engine.result import Result
-from obuilder.engine.settings import Settings
+from obuilder.engine.settings import Images, Settings
+from obuilder.errors import FetchError
 from obuilder.plan.lower import lower, wanted
-from obuilder.plan.model import Inputs, Plan
+from obuilder.plan.model import Base, Inputs, Plan
 from obuilder.spec.model import Spec
 from obuilder.values import Key, shown
 
+T = TypeVar("T")
 
-def make_plan(spec: Spec, context: Context, index: Index) -> tuple[Plan, Inputs]:
-    """Look at the outside world, and plan. SpecError, CopyError, FetchError, MustWait."""
-    inputs = gather(wanted(spec), context, index)
-    return lower(spec, inputs), inputs
+
+async def make_plan(
+    spec: Spec, context: Context, resolver: Resolver, *, domain: str
+) -> tuple[Plan, Inputs]:
+    """Look at the outside world, and plan. SpecError, CopyError, FetchError.
+
+    It waits only where a registry has to be asked.
+    """
+    inputs = await gather(wanted(spec), context, resolver)
+    return lower(spec, inputs, domain=domain), inputs
 
 
 def started(plan: Plan, found: dict[Key, Key]) -> events.BuildStarted:
@@ -37,22 +57,64 @@ def started(plan: Plan, found: dict[Key, Key]) -> events.BuildStarted:
     )
 
 
-def look(spec: Spec, context: str | Contexts, settings: Settings) -> tuple[Plan, dict[Key, Key]]:
-    """The plan of a build, and which of its steps have results. Makes nothing but index rows.
+def _resolver(index: Index, settings: Settings, images: Images | None = None) -> Resolver:
+    return Resolver(index, images or settings.images, settings.registries)
 
-    Without a store yet, the index is one in memory: nothing is cached and nothing is kept.
-    """
+
+def _driven(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """What `work` comes to, without an event loop if it needs none."""
+    try:
+        return drive(work())
+    except MustWait:
+        import anyio
+
+        return anyio.run(work)
+
+
+@contextmanager
+def _looking(settings: Settings) -> Iterator[Index]:
+    """The index; without a store yet, one in memory: nothing is cached and nothing is kept."""
     try:
         index = Index(settings.directory, create=False)
     except FileNotFoundError:
         index = Index(None)
     try:
-        stats = IndexStats(index, os.path.abspath(contexts(context).directory))
-        plan, _ = make_plan(spec, Context(context, stats), index)
-        stats.flush()
-        return plan, index.find(plan.steps)
+        yield index
     finally:
         index.close()
+
+
+def look(spec: Spec, context: str | Contexts, settings: Settings) -> tuple[Plan, dict[Key, Key]]:
+    """The plan of a build, and which of its steps have results. Makes nothing but index rows."""
+    with _looking(settings) as index:
+        stats = IndexStats(index, os.path.abspath(contexts(context).directory))
+        source = Context(context, stats)
+        resolver = _resolver(index, settings)
+        plan, _ = _driven(lambda: make_plan(spec, source, resolver, domain=settings.domain))
+        stats.flush()
+        return plan, index.find(plan.steps)
+
+
+def resolve(names: Mapping[str, str], settings: Settings, images: Images) -> dict[str, Base]:
+    """What names of base images stand for. FetchError, which says where the name stands.
+
+    `names` have the place of each, or nothing.
+    """
+
+    async def base(resolver: Resolver, name: str) -> Base:
+        try:
+            return await resolver.base(name)
+        except FetchError as error:
+            error.message = f"{names[name]}: {error.message}" if names[name] else error.message
+            raise
+
+    with _looking(settings) as index:
+        resolver = _resolver(index, settings, images)
+
+        async def each() -> dict[str, Base]:
+            return {name: await base(resolver, name) for name in names}
+
+        return _driven(each)
 
 
 def _identity(context: str | Contexts, name: str) -> str:
@@ -96,7 +158,8 @@ def replay(
     try:
         stats = IndexStats(index, os.path.abspath(contexts(context).directory))
         try:
-            plan, _ = make_plan(spec, Context(context, stats), index)
+            source, resolver = Context(context, stats), _resolver(index, settings)
+            plan, _ = drive(make_plan(spec, source, resolver, domain=settings.domain))
         except MustWait:
             return None
         finally:

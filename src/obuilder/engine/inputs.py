@@ -1,22 +1,25 @@
 """What the outside world adds to a spec: base images by digest, copies by manifest digest.
 
-No event loop: fetchers of local kinds never really wait, so their coroutines are driven by hand.
+Fetchers of local kinds never really wait, nor does what a registry said before: then no event loop is
+needed, and `drive` gets the answer of a coroutine by hand.
 """
 
 import os
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
+import msgspec
 from msgspec import Struct
 
-from obuilder.backends.fetchers import fetcher_for
+from obuilder.backends.fetchers import Sources, fetcher_for, is_remote
 from obuilder.engine.index import Index
-from obuilder.errors import CopyError, UsageError
-from obuilder.oci.reference import host_platform
+from obuilder.engine.settings import Images
+from obuilder.errors import CopyError, NotFound, UsageError
+from obuilder.oci.platforms import accepted, host_platform, normalised
 from obuilder.plan.lower import ContextAdd, ContextCopy, Wanted
 from obuilder.plan.model import Base, Inputs
 from obuilder.system.tree import Manifest, scan
-from obuilder.values import OpPath
+from obuilder.values import OpPath, RegistrySettings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # most contexts have no such file
@@ -175,14 +178,6 @@ def _directory(directory: str) -> str:
     return os.path.abspath(directory)
 
 
-def resolve_base(name: str, index: Index) -> Base:
-    """What `name` stands for: an imported image of that name, else its fetcher's answer."""
-    imported = index.image(name)
-    if imported is not None:
-        return imported
-    return drive(fetcher_for(name, stats=SingleStats(index)).resolve(name, host_platform()))
-
-
 class SingleStats:
     """Digests of single files, looked up one by one and written at once: archives, layouts."""
 
@@ -199,9 +194,50 @@ class SingleStats:
         self._index.put_stats([(os.fsencode(path), signature, digest)])
 
 
-def gather(wanted: Wanted, context: Context, index: Index) -> Inputs:
+class Resolver:
+    """What the names of base images stand for, in one build."""
+
+    def __init__(
+        self, index: Index, images: Images, registries: Mapping[str, RegistrySettings]
+    ) -> None:
+        self._index, self._images = index, images
+        self._sources = Sources(stats=SingleStats(index), pull=images.pull, registries=registries)
+
+    async def base(self, name: str, *, imported: bool = True) -> Base:
+        """What `name` stands for: an `imported` image of that name, else its fetcher's answer.
+
+        Where a lock says what it must be, a registry is asked for that. NotFound, DigestMismatch
+        and whatever else the fetcher raises.
+        """
+        lock = self._images.lock
+        wanted = None if lock is None else lock.digest(name)
+        base = self._index.image(name) if imported else None
+        if base is None:
+            asked = name
+            if wanted is not None and is_remote(name) and "@" not in name:
+                asked = f"{name}@{wanted}"
+            platform = self._images.platform or host_platform()
+            base = await fetcher_for(asked, self._sources).resolve(asked, platform)
+            base = msgspec.structs.replace(base, name=name) if asked != name else base
+        if lock is not None:
+            lock.check(name, base.digest)
+        self._check_platform(name, base)
+        return base
+
+    def _check_platform(self, name: str, base: Base) -> None:
+        """NotFound: another platform was asked for than a local image is made for."""
+        platform = self._images.platform
+        if (
+            platform is not None
+            and base.platform.architecture
+            and normalised(base.platform) not in accepted(platform)
+        ):
+            raise NotFound(f"{name} has no image for {platform}", hint=f"it is for {base.platform}")
+
+
+async def gather(wanted: Wanted, context: Context, resolver: Resolver) -> Inputs:
     """Everything the plan asks of the outside world."""
-    bases = {name: resolve_base(name, index) for name in wanted.bases}
+    bases = {name: await resolver.base(name) for name in wanted.bases}
     copies = {copy.op: context.manifest(copy).digest for copy in wanted.copies}
     copies |= {add.op: context.selection(add).digest for add in wanted.adds}
     return Inputs(bases=bases, copies=copies)

@@ -11,7 +11,7 @@ import anyio
 
 from obuilder import events
 from obuilder.backends.protocols import Draft
-from obuilder.engine.actions import Workshop
+from obuilder.engine.actions import Workshop, check_platforms
 from obuilder.engine.attempt import Attempt
 from obuilder.engine.cached import started
 from obuilder.engine.index import Index, Record
@@ -72,6 +72,7 @@ class Runner:
         found = self._index.find(self._plan.steps, holders=[self._holder])
         self._sink(started(self._plan, found))
         needed = self._needed(found)
+        check_platforms(self._plan, needed)
         try:
             async with anyio.create_task_group() as tasks:
                 for step in self._plan.steps.values():
@@ -150,9 +151,11 @@ class Runner:
             seconds = time.monotonic() - began
             self._sink(events.StepEnded(key=key, code=code, message=message, seconds=seconds))
 
-        def heard(data: bytes | None) -> None:
+        def heard(data: bytes | tuple[int, int] | None) -> None:
             if data is None:
                 self._begin(step, key)
+            elif isinstance(data, tuple):
+                self._sink(events.Progress(key, *data))
             else:
                 self._sink(events.Output(key, data))
 
@@ -258,7 +261,7 @@ class Runner:
 
         async def work(draft: Draft) -> None:
             if isinstance(action, LayerAction):
-                await self._workshop.layer(action, draft, log.write)
+                await self._workshop.layer(action, draft, log.write, making.progress)
             elif isinstance(action, CopyAction | AddAction):
                 found = await self._manifest(step, action)
                 await self._workshop.copy(action, draft, found, self._source(step, action))

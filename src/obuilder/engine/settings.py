@@ -1,10 +1,32 @@
 """What a builder is told before it opens: one value, made from flags, environment and file."""
 
 import os
+from collections.abc import Mapping
+from typing import Literal
 
-from obuilder.backends.registry import parse_store
+from msgspec import Struct
+
+from obuilder.backends.registry import domain_of, parse_store
 from obuilder.errors import UsageError
-from obuilder.values import Limits, Policy
+from obuilder.values import Limits, Platform, Policy, Pull, RegistrySettings
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # most builds have no such file
+    from obuilder.engine.lockfile import Lock
+
+
+class Images(Struct, frozen=True):
+    """Which base images the names of a build stand for."""
+
+    pull: Pull = "missing"
+    """When registries are asked."""
+    platform: Platform | None = None
+    """What the images are for; None: this machine, and whatever local images are for."""
+    lock: "Lock | None" = None
+    """The only images there may be."""
+
+
+RsyncMode = Literal["copy", "hardlink", "hardlink_unsafe"]
 
 
 class Settings(Policy, frozen=True, kw_only=True):
@@ -12,10 +34,16 @@ class Settings(Policy, frozen=True, kw_only=True):
 
     store: str | None = None
     """KIND:PLACE, as on the command line; None where an open store is handed over."""
+    rsync_mode: RsyncMode | None = None
+    """What a store that is called rsync is: rsync+MODE."""
     sandbox: str | None = None
     """The kind of sandbox; None: the first that works on what the store makes."""
     limits: Limits = Limits(pids=1024, log=64 << 20)
     """For steps that do not say; a step's own limits go over these."""
+    images: Images = Images()
+    """For builds that do not say."""
+    registries: Mapping[str, RegistrySettings] = {}
+    """How registries are asked, by HOST[:PORT]."""
     keep_failed: bool = True
     """Keep the root of a failed step, to be entered."""
     insecure: bool = False
@@ -31,11 +59,24 @@ class Settings(Policy, frozen=True, kw_only=True):
         return parse_store(self.named_store)[1]
 
     @property
+    def domain(self) -> str:
+        """What the sandbox adds to the keys of runs. UnknownBackend."""
+        return domain_of(self.sandbox)
+
+    @property
     def named_store(self) -> str:
         """KIND:PLACE. UsageError if no store is named."""
         if self.store is None:
             raise UsageError("no store is named", hint="for example overlayfs:/var/lib/obuilder")
-        return self.store
+        kind, _, place = self.store.partition(":")
+        if kind != "rsync":
+            return self.store
+        if self.rsync_mode is None:
+            raise UsageError(
+                "the store rsync needs a mode",
+                hint="add --rsync-mode copy, hardlink or hardlink_unsafe, or write rsync+copy:/path",
+            )
+        return f"rsync+{self.rsync_mode}:{place}"
 
     @property
     def width(self) -> int:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 from obuilder.errors import CopyError
-from obuilder.system.files import kept_xattr, too_deep
+from obuilder.system.files import kept_xattrs, too_deep
 from obuilder.values import IdMap
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -216,7 +216,6 @@ def _same_content(at: int, old: int, name: str) -> bool:
 
 def _xattrs(fd: int) -> dict[str, str]:
     return {
-        f"SCHILY.xattr.{name}": os.getxattr(fd, name).decode("utf-8", "surrogateescape")
-        for name in sorted(os.listxattr(fd))
-        if kept_xattr(name)
+        f"SCHILY.xattr.{name}": value.decode("utf-8", "surrogateescape")
+        for name, value in kept_xattrs(fd).items()
     }

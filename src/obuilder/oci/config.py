@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Struct, field
 
 from obuilder.errors import BadImage
+from obuilder.oci.reference import is_sha256
 from obuilder.plan.model import Base, Layer
 from obuilder.spec.image import ImageConfig
 from obuilder.spec.model import Healthcheck
@@ -117,9 +118,3 @@ def base_of(name: str, digest: str, config: Config, sources: Sequence[str]) -> B
         tuple(Layer(*found) for found in zip(contents, sources, strict=True)),
         (config.config or Settings()).read(config.author),
     )
-
-
-def is_sha256(digest: str) -> bool:
-    """Whether a digest is a SHA-256 one, well formed."""
-    kind, _, digits = digest.partition(":")
-    return kind == "sha256" and len(digits) == 64 and not set(digits) - set("0123456789abcdef")

@@ -44,6 +44,7 @@ def _raw_inputs(step: Step) -> dict[str, str]:
             "the user": repr(action.user),
             "the network": " ".join(action.network),
             "the secrets' ids": " ".join(secret.id for secret in action.secrets),
+            "the sandbox's domain": action.domain,
         }
         mounts = (
             (

@@ -1,7 +1,8 @@
 """Keys: the SHA-256 of what decides a step's result, and of nothing else.
 
 In: argv, environment, user, working directory, network, ids and targets of secrets, the base, the
-manifest of copied files. Out: values of secrets, cache volumes, limits, comments, where it ran.
+manifest of copied files, the domain of a sandbox that does not isolate. Out: values of secrets,
+cache volumes, limits, comments, where it ran.
 A golden test holds the keys: when one changes, KEY_VERSION must.
 """
 
@@ -82,6 +83,8 @@ def run_key(action: RunAction, base: Key | None, results: Mapping[Key, Key] | No
         more["ssh"] = [[_text(ssh.id), _text(ssh.target)] for ssh in action.ssh]
     if action.insecure:
         more["insecure"] = True
+    if action.domain:
+        more["domain"] = action.domain
     return _key(
         action="run",
         base=base,

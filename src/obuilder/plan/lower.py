@@ -96,8 +96,8 @@ def _destination(dst: str, cwd: str) -> tuple[str, bool]:
 
 
 class _Lowering:
-    def __init__(self, inputs: Inputs, shell: tuple[str, ...]) -> None:
-        self.inputs, self.shell = inputs, shell
+    def __init__(self, inputs: Inputs, shell: tuple[str, ...], domain: str) -> None:
+        self.inputs, self.shell, self.domain = inputs, shell, domain
         self.steps: dict[Key, Step] = {}
         self.contexts: dict[Key, FinalContext] = {}
         self.done: dict[OpPath, Key] = {}
@@ -233,6 +233,7 @@ class _Lowering:
             ssh=op.ssh,
             insecure=op.insecure,
             ambient=tuple(sorted(context.ambient.items())),
+            domain=self.domain,
         )  # fmt: skip
 
 
@@ -241,9 +242,14 @@ def _headline(cwd: str, op: Op) -> str:
     return f"{cwd}: " + heading(op).replace("\n", "\n" + " " * (len(cwd) + 2))
 
 
-def lower(spec: Spec, inputs: Inputs, *, shell: tuple[str, ...] = DEFAULT_SHELL) -> Plan:
-    """The plan of `spec`. `inputs` must hold what `wanted(spec)` asks for."""
-    lowering = _Lowering(inputs, shell)
+def lower(
+    spec: Spec, inputs: Inputs, *, shell: tuple[str, ...] = DEFAULT_SHELL, domain: str = ""
+) -> Plan:
+    """The plan of `spec`. `inputs` must hold what `wanted(spec)` asks for.
+
+    `domain` is that of the sandbox that will run it.
+    """
+    lowering = _Lowering(inputs, shell, domain)
     *before, last = needed(spec)
     for stage in before:
         lowering.stage(stage)

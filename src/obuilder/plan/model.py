@@ -97,6 +97,23 @@ class RunAction(Struct, frozen=True, tag="run"):
     insecure: bool = False
     ambient: tuple[tuple[str, str], ...] = ()
     """Variables that are in no key; those of `env` win."""
+    domain: str = ""
+    """Of the sandbox (`Features.domain`): results of one are never those of another."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Where something is mounted."""
+        found = [secret.target for secret in self.secrets if secret.target]
+        found += [cache.target for cache in self.caches] + [bind.target for bind in self.binds]
+        found += [tmpfs.target for tmpfs in self.tmpfs] + [ssh.target for ssh in self.ssh]
+        return tuple(found)
+
+    @property
+    def owners(self) -> tuple[UnixUser, ...]:
+        """Who owns what is mounted, where that is said."""
+        found = [secret.owner for secret in self.secrets] + [cache.owner for cache in self.caches]
+        found += [ssh.owner for ssh in self.ssh]
+        return tuple(owner for owner in found if owner is not None)
 
 
 class CopyAction(Struct, frozen=True, tag="copy"):

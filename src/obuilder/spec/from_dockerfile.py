@@ -27,12 +27,14 @@ _REMOTE = re.compile(r"(https?|git|ssh)://")
 class Options(Struct, frozen=True):
     """What the command line adds to a Dockerfile.
 
-    `args` and `contexts` by name. A context is a directory (its name is all that is known here),
+    `platform` is what the build is for, if not this machine, which is `here`. `args` and `contexts`
+    by name. A context is a directory (its name is all that is known here),
     `docker-image://NAME`, `oci-layout://DIR[:TAG]`, or a URL of a git repository. `network` is what
     a RUN has that names none.
     """
 
-    platform: Platform
+    here: Platform
+    platform: Platform | None = None
     args: tuple[tuple[str, str], ...] = ()
     contexts: tuple[tuple[str, str], ...] = ()
     target: str = ""
@@ -57,15 +59,16 @@ class _Planned:
         self.at: Stretch = it.rest
 
 
-def images(dockerfile: Dockerfile, options: Options) -> tuple[str, ...]:
-    """The base images whose configs `to_spec` needs for the target. SpecErrors."""
+def images(dockerfile: Dockerfile, options: Options) -> dict[str, str]:
+    """The base images whose configs `to_spec` needs for the target, with their places. SpecErrors."""
     file = _File(dockerfile, options)
-    found: dict[str, None] = {}
+    found: dict[str, str] = {}
     for stage in file.needed():
         kind, value = file.base(stage)
         if kind == "image" and value != "scratch":
-            found.setdefault(value)
-    return tuple(found)
+            at = file.source.span(stage.at.start, stage.at.end)
+            found.setdefault(value, f"{file.source.file}:{at.line}:{at.column}")
+    return found
 
 
 def to_spec(
@@ -82,7 +85,7 @@ class _File:
         self.source = dockerfile.source
         self.given = dict(options.args)
         self.contexts = {name.lower(): value for name, value in options.contexts}
-        self.globals = _platforms(options.platform) | {"TARGETSTAGE": options.target or "default"}
+        self.globals = _platforms(options) | {"TARGETSTAGE": options.target or "default"}
         for name in self.given:
             if name.startswith("BUILDKIT_"):
                 raise UsageError(f"the build argument {name} can't be honoured here")
@@ -160,7 +163,7 @@ class _File:
         return stage
 
     def _platform(self, at: Stretch, wanted: str) -> None:
-        here = self.options.platform
+        here = self.options.platform or self.options.here
         system, _, rest = wanted.lower().partition("/")
         architecture, _, variant = rest.partition("/")
         if not rest and system != here.os:
@@ -173,8 +176,9 @@ class _File:
             here.os, here.architecture, here.variant,
         ):  # fmt: skip
             raise fault(
-                self.source, at, f"steps for {wanted or 'no platform'} can't be run here",
-                hint=f"this machine runs {here}",
+                self.source, at,
+                f"a stage for {wanted or 'no platform'} can't be part of a build for {here}",
+                hint="all stages are for one platform, which --platform says",
             )  # fmt: skip
 
     def target(self) -> _Planned:
@@ -339,11 +343,11 @@ def _mentioned(it: Instruction) -> list[tuple[str, Stretch]]:
     return [(at.text, at) for at in found if at.text]
 
 
-def _platforms(here: Platform) -> dict[str, str]:
+def _platforms(options: Options) -> dict[str, str]:
     found: dict[str, str] = {}
-    for kind in ("BUILD", "TARGET"):
+    for kind, it in (("BUILD", options.here), ("TARGET", options.platform or options.here)):
         found |= {
-            f"{kind}PLATFORM": str(here), f"{kind}OS": here.os,
-            f"{kind}ARCH": here.architecture, f"{kind}VARIANT": here.variant,
+            f"{kind}PLATFORM": str(it), f"{kind}OS": it.os,
+            f"{kind}ARCH": it.architecture, f"{kind}VARIANT": it.variant,
         }  # fmt: skip
     return found

@@ -94,3 +94,15 @@ def needed(spec: Spec) -> list[Stage]:
             ahead.append((stage, True))
             ahead.extend((source, False) for source in reversed(stage.sources()))
     return order
+
+
+def bases(spec: Spec) -> list[str]:
+    """The base images of a spec and of all builds nested in it, each once."""
+    found: dict[str, None] = {}
+    ahead = [spec]
+    while ahead:
+        one = ahead.pop()
+        if isinstance(one.base, str):
+            found.setdefault(one.base)
+        ahead.extend(child for _, child in reversed(one.children))
+    return list(found)

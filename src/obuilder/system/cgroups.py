@@ -20,9 +20,12 @@ _DEVICES = (
 
 
 class Hierarchies:
-    """What this process may make groups in; `limits` are the fields of Limits that bite."""
+    """What this process may make groups in; `limits` are the fields of Limits that bite.
 
-    def __init__(self) -> None:
+    `devices`: groups keep their processes from all devices but the usual few, where they can.
+    """
+
+    def __init__(self, *, devices: bool = True) -> None:
         self._places: dict[str, int] = {}
         self._v2: int | None = None
         try:
@@ -31,7 +34,12 @@ class Hierarchies:
         except OSError:
             rows = []
         for name, hierarchy, *_ in rows:
-            if name in _V1 and hierarchy != "0" and (place := _attach(name)) is not None:
+            if (
+                name in _V1
+                and (devices or name != "devices")
+                and hierarchy != "0"
+                and (place := _attach(name)) is not None
+            ):
                 self._places[name] = place
         if not self._places:
             self._v2 = _unified()
@@ -41,6 +49,13 @@ class Hierarchies:
             self.limits = frozenset(names[c] for c in controllers if c in names)
         else:
             self.limits = frozenset(names[c] for c in self._places if c in names)
+
+    def close(self) -> None:
+        """Let go of the hierarchies."""
+        for fd in (*self._places.values(), *(() if self._v2 is None else (self._v2,))):
+            os.close(fd)
+        self._places.clear()
+        self._v2 = None
 
     def folder(self) -> int:
         """A descriptor of a directory that has all groups, of one hierarchy if there are several.

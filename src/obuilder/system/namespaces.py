@@ -10,10 +10,14 @@ import functools
 import os
 import pwd
 import shutil
+from typing import TYPE_CHECKING
 
 from obuilder.errors import BackendUnavailable
 from obuilder.system import linux
 from obuilder.values import IdMap
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 ROOT_IDMAP = IdMap(first=1_700_000_000, count=65536)
 """Where root's stores keep the ids of steps: a range that no distribution hands out."""
@@ -232,3 +236,24 @@ def _subordinate(path: str, uid: int) -> tuple[int, int]:
     except (FileNotFoundError, ValueError):
         pass
     return max(ranges, key=lambda found: found[1])
+
+
+# --- other processes' namespaces -----------------------------------------------------------------
+
+
+def threads_beside(pid: int) -> "ThreadPoolExecutor":
+    """Threads in the mount namespace of another process; programs that they start are there too.
+
+    What they are given to do may raise BrokenExecutor: the process is no more.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    def join() -> None:
+        fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            linux.unshare(linux.CLONE_FS)
+            linux.setns(fd, linux.CLONE_NEWNS)
+        finally:
+            os.close(fd)
+
+    return ThreadPoolExecutor(thread_name_prefix="beside", initializer=join)

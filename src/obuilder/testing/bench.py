@@ -21,7 +21,7 @@ from obuilder.backends.protocols import (
     StoreClass,
 )
 from obuilder.backends.registry import load
-from obuilder.oci.reference import host_platform
+from obuilder.oci.platforms import host_platform
 from obuilder.spec.model import Tmpfs
 from obuilder.system.namespaces import enter
 from obuilder.system.sessions import open_session
@@ -34,7 +34,8 @@ class Subject(msgspec.Struct, frozen=True):
     `namespaces`: the sandbox works in this process's own namespaces, with the id map that they
     give. Else the map has one id, that of whoever runs the checks. `store` makes the roots, also
     those to mount. `left`, MODULE:FUNCTION, lists what there is of a session outside of the
-    store's directory.
+    store's directory. `home`: where in the root the checks put things, for a sandbox whose steps
+    don't have all of it. `visible`: steps are processes that the machine sees.
     """
 
     sandbox: str
@@ -43,6 +44,8 @@ class Subject(msgspec.Struct, frozen=True):
     namespaces: bool = True
     store: str = "obuilder.testing.fakes:FakeStore"
     left: str = ""
+    home: str = ""
+    visible: bool = True
 
 
 class Bench:
@@ -70,7 +73,12 @@ class Bench:
             async with bench.files(write=True) as inside:
                 top = HostDir(inside("/"))
                 await fetcher.fetch(base, 0, into=top, idmap=idmap, output=lambda _: None)
-                os.makedirs(inside("/tmp"), exist_ok=True)
+                place = inside("/").rstrip("/")
+                for name in bench.at("/tmp").split("/")[1:]:
+                    place = f"{place}/{name}"
+                    if not os.path.isdir(place):
+                        os.mkdir(place)
+                        bench.own(place)
             bench.sandbox = await bench.another()
         except BaseException:
             await bench.close()
@@ -121,8 +129,16 @@ class Bench:
         """A new directory of the host that belongs to the root of steps."""
         path = self.path(name)
         os.makedirs(path)
-        os.chown(path, self.idmap.to_disk(0), -1)
+        self.own(path)
         return path
+
+    def own(self, path: str) -> None:
+        """Give a path of the host to the root of steps."""
+        os.chown(path, self.idmap.to_disk(0), -1 if self.idmap.single else self.idmap.to_disk(0))
+
+    def at(self, path: str) -> str:
+        """A path as steps see it, in the directory of the root that is the checks' own."""
+        return self.subject.home + path
 
     async def volume(self) -> Root:
         """Something new and empty that steps can mount, and that is their root's."""
@@ -195,6 +211,13 @@ def below(top: str) -> list[str]:
         for folder, folders, files in os.walk(top)
         for name in (*folders, *files)
     )
+
+
+def users_of(session: str) -> list[str]:
+    """The machine's users that belong to a session."""
+    from obuilder.backends.sandboxes.accounts import listed
+
+    return [account.name for account in listed() if account.note.endswith(session)]
 
 
 def running(word: str) -> bool:

@@ -28,7 +28,7 @@ from obuilder.backends.stores.directory import (
     write_file,
 )
 from obuilder.errors import SandboxError, StoreError, Unsupported
-from obuilder.oci.reference import host_platform
+from obuilder.oci.platforms import host_platform
 from obuilder.system.copying import copy_in
 from obuilder.system.picking import Selection
 from obuilder.system.sessions import alive, open_session
@@ -193,7 +193,7 @@ class FakeSandbox:
         self.programs: dict[str, Program] = {}
         self.features = Features(
             users=True,
-            networks=frozenset(),
+            networks=frozenset({""}),
             secrets=True,
             limits=frozenset({"seconds"}),
             platforms=(host_platform(),),

@@ -11,6 +11,8 @@ import ctypes
 import functools
 import os
 import shutil
+import sys
+import tempfile
 
 import pytest
 
@@ -32,31 +34,35 @@ def probe(capability: str) -> str | None:
         return _attempt_namespaces() or _attempt_filesystem("tmpfs")
     if capability == "overlay":
         return _attempt_namespaces() or _attempt_filesystem("overlay")
-    if capability == "btrfs":
+    if capability in ("btrfs", "xfs"):
         return (
             probe("root")
-            or _attempt_filesystem("btrfs")
-            or _program("mkfs.btrfs")
+            or _attempt_filesystem(capability)
+            or _program(f"mkfs.{capability}")
             or (None if os.path.exists("/dev/loop-control") else "no loop devices")
         )
+    if capability == "zfs":
+        return probe("root") or _program("zpool") or _attempt_zfs()
     if capability == "docker":
         return probe("root") or _program("dockerd") or try_docker()
+    if capability == "binfmt":
+        table = "mount -t binfmt_misc none /proc/sys/fs/binfmt_misc"
+        return _attempt_program(
+            "unshare", "--user", "--map-root-user", "--mount", "sh", "-c", table
+        )
+    if capability == "registry":
+        return _attempt_program("docker-registry", "--version") or _program("openssl")
     if capability in ("skopeo", "umoci"):
         return _attempt_program(capability, "--version")
     if capability in (
-        "crun",
-        "runc",
-        "runsc",
-        "newuidmap",
-        "mmdebstrap",
-        "gcc",
-        "git",
-        "ssh-agent",
+        "crun", "runc", "runsc", "newuidmap", "mmdebstrap", "gcc", "useradd", "git", "ssh-agent",
         "buildah",
-    ):
+    ):  # fmt: skip
         return _program(capability)
     if capability == "system-python":
         return _system_python()
+    if capability == "fuse":
+        return probe("root") or _attempt_fuse()
     if capability == "libseccomp":
         return _library("libseccomp.so.2")
     raise ValueError(f"nobody knows how to probe {capability!r}")
@@ -64,6 +70,13 @@ def probe(capability: str) -> str | None:
 
 def _program(name: str) -> str | None:
     return None if shutil.which(name) else f"{name} is not installed"
+
+
+def _attempt_fuse() -> str | None:
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return "there is no /dev/fuse"
+    status, said = process.capture([sys.executable, "-c", "import obuilder.redirect.mount"])
+    return said.decode(errors="replace").strip().splitlines()[-1] if status else None
 
 
 def _system_python() -> str | None:
@@ -100,6 +113,16 @@ def _attempt_filesystem(kind: str) -> str | None:
     except OSError as error:
         return f"the kernel has no {kind}: {error.strerror}"
     return None
+
+
+def _attempt_zfs() -> str | None:
+    from obuilder.testing.zfs_pool import zfs_pool
+
+    try:
+        with tempfile.TemporaryDirectory() as folder, zfs_pool(folder, 64 << 20):
+            return None
+    except ObuilderError as error:
+        return error.message
 
 
 def unmet(capabilities: tuple[str, ...]) -> str | None:

@@ -27,6 +27,7 @@ class _Running:
         self.event = event
         self.began = time.monotonic()
         self.lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self.progress = ""
         self._open = b""
 
     def feed(self, data: bytes) -> None:
@@ -88,6 +89,11 @@ class LiveScreen:
                 running = self._running.get(event.key)
                 if running is not None:
                     running.feed(event.data)
+            case events.Progress():
+                running = self._running.get(event.key)
+                if running is not None:
+                    done, total = event.done / 1e6, event.total / 1e6
+                    running.progress = f" {done:.1f} of {total:.1f} MB"
             case events.StepCached():
                 self._finish(event.key, f'---> using "{event.key}" from cache', "yellow")
             case events.StepDone():
@@ -128,6 +134,7 @@ class LiveScreen:
             if running.event.stage:
                 head.append(f"[{_line(running.event.stage)}] ", style="magenta")
             head.append(_line(running.event.heading.partition("\n")[0]))
+            head.append(running.progress, style="cyan")
             lines.append(head)
             lines.extend(
                 Text(f"        {line}", style="dim", no_wrap=True, overflow="ellipsis")

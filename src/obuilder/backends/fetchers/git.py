@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 
 from obuilder.backends.fetchers import LocalFetcher, directory_of, in_thread
-from obuilder.backends.protocols import Root
+from obuilder.backends.protocols import Progress, Root
 from obuilder.errors import BadImage, DigestMismatch, NotFound, Unreachable
 from obuilder.plan.model import Base, Layer
 from obuilder.system.files import copy_tree, remove_tree
@@ -56,6 +56,7 @@ class GitFetcher(LocalFetcher):
         into: Root,
         idmap: IdMap,
         output: Callable[[bytes], None],
+        progress: Progress | None = None,
     ) -> None:
         """Fetch and check out. BadImage, DigestMismatch, Unreachable."""
         source, root = base.layers[index].source, directory_of(into)

@@ -17,7 +17,7 @@ from obuilder.values import IdMap, Platform
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from obuilder.backends.protocols import Root
+    from obuilder.backends.protocols import Progress, Root
 
 
 class ImageFetcher(LocalFetcher):
@@ -57,6 +57,7 @@ class ImageFetcher(LocalFetcher):
         into: "Root",
         idmap: IdMap,
         output: Callable[[bytes], None],
+        progress: "Progress | None" = None,
     ) -> None:
         """Unpack a layer. BadImage; DigestMismatch if its content is not the config's."""
         layer, root = base.layers[index], directory_of(into)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 
 from obuilder.backends.fetchers import LocalFetcher, directory_of, in_thread
-from obuilder.backends.protocols import Root
+from obuilder.backends.protocols import Progress, Root
 from obuilder.errors import Denied, DigestMismatch, NotFound, Unreachable
 from obuilder.plan.model import Base, Layer
 from obuilder.values import IdMap, Platform
@@ -52,6 +52,7 @@ class UrlFetcher(LocalFetcher):
         into: Root,
         idmap: IdMap,
         output: Callable[[bytes], None],
+        progress: Progress | None = None,
     ) -> None:
         """Download the file. DigestMismatch if it is another one than was said."""
         source, root = base.layers[index].source, directory_of(into)

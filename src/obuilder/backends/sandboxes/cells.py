@@ -31,16 +31,17 @@ _JOIN = (
     '[ "$PPID" = "$1" ] || exit 125; shift; '
     'for fd in $1; do echo 0 > "/proc/self/fd/$fd" || exit 125; done; shift; '
 )
-_WAIT = "read -r go || exit 0; exec </dev/null; "
+# Standard input, at its end by then, stays a pipe: a runtime gives it to the step's root.
+_WAIT = "read -r go || exit 0; "
 _BECOME = 'exec "$@"'
 
 
 class Cell:
     """One step's place: `bundle` is its directory, `name` its own among all sessions' cells."""
 
-    def __init__(self, bundle: str, runtime: list[str], leaf: Leaf | None) -> None:
+    def __init__(self, bundle: str, runtime: list[str], leaf: Leaf | None, *, waits: bool) -> None:
         self.bundle, self.name = bundle, os.path.basename(bundle)
-        self._runtime, self._leaf = runtime, leaf
+        self._runtime, self._leaf, self._waits = runtime, leaf, waits
         self._waiting: process.Started | None = None
 
     def wait(self) -> None:
@@ -49,10 +50,11 @@ class Cell:
 
     def _start(self, *, held: bool = False, terminal: bool = False) -> process.Started:
         joiners = self._leaf.joiners() if self._leaf else []
-        script = _JOIN + (_WAIT if held else "") + _BECOME
+        script = _JOIN + (_WAIT if held and not self._waits else "") + _BECOME
         # The runtime dies with this process, and init with the runtime.
         words = ["setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", script, "sh"]
         words += [str(os.getpid()), " ".join(map(str, joiners)), *self._runtime]
+        words += ["wait"] if held and self._waits else []
         try:
             return process.start(words, pass_fds=joiners, held=held, terminal=terminal)
         finally:
@@ -60,7 +62,7 @@ class Cell:
                 os.close(fd)
 
     def start(self, limits: Limits, *, terminal: bool) -> process.Started:
-        """Become the runtime, whose `config.json` stands in the bundle. OSError."""
+        """Become the runtime, whose bundle is filled. OSError."""
         if self._leaf is not None:
             self._leaf.limit(memory=limits.memory, cpus=limits.cpus, pids=limits.pids)
         started, self._waiting = self._waiting, None
@@ -103,14 +105,18 @@ class Cell:
 
 
 class Cells:
-    """Makes the cells of one session; `runtime` gives the command line for a bundle."""
+    """Makes the cells of one session; `runtime` gives the command line for a bundle.
+
+    `waits`: with the argument `wait` more, it is started before its bundle is filled, and reads a
+    line when that is done.
+    """
 
     def __init__(
         self, folder: str, session: str, groups: Hierarchies, mark: str,
-        runtime: Callable[[str], list[str]],
+        runtime: Callable[[str], list[str]], *, waits: bool = False,
     ) -> None:  # fmt: skip
         self._folder, self._session, self._mark = folder, session, mark
-        self._groups, self._runtime = groups, runtime
+        self._groups, self._runtime, self._waits = groups, runtime, waits
         self._numbers = itertools.count()
         self._spare: Cell | None = None
         self._guard: process.Started | None = None
@@ -141,7 +147,7 @@ class Cells:
         bundle = os.path.join(self._folder, name)
         os.mkdir(bundle, 0o711)
         leaf = self._groups.leaf(self._mark + name) if self._groups.limits else None
-        return Cell(bundle, self._runtime(bundle), leaf)
+        return Cell(bundle, self._runtime(bundle), leaf, waits=self._waits)
 
     def _watch(self) -> process.Started:
         """Start the guard of this session's groups."""

@@ -8,18 +8,17 @@ from typing import Self
 
 from obuilder.errors import SandboxError
 from obuilder.system import linux
-from obuilder.values import IdMap
 
 _INSIDE = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS
 
 
 class MountPoints:
-    """The mount points of one step in `root`. Use as a context manager."""
+    """The mount points of one step in `root`, made for `owner`. Use as a context manager."""
 
-    def __init__(self, root: str, idmap: IdMap) -> None:
+    def __init__(self, root: str, owner: tuple[int, int]) -> None:
         self._root = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._top = os.readlink(f"/proc/self/fd/{self._root}")
-        self._owner = idmap.to_disk(0)
+        self._owner = owner
         self._made: list[tuple[int, str, bool]] = []
 
     def __enter__(self) -> Self:
@@ -53,6 +52,13 @@ class MountPoints:
         finally:
             os.close(fd)
 
+    def like(self, source: str, target: str) -> str:
+        """What `source` is, a file or a directory, at `target`; the same place without symlinks."""
+        place = self.directory(target) if os.path.isdir(source) else self.file(target)
+        if place == "/" or place.split("/")[1] in {"proc", "sys", "dev"}:
+            raise SandboxError(f"nothing can be mounted on {target}")
+        return place
+
     def file(self, target: str) -> str:
         """A file at `target`; the same place without symlinks."""
         parent, _, name = target.rstrip("/").rpartition("/")
@@ -68,7 +74,7 @@ class MountPoints:
             except OSError as error:
                 os.close(folder)
                 raise SandboxError(f"can't show a file at {target}: {error.strerror}") from error
-            os.fchown(new, self._owner, self._owner)
+            os.fchown(new, *self._owner)
             os.close(new)
             self._made.append((folder, name, False))
             return os.path.join(self._place(folder), name)
@@ -95,7 +101,7 @@ class MountPoints:
                 except OSError as error:
                     os.close(here)
                     raise SandboxError(f"can't make {target}: {error.strerror}") from error
-                os.fchown(deeper, self._owner, self._owner)
+                os.fchown(deeper, *self._owner)
                 if not keep:
                     self._made.append((os.dup(here), part, True))
             except OSError as error:

@@ -2,29 +2,34 @@
 
 import os
 import resource
-from collections.abc import Callable
 from contextlib import ExitStack
-from typing import ClassVar
+from typing import final
 
 import anyio
 import msgspec
 
-from obuilder.backends.protocols import Command, Exit, Features, HostDir, Placing, Root
-from obuilder.backends.sandboxes.cells import Cell, Cells
+from obuilder.backends.protocols import Command, Features, HostDir
 from obuilder.backends.sandboxes.homes import account, home_of
+from obuilder.backends.sandboxes.local import (
+    LocalSandbox,
+    directory_of,
+    secret_files,
+    secret_variables,
+    write_for_starter,
+    write_new,
+)
 from obuilder.backends.sandboxes.mountpoints import MountPoints
-from obuilder.errors import BackendUnavailable, SandboxError, Unsupported, of_disk
+from obuilder.backends.sandboxes.runtimes import PREFERRED, Runtime, runtime_of
+from obuilder.errors import BackendUnavailable, SandboxError, Unsupported
 from obuilder.oci.bpf import compiled
+from obuilder.oci.platforms import host_platform
 from obuilder.oci.runtime_config import Bind, Box, runtime_config
 from obuilder.oci.seccomp import filter_for
 from obuilder.system import linux, process
 from obuilder.system.cgroups import Hierarchies
 from obuilder.system.files import remove_tree
-from obuilder.system.picking import Selection
-from obuilder.system.tree import Manifest
-from obuilder.values import IdMap, Platform, Policy, UnixUser, User, shown
+from obuilder.values import IdMap, Policy, UnixUser
 
-_RUNTIMES = ("crun", "runc")
 _INITS = ("tini-static", "docker-init", "tini")
 _FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 _BUNDLES = (
@@ -33,14 +38,12 @@ _BUNDLES = (
     "/etc/ssl/ca-bundle.pem",
     "/etc/ssl/cert.pem",
 )
-_MARK = "obuilder-"
 _SAID = "runtime.log"
 
 
-class OciSandbox:
+@final
+class OciSandbox(LocalSandbox):
     """Runs commands with an OCI runtime. Made by `open`."""
-
-    accepts: ClassVar[frozenset[type]] = frozenset({HostDir})
 
     def __init__(
         self,
@@ -52,14 +55,11 @@ class OciSandbox:
         init: str,
         policy: Policy,
     ) -> None:
-        self._directory, self._idmap, self._session = directory, idmap, session
         self._runtime, self._init, self._policy = runtime, init, policy
-        self._groups = Hierarchies()
+        self._kind = runtime_of(runtime)
         self._passed_over: list[str] = []
-        self._runs = os.path.join(directory, "run")
+        super().__init__(directory, idmap, session, Hierarchies())
         # The runtime meets these as the step's root, who is nobody here: it may pass, not look.
-        os.makedirs(self._runs, mode=0o711, exist_ok=True)
-        self._mark = f"{_MARK}{_identity(directory, self._temporary('id'))}-"
         for place in (directory, self._runs):
             os.chmod(place, os.stat(place).st_mode | 0o111)  # noqa: S103 - passing is not reading
         self._seccomp = filter_for(
@@ -67,18 +67,17 @@ class OciSandbox:
         )
         # For crun alone: others know only the profile.
         self._seccomp_bpf = None
-        if self._is_crun:
+        if self._kind.compiled:
             new = self._temporary("bpf")
             self._seccomp_bpf = compiled(self._seccomp, folder=directory, temporary=new)
-        self._cells = Cells(self._runs, session, self._groups, self._mark, self._command_line)
         self.features = Features(
             users=not idmap.single,
-            networks=frozenset({"host"}),
+            networks=frozenset({"", "host"}) - self._kind.lacks,
             secrets=True,
-            limits=self._groups.limits | {"seconds", "pids"},
-            platforms=(Platform("linux", _architecture(linux.machine())),),
+            limits=(self._groups.limits | {"seconds", "pids"}) - self._kind.lacks,
+            platforms=(host_platform(),),
             isolation=True,
-            policies=frozenset(Policy.__struct_fields__),
+            policies=frozenset(Policy.__struct_fields__) - self._kind.lacks,
             named_users=True,
             mounts=True,
         )
@@ -100,7 +99,7 @@ class OciSandbox:
                 hint="install tini (Debian's package has tini-static)",
             )
         said = []
-        for name in (policy.runtime,) if policy.runtime else _RUNTIMES:
+        for name in (policy.runtime,) if policy.runtime else PREFERRED:
             path = _find(name)
             if path is None:
                 said.append(f"{name}: not installed")
@@ -110,6 +109,7 @@ class OciSandbox:
             if problem is None:
                 sandbox._passed_over = said
                 return sandbox
+            await sandbox.close()
             said.append(f"{name}: {problem}")
         raise BackendUnavailable(
             "no OCI runtime works here: " + "; ".join(said), hint="install crun (or runc)"
@@ -140,13 +140,9 @@ class OciSandbox:
         if ended.status != 0:
             return b"".join(said).decode(errors="replace").strip()
         temporary = self._temporary("json")
-        _write(temporary, msgspec.json.encode(known), 0o644)
+        write_new(temporary, msgspec.json.encode(known), 0o644)
         os.rename(temporary, memory)
         return None
-
-    def _temporary(self, what: str) -> str:
-        """Where a file is written before it gets its name; recovery knows whose it is."""
-        return os.path.join(self._runs, f"{self._session}.{what}")
 
     async def check(self) -> None:
         """BackendUnavailable if the runtime can't run a step now."""
@@ -167,111 +163,16 @@ class OciSandbox:
         picked = "; ".join([f"{self._runtime} ({version})", *self._passed_over])
         return f"{picked}; in a user namespace of {ids}; limits: {limits}"
 
-    async def run(self, root: Root, command: Command, *, output: Callable[[bytes], None]) -> Exit:
-        """Run to the end. SandboxError if the command could not be started."""
-        return await self._run(root, command, output)
+    def _fill(
+        self, stack: ExitStack, bundle: str, root: str, command: Command, *, terminal: bool
+    ) -> None:
+        box = self._box(stack, bundle, root, command, terminal=terminal)
+        write_for_starter(bundle, "config.json", runtime_config(box), command.secrets)
 
-    async def enter(self, root: Root, command: Command) -> Exit:
-        """Run with this process's own terminal, or its own standard streams if that is none."""
-        return await self._run(root, command, None)
-
-    async def put(self, root: Root, tree: Manifest, source: Root, *, to: str, owner: User) -> None:
-        """Copy in, in a thread. CopyError."""
-        from obuilder.system.copying import copy_in
-
-        inside, outside = _directory(root), _directory(source)
-        user = account(inside, owner).user
-        await anyio.to_thread.run_sync(
-            lambda: copy_in(
-                inside, tree, outside, to=to, owner=(user.uid, user.gid), idmap=self._idmap
-            )
-        )
-
-    async def add(
-        self, root: Root, selection: Selection, source: Root, how: Placing, *, to: str,
-        owner: User | None,
-    ) -> None:  # fmt: skip
-        """Copy in as a Dockerfile does, in a thread. CopyError, BadImage, Unsupported."""
-        from obuilder.oci.additions import add
-
-        inside, outside = _directory(root), _directory(source)
-        user = None if owner is None else account(inside, owner).user
-        await anyio.to_thread.run_sync(
-            lambda: add(
-                inside, selection, outside, to=to, into=how.into,
-                owner=None if user is None else (user.uid, user.gid),
-                permissions=how.permissions, link=how.link, unpack=how.unpack, idmap=self._idmap,
-            )
-        )  # fmt: skip
-
-    async def recover(self) -> None:
-        """End and remove what dead sessions left."""
-        from obuilder.system.sessions import alive
-
-        def dead(name: str) -> bool:
-            return not alive(self._directory, name.rpartition(".")[0])
-
-        mark = self._mark
-        self._groups.sweep(lambda name: name.startswith(mark) and dead(name.removeprefix(mark)))
-        for name in os.listdir(self._runs):
-            if dead(name):
-                await anyio.to_thread.run_sync(remove_tree, os.path.join(self._runs, name))
-
-    async def close(self) -> None:
-        """See `Sandbox`."""
-        self._cells.close()
-
-    async def _run(
-        self, root: Root, command: Command, output: Callable[[bytes], None] | None
-    ) -> Exit:
-        try:
-            with self._cells.cell(terminal=output is None) as cell, ExitStack() as stack:
-                return await self._step(stack, cell, root, command, output)
-        except OSError as error:
-            raise of_disk("the step could not be started", error, SandboxError) from error
-
-    async def _step(
-        self,
-        stack: ExitStack,
-        cell: Cell,
-        root: Root,
-        command: Command,
-        output: Callable[[bytes], None] | None,
-    ) -> Exit:
-        bundle, terminal = cell.bundle, output is None and os.isatty(0)
-        box = self._box(stack, bundle, _directory(root), command, terminal=terminal)
-        try:
-            config = runtime_config(box)
-        except UnicodeEncodeError as error:
-            raise Unsupported(
-                f"an OCI runtime takes UTF-8 only, which '{shown(str(error.object))[:60]}' is not",
-                hint=r"let the command make such bytes itself, as with printf '\377'",
-            ) from error
-        place = os.path.join(bundle, "config.json")
-        if any(secret.env for secret in command.secrets):
-            # What a variable holds is on memory too.
-            os.symlink("secrets/config.json", place)
-            place = os.path.join(bundle, "secrets", "config.json")
-        _write(place, config, 0o600)
-        first: list[bytes] = []
-
-        def heard(data: bytes) -> None:
-            if not first:
-                first.append(data[:1000])
-            if output is not None:
-                output(data)
-
-        started = cell.start(command.limits, terminal=output is None)
-        if output is not None:
-            self._cells.prepare()
-        ended = await cell.finish(started, command.limits, None if output is None else heard)
-        if not ended.timed_out and not os.access(os.path.join(bundle, "pid"), os.F_OK):
-            words = b"".join([*first, _read(os.path.join(bundle, _SAID))])
-            said = words.decode(errors="replace").strip()
-            raise SandboxError(
-                f"{os.path.basename(self._runtime)} could not start the step: {said}"
-            )
-        return ended
+    def _unstarted(self, bundle: str, said: bytes) -> SandboxError:
+        words = said + _read(os.path.join(bundle, _SAID))
+        name, text = os.path.basename(self._runtime), words.decode(errors="replace").strip()
+        return SandboxError(f"{name} could not start the step: {text}")
 
     def _command_line(self, bundle: str) -> list[str]:
         def inside(name: str) -> str:
@@ -284,15 +185,10 @@ class OciSandbox:
         ]  # fmt: skip
 
     @property
-    def _is_crun(self) -> bool:
-        return os.path.basename(self._runtime).startswith("crun")
-
-    @property
-    def _options(self) -> list[str]:
-        # The groups are ours: crun leaves them alone, runc forgives what it may not make.
-        if self._is_crun:
-            return ["--cgroup-manager=disabled"]
-        return [] if self._groups.limits else ["--rootless=true"]
+    def _options(self) -> tuple[str, ...]:
+        # The groups are ours: runc forgives what it may not make.
+        bare = self._kind == Runtime() and not self._groups.limits
+        return ("--rootless=true",) if bare else self._kind.options
 
     def _box(
         self, stack: ExitStack, bundle: str, root: str, command: Command, *, terminal: bool
@@ -301,49 +197,47 @@ class OciSandbox:
         if unknown := set(command.network) - {"host"}:
             raise Unsupported(f"this sandbox has no network called {min(unknown)!r}")
         host_network = "host" in command.network
-        places = stack.enter_context(MountPoints(root, self._idmap))
+        places = stack.enter_context(MountPoints(root, (self._idmap.to_disk(0),) * 2))
         for target in ("/proc", "/dev", "/sys", "/etc"):
             places.fixed(target)
         places.directory(command.cwd, keep=True)
         places.file("/etc/hosts")
+        for target in self._kind.spilt:
+            places.file(target)
         hosts = os.path.join(bundle, "hosts")
-        _write(hosts, f"127.0.0.1 localhost {command.hostname}\n".encode(), 0o644)
+        write_new(hosts, f"127.0.0.1 localhost {command.hostname}\n".encode(), 0o644)
         resolv = None
         if host_network and os.path.exists("/etc/resolv.conf"):
             places.file("/etc/resolv.conf")
             resolv = os.path.realpath("/etc/resolv.conf")
-        binds = []
-        if command.secrets:
-            folder = os.path.join(bundle, "secrets")
-            os.mkdir(folder, 0o711)
-            # Not noexec: a flag more than the bind inside has would be locked there.
-            linux.mount("tmpfs", folder, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=711")
-            stack.callback(linux.unmount, folder, linux.MNT_DETACH)
-            for number, secret in enumerate(command.secrets):
-                if secret.env:
-                    continue
-                path = os.path.join(folder, str(number))
-                _write(path, secret.value, secret.permissions)
-                mine = secret.owner or user
-                os.chown(path, self._idmap.to_disk(mine.uid), self._idmap.to_disk(mine.gid))
-                binds.append(Bind(path, places.file(secret.target), readonly=True))
+
+        def owned(owner: UnixUser | None) -> tuple[int, int]:
+            mine = owner or user
+            return self._idmap.to_disk(mine.uid), self._idmap.to_disk(mine.gid)
+
+        shown = secret_files(stack, bundle, command.secrets, owned)
+        binds = [Bind(path, places.file(target), readonly=True) for path, target in shown]
+        binds += [
+            Bind(root + place, place, readonly=False)
+            for place in map(places.directory, self._kind.hidden)
+        ]
         for mount in command.mounts:
-            source = _directory(mount.source)
-            is_file = not os.path.isdir(source)
-            place = places.file(mount.target) if is_file else places.directory(mount.target)
-            if place == "/" or place.split("/")[1] in {"proc", "sys", "dev"}:
-                raise SandboxError(f"nothing can be mounted on {mount.target}")
+            source = directory_of(mount.source)
+            place = places.like(source, mount.target)
             binds.append(Bind(source, place, readonly=mount.readonly))
         memory = tuple((places.directory(tmpfs.target), tmpfs.size) for tmpfs in command.tmpfs)
-        variables = {s.env: os.fsdecode(s.value) for s in command.secrets if s.env}
         offered = host_network and self._policy.ca_bundle
         return Box(
             root=root,
             argv=command.argv,
             cwd=command.cwd,
             user=user,
-            groups=groups,
-            env=(("HOME", home_of(root, user.uid)), *command.env, *variables.items()),
+            groups=() if self._idmap.single else groups,
+            env=(
+                ("HOME", home_of(root, user.uid)),
+                *command.env,
+                *secret_variables(command.secrets),
+            ),
             hostname=command.hostname,
             idmap=self._idmap,
             policy=self._policy,
@@ -370,12 +264,6 @@ def _processes(wanted: int | None) -> int | None:
     return min(given, default=None)
 
 
-def _directory(root: Root) -> str:
-    if not isinstance(root, HostDir):
-        raise SandboxError("an OCI runtime works on directories only")
-    return root.path
-
-
 def _find(name: str) -> str | None:
     for folder in _FOLDERS:
         path = os.path.join(folder, name)  # a name with a slash at its start stands for itself
@@ -390,48 +278,12 @@ def _is_static(path: str) -> bool:
         return b"/ld-" not in stream.read(4096)
 
 
-def _identity(directory: str, temporary: str) -> str:
-    """What tells this store's groups, which stand beside those of all others, from theirs.
-
-    A random name that stays with the store, and where the store is: a copy has the same name.
-    The name is written at `temporary` first.
-    """
-    path = os.path.join(directory, "sandbox-id")
-    if not os.path.exists(path):
-        _write(temporary, os.urandom(8).hex().encode(), 0o600)
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            pass  # another process was the first
-        finally:
-            os.unlink(temporary)
-    with open(path, encoding="ascii") as stream:
-        name = stream.read()
-    place = os.stat(directory)
-    return f"{name}-{place.st_dev:x}-{place.st_ino:x}"
-
-
 def _remembered(path: str) -> object:
     try:
         with open(path, "rb") as stream:
             return msgspec.json.decode(stream.read())
     except (OSError, msgspec.DecodeError):
         return None
-
-
-def _write(path: str, data: bytes, mode: int) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    try:
-        os.fchmod(fd, mode)
-        with open(fd, "wb", closefd=False) as stream:
-            stream.write(data)
-    finally:
-        os.close(fd)
-
-
-def _architecture(machine: str) -> str:
-    names = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
-    return names.get(machine, machine)
 
 
 def _read(path: str) -> bytes:

@@ -27,7 +27,6 @@ from obuilder.backends.stores.directory import (
     write_file,
 )
 from obuilder.errors import BackendUnavailable, ObuilderError, StoreError, StoreFull
-from obuilder.system import linux
 from obuilder.system.files import remove_tree
 from obuilder.values import IdMap, Key
 
@@ -189,17 +188,6 @@ class BtrfsStore(DirectoryStore):
             with translated("can't let go of a result"):
                 await self._drop(place)
 
-    def _bind(self, source: str, name: str, *, readonly: bool) -> None:
-        tree = linux.open_tree(source, linux.OPEN_TREE_CLONE)
-        try:
-            readonly_flag = linux.MOUNT_ATTR_RDONLY if readonly else 0
-            linux.mount_setattr(tree, add=linux.MOUNT_ATTR_NODEV | readonly_flag)
-            target = self.path("mnt", name)
-            os.mkdir(target)
-            linux.move_mount(tree, target)
-        finally:
-            os.close(tree)
-
     # --- publishing and removing ----------------------------------------------------------------
 
     async def commit(self, draft: BtrfsDraft, meta: bytes, key: Key) -> None:
@@ -209,6 +197,7 @@ class BtrfsStore(DirectoryStore):
         place = self.path("drafts", draft.name)
         with translated("can't publish a result"):
             await self._freeze(self.path("mnt", draft.name), whole=False)
+            detach(self.path("mnt", draft.name))
             finished = os.path.join(place, "result")
             os.mkdir(finished)
             write_file(os.path.join(finished, "meta"), meta)

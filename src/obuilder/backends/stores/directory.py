@@ -57,6 +57,14 @@ class DirectoryStore(ABC):
         self._numbers = itertools.count()
         self._mounted = False
 
+    @classmethod
+    def prepare(cls, directory: str) -> None:
+        """See `StoreClass`."""
+        try:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise of_disk(f"can't make the store {directory}", error) from error
+
     def _prepare(self) -> None:
         with translated(f"can't open the store {self.directory}"):
             for folder in self.folders:
@@ -221,10 +229,24 @@ class DirectoryStore(ABC):
             with suppress(OSError):  # in use by another store of this process: dies with it
                 linux.unmount(self.path("mnt"))
 
+    # --- mounting --------------------------------------------------------------------------------
+
+    def _bind(self, source: str, name: str, *, readonly: bool) -> None:
+        """Show a directory at `name` in `mnt`, without devices."""
+        tree = linux.open_tree(source, linux.OPEN_TREE_CLONE)
+        try:
+            readonly_flag = linux.MOUNT_ATTR_RDONLY if readonly else 0
+            linux.mount_setattr(tree, add=linux.MOUNT_ATTR_NODEV | readonly_flag)
+            target = self.path("mnt", name)
+            os.mkdir(target)
+            linux.move_mount(tree, target)
+        finally:
+            os.close(tree)
+
     # --- publishing ------------------------------------------------------------------------------
 
     async def _freeze(self, mounted: str, *, whole: bool) -> None:
-        """Make a draft's mount (`whole`: its file system) read-only, then let go of it.
+        """Make a draft's mount (`whole`: its file system) read-only.
 
         What was killed a moment ago may still be going away, so this is tried for a short while.
         """
@@ -232,7 +254,7 @@ class DirectoryStore(ABC):
             try:
                 flags = linux.MS_REMOUNT | linux.MS_RDONLY | linux.MS_NODEV
                 linux.mount(None, mounted, None, flags | (0 if whole else linux.MS_BIND))
-                break
+                return
             except OSError as error:
                 if error.errno != errno.EBUSY:
                     raise
@@ -242,7 +264,6 @@ class DirectoryStore(ABC):
                         hint="a process of the step survived, or its root is open elsewhere",
                     ) from error
                 await anyio.sleep(0.005)
-        detach(mounted)
 
     def _publish(self, finished: str, key: Key) -> bool:
         """Rename a finished directory to its key. False: somebody else's is there already."""

@@ -1,87 +1,34 @@
 """Snapshots as stacks of overlay layers, on any file system that can carry an upper layer.
 
-    layers/<id>/             what one step (or several, squashed) changed: never written again
-    results/<key>/chain      JSON: [[layer id, level], ...], the lowest first
-
 A step adds a layer of level 0. When the newest 16 have the same level they become one of the next
 level, made of hard links, so a chain grows with the logarithm of the steps: the kernel never sees
 more than some 50 layers, and a file is linked at most once for each level.
-
-Layers in use are those in a chain of a result or of a draft. Who reads a chain to use its layers,
-or adds to them, holds `layers.lock` shared; who takes layers away holds it alone.
 """
 
-import errno
-import fcntl
 import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import ClassVar, final
 
-import anyio
-import anyio.to_thread
-import msgspec
-
-from obuilder.backends.protocols import HostDir, Root
-from obuilder.backends.stores.directory import (
-    DirectoryStore,
-    detach,
-    disk_bytes,
-    missing,
-    translated,
-    write_file,
-)
-from obuilder.backends.stores.squash import copy_attributes, squash
-from obuilder.errors import BackendUnavailable, StoreDamaged, StoreError, StoreFull
-from obuilder.system import linux
-from obuilder.system.files import remove_tree
-from obuilder.values import IdMap, Key
-
-Chain = list[tuple[str, int]]
+from obuilder.backends.stores.layers import Chain, LayerStore, new_layer
+from obuilder.backends.stores.placing import link
+from obuilder.errors import BackendUnavailable, StoreError, StoreFull
+from obuilder.values import IdMap
 
 _FAN = 16
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @final
-class OverlayDraft:
-    """See `Draft`."""
-
-    def __init__(self, store: "OverlayStore", name: str, key: Key, chain: Chain) -> None:
-        self._store, self._key = store, key
-        self.name, self.chain = name, chain
-        self.root: Root = HostDir(store.path("mnt", name))
-        self.done = False
-
-    async def commit(self, meta: bytes, *, key: Key | None = None) -> None:
-        """See `Draft`."""
-        await self._store.commit(self, meta, key or self._key)
-
-
-@final
-class OverlayStore(DirectoryStore):
+class OverlayStore(LayerStore):
     """See `Store`. Made by `open`."""
 
     kind: ClassVar[str] = "overlay"
-    folders: ClassVar[tuple[str, ...]] = ("results", "drafts", "mnt", "layers", "empty")
-
-    def __init__(self, directory: str, idmap: IdMap, session: str) -> None:
-        super().__init__(directory, idmap, session)
-        # Attributes of `trusted.` are for root of the first user namespace only.
-        self._user = idmap.first < 2
-        self._opaque = "user.overlay.opaque" if self._user else "trusted.overlay.opaque"
-        self._modern = True
-        self._layers = -1
 
     @classmethod
     async def open(cls, directory: str, idmap: IdMap, *, session: str) -> "OverlayStore":
         """Open, or make, the store. BackendUnavailable, StoreError."""
         store = cls(directory, idmap, session)
         store._prepare()
-        store._layers = os.open(store.path("layers"), _FOLDER)
         try:
-            async with store.begin(Key("0" * 64), base=None):
-                pass
+            await store._try()
         except StoreFull:
             await store.close()
             raise
@@ -96,260 +43,16 @@ class OverlayStore(DirectoryStore):
             raise
         return store
 
-    def _let_go(self) -> None:
-        if self._layers >= 0:
-            os.close(self._layers)
-            self._layers = -1
+    def _long(self, chain: Chain) -> bool:
+        return len(chain) >= _FAN and len({level for _, level in chain[-_FAN:]}) == 1
 
-    # --- chains and locks ------------------------------------------------------------------------
-
-    @contextmanager
-    def _locked(self, *, alone: bool) -> Iterator[None]:
-        fd = os.open(self.path("layers.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-            yield
-        finally:
-            os.close(fd)
-
-    def _chain(self, *place: str) -> Chain:
-        path = self.path(*place, "chain")
-        with open(path, "rb") as file:
-            try:
-                return msgspec.json.decode(file.read(), type=Chain)
-            except msgspec.MsgspecError as error:
-                raise StoreDamaged(f"{path}: {error}") from error
-
-    def _claim(self, base: Key | None) -> tuple[str, Chain]:
-        """A new draft's name, and the chain it stands on, which now nobody takes away."""
-        name = self._draft_name()
-        with self._locked(alone=False):
-            chain: Chain = []
-            if base is not None:
-                try:
-                    chain = self._chain("results", base)
-                except FileNotFoundError:
-                    raise missing(base) from None
-            os.mkdir(self.path("drafts", name))
-            write_file(self.path("drafts", name, "chain"), msgspec.json.encode(chain))
-        return name, chain
-
-    # --- drafts and views ------------------------------------------------------------------------
-
-    @asynccontextmanager
-    async def begin(self, key: Key, *, base: Key | None) -> AsyncIterator[OverlayDraft]:
-        """See `Store`."""
-        with translated("can't start a draft"):
-            name, chain = self._claim(base)
-        place = self.path("drafts", name)
-        draft = OverlayDraft(self, name, key, chain)
-        try:
-            with translated("can't start a draft"):
-                upper = os.path.join(place, "upper")
-                self._empty_root(upper)
-                if chain:
-                    _copy_root(self.path("layers", chain[-1][0]), upper)
-                os.mkdir(os.path.join(place, "work"))
-                self._mount(name, chain, writable=True)
-            yield draft
-        finally:
-            if not draft.done:
-                detach(self.path("mnt", name))
-                with suppress(OSError):  # never in the place of the first error; swept later
-                    await self._drop(place)
-
-    @asynccontextmanager
-    async def view(self, key: Key) -> AsyncIterator[Root]:
-        """See `Store`."""
-        with translated("can't show a result"):
-            name, chain = self._claim(key)
-        try:
-            with translated("can't show a result"):
-                self._mount(name, chain, writable=False)
-            yield HostDir(self.path("mnt", name))
-        finally:
-            detach(self.path("mnt", name))
-            remove_tree(self.path("drafts", name))
-
-    def _mount(self, name: str, chain: Chain, *, writable: bool) -> None:
-        target = self.path("mnt", name)
-        os.mkdir(target)
-        # Short names, whatever the store's own path is: options are limited in length.
-        folder = f"/proc/self/fd/{self._layers}"
-        lowers = [f"{folder}/{layer}" for layer, _ in reversed(chain)]
-        if not lowers or (not writable and len(lowers) == 1):
-            lowers.append(f"{folder}/../empty")
-        options = {"index": "off", "nfs_export": "off", "metacopy": "off"}
-        if not self._user:
-            options["redirect_dir"] = "nofollow"
-        if writable:
-            options["upperdir"] = f"{folder}/../drafts/{name}/upper"
-            options["workdir"] = f"{folder}/../drafts/{name}/work"
-        flags = ["volatile"] if writable else []
-        if self._user:
-            flags.append("userxattr")
-        if self._modern:
-            try:
-                _mount_new(target, lowers, options, flags, writable=writable)
-                return
-            except OSError as error:
-                if error.errno not in (errno.ENOSYS, errno.EINVAL, errno.EPERM):
-                    raise
-                self._modern = False  # before Linux 6.7: all lower directories in one option
-        words = ["lowerdir=" + ":".join(lowers), *flags]
-        words += [f"{name}={value}" for name, value in options.items()]
-        readonly = 0 if writable else linux.MS_RDONLY
-        linux.mount("overlay", target, "overlay", linux.MS_NODEV | readonly, ",".join(words))
-
-    # --- publishing ------------------------------------------------------------------------------
-
-    async def commit(self, draft: OverlayDraft, meta: bytes, key: Key) -> None:
-        """Publish a draft of this store; the draft's own `commit` calls it."""
-        if draft.done:
-            raise StoreError("the draft is published already")
-        with translated("can't publish a result"):
-            await self._freeze(self.path("mnt", draft.name), whole=True)
-            with anyio.CancelScope(shield=True), self._locked(alone=False):
-                # Far from a squash, nothing here waits: no thread is worth its cost.
-                if _due([*draft.chain, ("", 0)]):
-                    await anyio.to_thread.run_sync(self._store, draft, meta, key)
-                else:
-                    self._store(draft, meta, key)
-            draft.done = True
-            place = self.path("drafts", draft.name)
-            if len(os.listdir(place)) > 2:  # more than the chain and the kernel's work folder
-                await self._drop(place)
-            else:
-                remove_tree(place)
-
-    def _store(self, draft: OverlayDraft, meta: bytes, key: Key) -> None:
-        place = self.path("drafts", draft.name)
-        upper, finished = os.path.join(place, "upper"), os.path.join(place, "result")
-        os.mkdir(finished)
-        write_file(os.path.join(finished, "meta"), meta)
-        made = [os.urandom(10).hex()]
-        chain = [*draft.chain, (made[0], 0)]
-        if _due(chain):
-            write_file(os.path.join(finished, "size"), b"%d" % disk_bytes(upper))
-        named = set[str]()
-        try:
-            os.rename(upper, self.path("layers", made[0]))
-            while _due(chain):
-                merged = self._squash(chain, os.path.join(place, f"squashed{len(made)}"))
-                if merged is None:
-                    break
-                made.append(merged)
-                chain = [*chain[:-_FAN], (merged, chain[-1][1] + 1)]
-            write_file(os.path.join(finished, "chain"), msgspec.json.encode(chain))
-            if self._publish(finished, key):
-                named = {layer for layer, _ in chain}
-        finally:
-            # Squashed into another, or no room for the rest, or another process was the first.
-            for layer in made:
-                if layer not in named:
-                    with suppress(FileNotFoundError):
-                        os.rename(self.path("layers", layer), os.path.join(place, layer))
-
-    def _squash(self, chain: Chain, scratch: str) -> str | None:
-        """The new layer; None for a tree too deep to be squashed, whose chain stays long."""
-        layers = [self.path("layers", layer) for layer, _ in reversed(chain)]
-        try:
-            squash(layers[:_FAN], scratch, opaque=self._opaque, below=layers[_FAN:])
-        except RecursionError:
-            return None
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENAMETOOLONG):
-                return None
-            raise
-        name = os.urandom(10).hex()
-        os.rename(scratch, self.path("layers", name))
-        return name
-
-    # --- removing --------------------------------------------------------------------------------
-
-    async def delete(self, key: Key) -> None:
-        """See `Store`."""
-        with anyio.CancelScope(shield=True), translated("can't delete a result"):
-            await anyio.to_thread.run_sync(self._delete, key)
-
-    def _delete(self, key: Key) -> None:
-        place = self.path("drafts", self._draft_name())
-        with self._locked(alone=True):
-            try:
-                candidates = {layer for layer, _ in self._chain("results", key)}
-            except FileNotFoundError:
-                return
-            os.mkdir(place)
-            os.rename(self.path("results", key), os.path.join(place, "deleted"))
-            self._collect(candidates, place)
-        remove_tree(place)
-
-    def _collect(self, candidates: set[str], place: str) -> None:
-        """Move to `place` those of the layers that no chain names. Needs the lock."""
-        for folder in ("results", "drafts"):
-            for name in os.listdir(self.path(folder)):
-                if not candidates:
-                    return
-                with suppress(FileNotFoundError, NotADirectoryError):
-                    candidates.difference_update(layer for layer, _ in self._chain(folder, name))
-        for layer in candidates:
-            with suppress(FileNotFoundError):
-                os.rename(self.path("layers", layer), os.path.join(place, layer))
-
-    def _remove(self, path: str) -> None:
-        remove_tree(path)
-
-    def _swept(self) -> None:
-        # Whoever died may have left a layer that no result came to name.
-        place = self.path("drafts", self._draft_name())
-        os.mkdir(place)
-        with self._locked(alone=True):
-            self._collect(set(os.listdir(self.path("layers"))), place)
-        remove_tree(place)
-
-    async def size(self, key: Key) -> int:
-        """See `Store`."""
-        with suppress(FileNotFoundError), open(self.path("results", key, "size"), "rb") as file:
-            return int(file.read())
-        try:
-            chain = self._chain("results", key)
-            return await anyio.to_thread.run_sync(disk_bytes, self.path("layers", chain[-1][0]))
-        except FileNotFoundError:
-            raise missing(key) from None
-
-
-def _due(chain: Chain) -> bool:
-    """Whether the newest layers are to become one."""
-    return len(chain) >= _FAN and len({level for _, level in chain[-_FAN:]}) == 1
-
-
-def _copy_root(source: str, target: str) -> None:
-    fds = [os.open(path, _FOLDER) for path in (source, target)]
-    try:
-        copy_attributes(fds[0], fds[1])
-    finally:
-        for fd in fds:
-            os.close(fd)
-
-
-def _mount_new(
-    target: str, lowers: list[str], options: dict[str, str], flags: list[str], *, writable: bool
-) -> None:
-    fs = linux.fsopen("overlay")
-    try:
-        linux.fsconfig_string(fs, "source", "overlay")
-        for lower in lowers:
-            linux.fsconfig_string(fs, "lowerdir+", lower)
-        for name, value in options.items():
-            linux.fsconfig_string(fs, name, value)
-        for flag in flags:
-            linux.fsconfig_flag(fs, flag)
-        linux.fsconfig_create(fs)
-        attributes = linux.MOUNT_ATTR_NODEV | (0 if writable else linux.MOUNT_ATTR_RDONLY)
-        mounted = linux.fsmount(fs, attributes)
-    finally:
-        os.close(fs)
-    try:
-        linux.move_mount(mounted, target)
-    finally:
-        os.close(mounted)
+    def _shortened(self, chain: Chain, place: str, layers: list[str]) -> Chain:
+        while self._long(chain):
+            paths = [self.path("layers", layer) for layer, _ in reversed(chain)]
+            scratch = os.path.join(place, f"squashed{len(layers)}")
+            if not self._one(paths[:_FAN], scratch, below=paths[_FAN:], place=link):
+                break  # a tree too deep for that: its chain stays long
+            layers.append(new_layer())
+            os.rename(scratch, self.path("layers", layers[-1]))
+            chain = [*chain[:-_FAN], (layers[-1], chain[-1][1] + 1)]
+        return chain
