@@ -44,7 +44,7 @@ REFUSED = [
     ("FROM a b", "1:1", "FROM takes IMAGE"),
     ("FROM a AS 1x", "1:11", "can't name a stage"),
     ("FROM $nothing", "1:6", "name of the image is empty"),
-    ("FROM --platform=linux/s390x a", "1:6", "steps for linux/s390x"),
+    ("FROM --platform=linux/s390x a", "1:6", "a stage for linux/s390x"),
     (
         "FROM a AS one\nCOPY --from=later x y\nFROM b AS later\nFROM one",
         "2:13",
