@@ -9,6 +9,7 @@ import msgspec
 from obuilder import events
 from obuilder.cli.options import (
     add_images,
+    add_limits,
     add_sandbox,
     add_store,
     agents,
@@ -21,75 +22,79 @@ from obuilder.cli.specs import Chosen, add_spec, chosen, settings_of_build
 from obuilder.engine.cached import replay
 from obuilder.engine.result import Result
 from obuilder.engine.settings import Settings
+from obuilder.errors import ObuilderError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from obuilder.ui.jsonl import JsonSink
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     add_spec(parser, context=True)
     parser.add_argument(
-        "--secret", action="append", default=[], metavar="ID:FILE", help="or ID=env:VAR; repeatable"
-    )
+        "--secret", action="append", default=[], metavar="ID:FILE",
+        help="a secret's value, from a file (- is standard input) or with ID=env:VAR from a variable;"
+        " one for each time it is given",
+    )  # fmt: skip
     parser.add_argument(
         "--target",
         metavar="NAME",
-        help="build that nested build or stage; OUTER/INNER for a build in another",
+        help="only that nested build, or stage of a Dockerfile; OUTER/INNER for one in another",
     )
     parser.add_argument(
-        "-o", "--output", metavar="OUTPUT", help="write the result out, as `obuilder export` does"
+        "-o", "--output", metavar="OUTPUT",
+        help="write the result out, as `obuilder export` does: DIR, tar:FILE, or - for the pipe",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be done, as `obuilder plan` does"
     )
     parser.add_argument(
         "--no-cache", action="store_true", help="run every step again, but for base images"
     )
     parser.add_argument(
         "--progress", choices=("auto", "plain", "live", "json", "quiet"), default="auto",
-        help="live: a screen that moves, for terminals; json: a line for each event",
+        help="plain: lines, as OBuilder prints them; live: a screen that moves; json: a line for each"
+        " event; quiet: the result's key alone; auto: live on a terminal, else plain",
     )  # fmt: skip
     parser.add_argument(
         "--keep-failed", action=argparse.BooleanOptionalAction,
-        help="keep the root of a failed step, to be entered (as is done)",
+        help="keep the root of a failed step, for `obuilder shell`; on",
     )  # fmt: skip
     parser.add_argument(
-        "--parallel", type=count, metavar="N", help="steps at one time; one for each core"
-    )
-    add_images(parser, spec=True)
+        "--parallel", type=count, metavar="N",
+        help="steps at one time; one for each core, and at least two, if not given",
+    )  # fmt: skip
     parser.add_argument(
         "--ssh", action="append", default=[], metavar="ID[=SOCKET]",
-        help="an agent of SSH keys for steps; $SSH_AUTH_SOCK if not given; repeatable",
+        help="an agent of SSH keys for steps; $SSH_AUTH_SOCK if not given; one for each time it is"
+        " given",
     )  # fmt: skip
     parser.add_argument(
         "--allow", action="append", default=[], choices=("security.insecure",),
         help="let steps ask for this",
     )  # fmt: skip
+    add_images(parser, spec=True)
     add_store(parser)
     add_sandbox(parser)
+    add_limits(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Build."""
-    setup = msgspec.structs.replace(
-        settings_of_build(args), insecure="security.insecure" in args.allow, agents=agents(args.ssh)
-    )
-    wanted = chosen(args, setup)
-    values = secrets(args.secret)
-    if args.output is not None:
+    if args.output is not None and not args.dry_run:
         from obuilder.engine.export import check_output
 
         check_output(args.output)
-    if is_quiet(args) and args.progress in ("auto", "plain", "live"):
-        args.progress = "quiet"
-    with screen(args) as sink:
-        result = None
-        if not args.no_cache and args.output is None:
-            result = replay(wanted.spec, wanted.contexts, setup, sink, name=wanted.name)
-        if result is None and _wants_live(args.progress):
-            # Only here: a fully cached build has no use for a live screen, and never loads it.
-            from obuilder.ui.live import LiveScreen
-            from obuilder.ui.messages import colour_wanted
+    if args.dry_run:
+        from obuilder.cli.plan import show
 
-            with LiveScreen(sys.stdout, colour=colour_wanted(args.color, sys.stdout)) as live:
-                result = _build(args, wanted, setup, values, live)
-        elif result is None:
-            result = _build(args, wanted, setup, values, sink)
+        setup = settings_of_build(args)
+        return show(chosen(args, setup), setup)
+    if args.output == "-" or (is_quiet(args) and args.progress != "json"):
+        args.progress = "quiet"
+    with Screen(args.progress, args.color) as sink:
+        result = _made(args, sink)
     if is_verbose(args):
         taken = f"{result.cached} steps from cache, {result.ran} run, in {result.seconds:.2f} s"
         sys.stderr.write(f"{taken}\n")
@@ -102,17 +107,31 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _made(args: argparse.Namespace, sink: events.Sink) -> Result:
+    """The result, from the index alone if it has all that is wanted."""
+    setup = msgspec.structs.replace(
+        settings_of_build(args), insecure="security.insecure" in args.allow, agents=agents(args.ssh)
+    )
+    wanted = chosen(args, setup)
+    values = secrets(args.secret)
+    if not args.no_cache and args.output is None:
+        result = replay(wanted.spec, wanted.contexts, setup, sink, name=wanted.name)
+        if result is not None:
+            return result
+    if not _wants_live(args.progress):
+        return _build(args, wanted, setup, values, sink)
+    # Only here: a fully cached build has no use for a live screen, and never loads it.
+    from obuilder.ui.live import LiveScreen
+    from obuilder.ui.messages import colour_wanted
+
+    with LiveScreen(sys.stdout, colour=colour_wanted(args.color, sys.stdout)) as live:
+        return _build(args, wanted, setup, values, live)
+
+
 def _wants_live(progress: str) -> bool:
     if progress == "auto":
         return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     return progress == "live"
-
-
-def screen(args: argparse.Namespace) -> "Screen":
-    """The sink that the options ask for."""
-    if args.output == "-" and args.progress != "quiet":
-        args.progress = "quiet"
-    return Screen(args.progress, args.color)
 
 
 class Screen:
@@ -120,13 +139,15 @@ class Screen:
 
     def __init__(self, progress: str, color: str) -> None:
         self._progress, self._color = progress, color
+        self._json: JsonSink | None = None
 
     def __enter__(self) -> events.Sink:
         """Start showing."""
         if self._progress == "json":
             from obuilder.ui.jsonl import JsonSink
 
-            return JsonSink(sys.stdout.buffer)
+            self._json = JsonSink(sys.stdout.buffer)
+            return self._json
         if self._progress == "quiet":
             return lambda _: None
         from obuilder.ui.messages import colour_wanted
@@ -134,8 +155,12 @@ class Screen:
 
         return plain(colour_wanted(self._color, sys.stdout))
 
-    def __exit__(self, *_: object) -> None:
-        """Stop showing."""
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        """Stop showing. A stream for programs has an end, also of a build that never began."""
+        if self._json is not None and isinstance(error, ObuilderError):
+            self._json.fail(error)
         sys.stdout.flush()
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from obuilder.cli.options import add_store, settings
+from obuilder.cli.options import add_id, add_store, settings
 from obuilder.cli.session import in_session
 from obuilder.engine.builder import Builder
 from obuilder.engine.export import FORMS, check_output, export
@@ -10,8 +10,8 @@ from obuilder.engine.export import FORMS, check_output, export
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("id", help="a result, as `obuilder ls` lists them")
-    parser.add_argument("output", help=FORMS)
+    add_id(parser)
+    parser.add_argument("output", metavar="OUTPUT", help=FORMS)
     add_store(parser)
 
 

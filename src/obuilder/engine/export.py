@@ -13,21 +13,25 @@ from obuilder.system.files import copy_tree
 from obuilder.system.namespaces import by_root
 from obuilder.values import IdMap
 
-FORMS = "directory:DIR (missing or empty), tar:FILE, or - for a tar to the pipe"
+FORMS = "DIR or directory:DIR (missing or empty), tar:FILE, or - for a tar to the pipe"
 """Where a result can go, for messages."""
 
 
-def check_output(output: str) -> None:
-    """UsageError: a result can't be written to that."""
+def check_output(output: str) -> tuple[str, str]:
+    """Kind and path of what a result is to be written to. UsageError if it can't be."""
+    if output == "-":
+        return "-", ""
     kind, colon, path = output.partition(":")
-    if output != "-" and (kind not in ("directory", "tar") or not colon or not path):
+    if not colon:
+        kind, path = "directory", output
+    if kind not in ("directory", "tar") or not path:
         raise UsageError(f"can't export to {output!r}", hint=f"write {FORMS}")
+    return kind, path
 
 
 async def export(builder: Builder, prefix: str, output: str) -> None:
     """Write a result to what `output` names; see `FORMS`. UsageError, OSError."""
-    check_output(output)
-    kind, _, path = output.partition(":")
+    kind, path = check_output(output)
     if kind == "directory":
         await export_directory(builder, prefix, os.path.abspath(path))
     elif kind == "tar":

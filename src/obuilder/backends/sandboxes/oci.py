@@ -242,7 +242,7 @@ class OciSandbox(LocalSandbox):
             idmap=self._idmap,
             policy=self._policy,
             host_network=host_network,
-            terminal=terminal,
+            terminal=os.get_terminal_size(0) if terminal else None,
             init=self._init,
             hosts=hosts,
             resolv_conf=resolv,
