@@ -107,7 +107,7 @@ class Runtime:
         box = Box(
             root=root, argv=("/bin/sh", "-c", ":"), cwd="/", user=UnixUser(0, 0),
             env=(("PATH", "/bin"),), hostname="builder", idmap=idmap, policy=Policy(),
-            host_network=False, terminal=False, init=shutil.which("tini-static") or "/bin/tini",
+            host_network=False, terminal=None, init=shutil.which("tini-static") or "/bin/tini",
             hosts=hosts, resolv_conf=None, ca_bundle=None, binds=(),
             open_files=resource.getrlimit(resource.RLIMIT_NOFILE), seccomp=seccomp,
             seccomp_bpf=bpf,

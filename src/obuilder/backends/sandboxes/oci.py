@@ -77,6 +77,7 @@ class OciSandbox(LocalSandbox):
             limits=(self._groups.limits | {"seconds", "pids"}) - self._kind.lacks,
             platforms=(host_platform(),),
             isolation=True,
+            utf8_only=True,
             policies=frozenset(Policy.__struct_fields__) - self._kind.lacks,
             named_users=True,
             mounts=True,
