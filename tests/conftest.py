@@ -14,8 +14,15 @@ from images import layout
 from obuilder.testing.needs import pytest_runtest_setup
 from places import Opened, opened
 from program import Program
+from registries import registry
 
-__all__ = ["docker_engine", "layout", "pytest_runtest_setup", "pytest_xdist_make_scheduler"]
+__all__ = [
+    "docker_engine",
+    "layout",
+    "pytest_runtest_setup",
+    "pytest_xdist_make_scheduler",
+    "registry",
+]
 
 
 @pytest.fixture

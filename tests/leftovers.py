@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from obuilder.backends.sandboxes.accounts import Account, listed, processes_of
 from obuilder.system import linux
 
-_EMPTY = ("run", "drafts", "locks", "sessions", "mnt")
+_EMPTY = ("run", "drafts", "locks", "sessions", "mnt", "downloads")
 _KNOWN = {
     *_EMPTY, "results", "layers", "layers.lock", "empty", "logs", "volumes", "store.json",
     "sandbox-id", "runtime.json", "index.sqlite", "reserve", "heads", "heads.lock", "roots",

@@ -10,14 +10,15 @@ from msgspec import Struct, field
 from obuilder.backends.docker_api import Answer, DockerEngine
 from obuilder.backends.fetchers import directory_of, in_thread
 from obuilder.errors import BadImage, NotFound, ObuilderError, StoreError, Unreachable
-from obuilder.oci.config import Config, Rootfs, Settings, base_of, decode, is_sha256
+from obuilder.oci.config import Config, Rootfs, Settings, base_of, decode
 from obuilder.oci.parts import DOCUMENT
+from obuilder.oci.reference import is_sha256
 from obuilder.plan.model import Base
 from obuilder.values import IdMap, Platform
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from obuilder.backends.protocols import Root
+    from obuilder.backends.protocols import Progress, Root
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*([:/@][A-Za-z0-9][\w.-]*)*", re.ASCII)
 _PIECE = 1 << 20
@@ -33,6 +34,7 @@ class _Image(Struct, rename="pascal"):
     id: str
     architecture: str = ""
     os: str = "linux"
+    author: str = ""
     variant: str = ""
     config: Settings | None = None
     rootfs: _Layers = field(default_factory=_Layers, name="RootFS")
@@ -64,7 +66,14 @@ class DockerFetcher:
         if not is_sha256(found.id):
             raise BadImage(f"{name}: {found.id!r} is no SHA-256 digest")
         contents = found.rootfs.layers or []
-        config = Config(Rootfs(contents), found.architecture, found.os, found.variant, found.config)
+        config = Config(
+            Rootfs(contents),
+            found.architecture,
+            found.os,
+            found.variant,
+            found.author,
+            found.config,
+        )
         return base_of(name, found.id, config, [""] * len(contents))
 
     async def fetch(
@@ -75,6 +84,7 @@ class DockerFetcher:
         into: "Root",
         idmap: IdMap,
         output: Callable[[bytes], None],
+        progress: "Progress | None" = None,
     ) -> None:
         """Unpack a layer. NotFound if the engine has the image no more; else as `resolve`."""
         root = directory_of(into)
