@@ -14,10 +14,11 @@ from images import layout
 from obuilder.testing.needs import pytest_runtest_setup
 from places import PLACES, Opened, opened
 from program import Program
+from registries import registry
 
 __all__ = [
     "docker_engine", "layout", "podman_engine", "pytest_runtest_setup",
-    "pytest_xdist_make_scheduler",
+    "pytest_xdist_make_scheduler", "registry",
 ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from obuilder.backends.docker.names import STORE, Names
 from obuilder.backends.sandboxes.accounts import Account, listed, processes_of
 from obuilder.system import linux
 
-_EMPTY = ("run", "drafts", "files", "locks", "sessions", "mnt")
+_EMPTY = ("run", "drafts", "files", "locks", "sessions", "mnt", "downloads")
 _KNOWN = {
     *_EMPTY, "results", "layers", "layers.lock", "empty", "logs", "volumes", "store.json",
     "sandbox-id", "runtime.json", "index.sqlite", "reserve", "heads", "heads.lock", "roots",

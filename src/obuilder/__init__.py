@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     from obuilder import errors, events
     from obuilder.engine.builder import Builder
     from obuilder.engine.result import Result
-    from obuilder.engine.settings import Settings
+    from obuilder.engine.settings import Images, Settings
     from obuilder.spec.decode import parse
     from obuilder.spec.model import Spec
 
 __version__ = "0.1.0"
-__all__ = ["Builder", "Result", "Settings", "Spec", "errors", "events", "parse"]
+__all__ = ["Builder", "Images", "Result", "Settings", "Spec", "errors", "events", "parse"]
 
 
 def __getattr__(name: str) -> object:
@@ -22,6 +22,7 @@ def __getattr__(name: str) -> object:
         "Builder": "engine.builder",
         "Result": "engine.result",
         "Settings": "engine.settings",
+        "Images": "engine.settings",
         "Spec": "spec.model",
         "parse": "spec.decode",
         "errors": "errors",

@@ -1,14 +1,15 @@
 """Settings from the config file, the environment and the command line, in rising order."""
 
 import os
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from obuilder.backends.registry import check_sandbox
-from obuilder.engine.settings import Keep, RsyncMode, Settings
+from obuilder.engine.settings import Images, Keep, RsyncMode, Settings
 from obuilder.errors import ConfigError, UsageError
-from obuilder.values import Limits
+from obuilder.oci.platforms import parse_platform
+from obuilder.values import Limits, Pull, RegistrySettings
 
 
 class FileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -26,6 +27,10 @@ class FileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     keep_failed: bool | None = None
     keep: Keep | None = None
     parallel: int | None = None
+    pull: Pull | None = None
+    platform: str | None = None
+    locked: bool | None = None
+    registries: dict[str, RegistrySettings] | None = None
     memory: int | None = None
     cpus: float | None = None
     pids: int | None = None
@@ -88,26 +93,32 @@ def merged(given: FileConfig) -> dict[str, tuple[object, str]]:
     found: dict[str, tuple[object, str]] = {"store": (default_store(), "default")}
     for source, layer in layers(given):
         for name, value in msgspec.structs.asdict(layer).items():
-            if value is not None:
+            if name == "registries" and value is not None:
+                before: dict[str, object] = found.get(name, ({}, ""))[0]  # type: ignore[assignment] # as here
+                found[name] = ({**before, **value}, source)
+            elif value is not None:
                 found[name] = (value, source)
     return found
 
 
 def load(given: FileConfig) -> Settings:
     """The settings; `given` is what the command line says. ConfigError, UnknownBackend."""
-    values = {name: value for name, (value, _) in merged(given).items()}
+    values: dict[str, Any] = {name: value for name, (value, _) in merged(given).items()}
     limits = Limits(
-        memory=_pick(values, "memory"), cpus=_pick(values, "cpus"), pids=_pick(values, "pids"),
-        seconds=_pick(values, "timeout"), log=_pick(values, "log"),
+        memory=values.pop("memory", None), cpus=values.pop("cpus", None),
+        pids=values.pop("pids", None), seconds=values.pop("timeout", None),
+        log=values.pop("log", None),
     )  # fmt: skip
-    settings = msgspec.convert(values, Settings)
-    settings = msgspec.structs.replace(settings, limits=limits.over(settings.limits))
+    platform = values.pop("platform", None)
+    images = Images(
+        pull=values.pop("pull", "missing"),
+        platform=None if platform is None else parse_platform(platform),
+    )
+    values.pop("locked", None)  # by which file, only who has a spec can tell
+    limits = limits.over(Settings().limits)
+    settings = Settings(**values, limits=limits, images=images)  # FileConfig has checked them
     if given.rsync_mode is not None and not settings.named_store.startswith("rsync+"):
         raise UsageError("--rsync-mode is for a store of the kind rsync")
     settings.directory  # noqa: B018 # says at once what is wrong with the store's name
     check_sandbox(settings.sandbox)
     return settings
-
-
-def _pick(values: dict[str, object], name: str) -> "int | None":
-    return values.pop(name, None)  # type: ignore[return-value] # FileConfig has checked it

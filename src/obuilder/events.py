@@ -1,7 +1,7 @@
 """Every observable thing is an event; screens, log files, JSON and the wire are sinks of one stream.
 
-The stream of one build: `BuildStarted`, then for each step `StepStarted`, any `Output` and `Note`,
-and one of `StepCached`, `StepDone`, `StepEnded`; at last `BuildDone` or `BuildEnded`. Steps of
+The stream of one build: `BuildStarted`, then for each step `StepStarted`, any `Output`, `Progress` and
+`Note`, and one of `StepCached`, `StepDone`, `StepEnded`; at last `BuildDone` or `BuildEnded`. Steps of
 independent stages interleave: `key` says which step an event belongs to.
 """
 
@@ -47,6 +47,14 @@ class Output(Struct, frozen=True, tag="output", tag_field="event"):
 
     key: Key
     data: bytes
+
+
+class Progress(Struct, frozen=True, tag="progress", tag_field="event"):
+    """How far a step got whose base image comes from elsewhere: bytes that are there, and all."""
+
+    key: Key
+    done: int
+    total: int
 
 
 class Note(Struct, frozen=True, tag="note", tag_field="event"):
@@ -103,6 +111,7 @@ Event = (
     BuildStarted
     | StepStarted
     | Output
+    | Progress
     | Note
     | StepCached
     | StepDone

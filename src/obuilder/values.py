@@ -12,6 +12,9 @@ Key = NewType("Key", str)
 """What a step is known by: 64 lowercase hexadecimal digits."""
 
 
+Pull = Literal["missing", "always", "never"]
+"""When a registry is asked what a name stands for: if it never was, at every build, or not at all."""
+
 OpPath = tuple[int, ...]
 """Where an op stands in a spec: the index of each nested build on the way, then the op's index.
 `(…, -1)` is the `from` of that build."""
@@ -135,3 +138,14 @@ class Policy(Struct, frozen=True):
     """Offer the host's certificates to steps that use the host's network."""
     isolation: Literal["default", "process", "hyperv"] = "default"
     """What keeps Windows containers apart; the default is the engine's."""
+
+
+class RegistrySettings(Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
+    """How a registry is asked for images."""
+
+    mirrors: tuple[str, ...] = ()
+    """Asked first, in this order: HOST[:PORT], or a URL where it is not at the top of a host."""
+    tls: Literal["verify", "unverified", "off"] | None = None
+    """None: `verify`, and `off` for a registry on this machine's own loopback."""
+    ca: str | None = None
+    """A file of certificates that are trusted beside the machine's own."""

@@ -64,7 +64,7 @@ class TestHost(_Suite):
     excused = frozenset(
         {
             "secret_owner", "alone", "loopback", "devices", "streams", "orphans", "hostile",
-            "nesting", "fast_sync",
+            "nesting", "fast_sync", "powers",
         }
     )  # fmt: skip
 
@@ -78,7 +78,7 @@ class TestUsers(_Suite):
     excused = frozenset(
         {
             "identity", "secret_owner", "alone", "loopback", "devices", "streams", "orphans",
-            "hostile", "privileges",
+            "hostile", "privileges", "names", "memory_places", "powers",
         }
     )  # fmt: skip
 
@@ -89,5 +89,6 @@ class TestFake(_Suite):
         {
             "secret_owner", "alone", "loopback", "devices", "streams", "orphans", "hostile",
             "host_network", "process_limit", "memory_limit", "nesting", "fast_sync", "privileges",
+            "names", "memory_places", "powers",
         }
     )  # fmt: skip

@@ -76,7 +76,8 @@ def line_of(op: str) -> str:
     ("op", "line"),
     [
         (r'(run (shell "echo $X \\"))', r'RUN [ "/bin/sh", "-c", "echo $X \\" ]'),
-        (r'(run (shell "[ -f x ] || y"))', r'RUN [ "/bin/sh", "-c", "[ -f x ] || y" ]'),
+        (r'(run (shell "[ -f x ] || y"))', "RUN [ -f x ] || y"),
+        (r'(run (shell "[\"x\"]"))', r'RUN [ "/bin/sh", "-c", "[\"x\"]" ]'),
         (r'(run (shell " --mount=x"))', r'RUN [ "/bin/sh", "-c", " --mount=x" ]'),
         ('(copy (src "<<E") (dst --x))', 'COPY [ "<<E", "--x" ]'),
         ("(workdir --x)", 'WORKDIR "--x"'),

@@ -12,6 +12,7 @@ import pytest
 import people
 from people import Person
 from program import finish, heard, running, shell, until
+from registries import Registry
 
 pytestmark = [
     pytest.mark.needs("root", "overlay", "newuidmap", "mmdebstrap", "system-python"),
@@ -53,8 +54,8 @@ def context(person: Person) -> Iterator[Path]:
     person.ok("clean", "--everything")
 
 
-def spec(context: Path, *ops: str) -> None:
-    text = "((from micro) (shell /bin/sh -c)\n " + "\n ".join(ops) + ")\n"
+def spec(context: Path, *ops: str, base: str = "micro") -> None:
+    text = f"((from {base}) (shell /bin/sh -c)\n " + "\n ".join(ops) + ")\n"
     (context / "obuilder.spec").write_text(text)
 
 
@@ -253,3 +254,10 @@ def test_somebody_elses_store_is_refused(owner: Person, clone: Path) -> None:
             assert "a store is for the user who made it" in done.err
     assert "from cache" in owner.ok("build", option, "examples/hello", cwd=clone)
     owner.ok("clean", "--everything", option)
+
+
+@pytest.mark.needs("registry", "umoci", "skopeo")
+def test_images_of_registries(person: Person, context: Path, registry: Registry) -> None:
+    spec(context, shell("cat /made; ls /"), base=f"{registry.host}/app:one")
+    assert "made" in person.ok("build", "context")
+    assert "using" in person.ok("build", "context")

@@ -11,7 +11,7 @@ from obuilder.backends.registry import opened
 from obuilder.backends.sandboxes.accounts import listed
 from obuilder.backends.sandboxes.users_redirected import RedirectedUsers
 from obuilder.errors import Unsupported
-from obuilder.oci.reference import host_platform
+from obuilder.oci.platforms import host_platform
 from obuilder.values import Policy
 from people import gone_with
 from places import scratch

@@ -2,12 +2,13 @@
 
 import pytest
 
+from obuilder.backends.fetchers import Sources
 from obuilder.backends.protocols import Features
 from obuilder.backends.registry import SANDBOXES, domain_of
 from obuilder.engine.actions import Workshop
 from obuilder.engine.settings import Settings
 from obuilder.errors import UnknownBackend, Unsupported
-from obuilder.oci.reference import host_platform
+from obuilder.oci.platforms import host_platform
 from obuilder.plan.lower import lower, wanted
 from obuilder.plan.model import Base, Inputs, Layer, Plan
 from obuilder.spec.decode import parse
@@ -58,7 +59,7 @@ class _Store:
 
 def refusal(sandbox: _Sandbox, *ops: str) -> str | None:
     """Why a spec is refused; None if it is not."""
-    workshop = Workshop(_Store(), sandbox, None, Limits())  # type: ignore[arg-type]
+    workshop = Workshop(_Store(), sandbox, None, Limits(), Sources())  # type: ignore[arg-type]
     try:
         for step in plan(text=f"((from a) {' '.join(ops)})".encode()).steps.values():
             workshop.refuse(step.action)

@@ -8,13 +8,13 @@ import tarfile
 import anyio
 import pytest
 
-from obuilder.backends.fetchers import fetcher_for
+from obuilder.backends.fetchers import Sources, fetcher_for
 from obuilder.backends.protocols import HostDir
-from obuilder.engine.inputs import drive
+from obuilder.engine.inputs import MustWait, drive
 from obuilder.errors import DigestMismatch, NotFound
 from obuilder.oci.archive import write_tar
-from obuilder.oci.reference import host_platform
-from obuilder.plan.lower import DEFAULT_PATH
+from obuilder.oci.platforms import host_platform
+from obuilder.spec.image import DEFAULT_PATH
 from obuilder.values import IdMap
 
 SAME = IdMap(first=0, count=1 << 31)
@@ -46,9 +46,16 @@ class Stats(dict):
 
 def test_unknown_names_say_what_there_is():
     with pytest.raises(NotFound) as caught:
-        fetcher_for("ubuntu:24.04")
+        fetcher_for("No such name")
     assert "rootfs:DIR" in caught.value.hint
     assert "image import" in caught.value.hint
+
+
+def test_a_name_that_was_never_asked_for_needs_an_event_loop():
+    with pytest.raises(MustWait):
+        drive(fetcher_for("debian:12").resolve("debian:12", host_platform()))
+    with pytest.raises(NotFound, match="never asked"):
+        drive(fetcher_for("debian:12", Sources(pull="never")).resolve("debian:12", host_platform()))
 
 
 def test_scratch_is_empty(tmp_path):
@@ -97,7 +104,7 @@ def test_rootfs_digest_follows_content_and_mode(tmp_path):
     name = f"rootfs:{source}"
 
     def digest():
-        return drive(fetcher_for(name, stats).resolve(name, host_platform())).digest
+        return drive(fetcher_for(name, Sources(stats=stats)).resolve(name, host_platform())).digest
 
     first = digest()
     assert digest() == first

@@ -7,12 +7,12 @@ import anyio
 import pytest
 
 import images
-from obuilder.backends.fetchers import fetcher_for
+from obuilder.backends.fetchers import Sources, fetcher_for
 from obuilder.backends.protocols import HostDir
 from obuilder.engine.index import Index
 from obuilder.engine.inputs import SingleStats, drive
 from obuilder.errors import BadImage, DigestMismatch, NotFound
-from obuilder.oci.reference import host_platform
+from obuilder.oci.platforms import host_platform
 from obuilder.system import tree
 from obuilder.values import IdMap
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.needs("root", "umoci")
 
 
 def resolve(name, stats=None):
-    return drive(fetcher_for(name, stats).resolve(name, host_platform()))
+    return drive(fetcher_for(name, Sources(stats=stats)).resolve(name, host_platform()))
 
 
 def fetch(base, root):

@@ -18,7 +18,7 @@ from obuilder.backends.protocols import HostDir
 from obuilder.engine.inputs import drive
 from obuilder.errors import BadImage, DigestMismatch, FetchError, NotFound
 from obuilder.oci import image_archive
-from obuilder.oci.reference import host_platform
+from obuilder.oci.platforms import host_platform
 from obuilder.values import IdMap
 
 SAME = IdMap(first=0, count=1 << 31) if os.geteuid() == 0 else IdMap(first=os.geteuid(), count=1)

@@ -15,7 +15,7 @@ from obuilder.backends.protocols import HostDir
 from obuilder.engine.inputs import drive
 from obuilder.errors import BadImage, DigestMismatch, StoreFull
 from obuilder.oci.layers import unpack
-from obuilder.oci.reference import host_platform
+from obuilder.oci.platforms import host_platform
 from obuilder.oci.streams import decompressed
 from obuilder.system import linux
 from obuilder.values import IdMap

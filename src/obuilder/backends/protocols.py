@@ -18,8 +18,9 @@ from typing import ClassVar, Protocol
 from msgspec import Struct
 
 from obuilder.plan.model import Base
+from obuilder.spec.model import Tmpfs
 from obuilder.system.tree import Manifest
-from obuilder.values import IdMap, Key, Limits, Platform, Policy, User
+from obuilder.values import IdMap, Key, Limits, Platform, Policy, UnixUser, User
 
 
 class HostDir(Struct, frozen=True, tag="dir"):
@@ -211,10 +212,16 @@ class Mount(Struct, frozen=True):
 
 
 class SecretFile(Struct, frozen=True):
-    """A secret's value and the file that shows it: on memory, mode 0400, the step's user's."""
+    """A secret's value and the file that shows it, on memory: for `owner`, else the step's user.
+
+    With `env` it is the value of that variable and there is no file; it is on no disk either.
+    """
 
     target: str
     value: bytes
+    owner: UnixUser | None = None
+    permissions: int = 0o400
+    env: str = ""
 
 
 class Command(Struct, frozen=True):
@@ -229,6 +236,10 @@ class Command(Struct, frozen=True):
     secrets: tuple[SecretFile, ...] = ()
     limits: Limits = Limits()
     hostname: str = "builder"
+    tmpfs: tuple[Tmpfs, ...] = ()
+    """Empty directories on memory: a sandbox without the feature refuses them."""
+    insecure: bool = False
+    """With every power that the sandbox's user namespace has, and no system call filtered."""
 
 
 class Exit(Struct, frozen=True):
@@ -256,7 +267,11 @@ class Features(Struct, frozen=True):
     policies: frozenset[str]
     """Fields of `Policy` that are heeded here."""
     named_users: bool = False
-    """Users by name, not by number alone."""
+    """Users by name, not by number alone; a name may have a group behind a colon."""
+    secret_variables: bool = True
+    """Where there are secrets, a variable can show one as well, and it is on no disk."""
+    mounts: bool = False
+    """Directories on memory, parts of other results, sockets of agents; `insecure` as well."""
     readonly_mounts: bool = True
     """A step can be kept from writing to a volume that it sees."""
     utf8_only: bool = False
@@ -321,6 +336,10 @@ class SandboxClass(Protocol):
         """Open the sandbox for a store: its directory, id map and session. BackendUnavailable."""
 
 
+Progress = Callable[[int, int], None]
+"""Takes how many bytes are there, and how many there will be."""
+
+
 class Fetcher(Protocol):
     """Turns names of one kind into layers of files.
 
@@ -331,7 +350,8 @@ class Fetcher(Protocol):
     async def resolve(self, name: str, platform: Platform) -> Base:
         """What `name` stands for now. NotFound, Denied, Unreachable, BadImage.
 
-        Local kinds never really wait: the cached path drives this without an event loop.
+        Local kinds never really wait, nor does what was asked before: the cached path drives this
+        without an event loop. What needs one waits once before it does anything else.
         """
 
     def takes(self, root: Root) -> bool:
@@ -345,8 +365,12 @@ class Fetcher(Protocol):
         into: Root,
         idmap: IdMap,
         output: Callable[[bytes], None],
+        progress: Progress | None = None,
     ) -> None:
-        """Put layer `index` over what is already in `into`. DigestMismatch, BadImage."""
+        """Put layer `index` over what is already in `into`. DigestMismatch, BadImage.
+
+        What is worth keeping goes to `output`; how far it got, if it takes long, to `progress`.
+        """
 
     async def close(self) -> None:
         """Let go of what was kept."""

@@ -5,25 +5,25 @@ import os
 import sys
 from typing import get_args
 
+import msgspec
+
 from obuilder import events
 from obuilder.cli.options import (
+    add_images,
     add_limits,
     add_sandbox,
-    add_spec,
     add_store,
+    agents,
     count,
-    document,
     is_quiet,
     is_verbose,
     secrets,
-    settings,
-    spec_name,
 )
+from obuilder.cli.specs import Chosen, add_spec, chosen, settings_of_build
 from obuilder.engine.cached import replay
 from obuilder.engine.result import Result
 from obuilder.engine.settings import Keep, Settings
-from obuilder.errors import ObuilderError, UsageError
-from obuilder.spec.model import Spec
+from obuilder.errors import ObuilderError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " one for each time it is given",
     )  # fmt: skip
     parser.add_argument(
-        "--target", metavar="NAME", help="only that nested build; OUTER/INNER for one in another"
+        "--target",
+        metavar="NAME",
+        help="only that nested build, or stage of a Dockerfile; OUTER/INNER for one in another",
     )
     parser.add_argument(
         "-o", "--output", metavar="OUTPUT",
@@ -68,6 +70,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--parallel", type=count, metavar="N",
         help="steps at one time; one for each core, and at least two, if not given",
     )  # fmt: skip
+    parser.add_argument(
+        "--ssh", action="append", default=[], metavar="ID[=SOCKET]",
+        help="an agent of SSH keys for steps; $SSH_AUTH_SOCK if not given; one for each time it is"
+        " given",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow", action="append", default=[], choices=("security.insecure",),
+        help="let steps ask for this",
+    )  # fmt: skip
+    add_images(parser, spec=True)
     add_store(parser)
     add_sandbox(parser)
     add_limits(parser)
@@ -82,7 +94,8 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         from obuilder.cli.plan import show
 
-        return show(wanted(args), args.context, settings(args))
+        setup = settings_of_build(args)
+        return show(chosen(args, setup), setup)
     if args.output == "-" or (is_quiet(args) and args.progress != "json"):
         args.progress = "quiet"
     with Screen(args.progress, args.color) as sink:
@@ -101,39 +114,23 @@ def run(args: argparse.Namespace) -> int:
 
 def _made(args: argparse.Namespace, sink: events.Sink) -> Result:
     """The result, from the index alone if it has all that is wanted."""
-    spec, chosen = wanted(args), settings(args)
+    setup = msgspec.structs.replace(
+        settings_of_build(args), insecure="security.insecure" in args.allow, agents=agents(args.ssh)
+    )
+    wanted = chosen(args, setup)
     values = secrets(args.secret)
     if not args.no_cache and args.output is None:
-        result = replay(spec, args.context, chosen, sink, name=spec_name(args))
+        result = replay(wanted.spec, wanted.contexts, setup, sink, name=wanted.name)
         if result is not None:
             return result
     if not _wants_live(args.progress):
-        return _build(args, spec, chosen, values, sink)
+        return _build(args, wanted, setup, values, sink)
     # Only here: a fully cached build has no use for a live screen, and never loads it.
     from obuilder.ui.live import LiveScreen
     from obuilder.ui.messages import colour_wanted
 
     with LiveScreen(sys.stdout, colour=colour_wanted(args.color, sys.stdout)) as live:
-        return _build(args, spec, chosen, values, live)
-
-
-def wanted(args: argparse.Namespace) -> Spec:
-    """The spec, or the build in it that `--target` names. SpecError, UsageError."""
-    spec = document(args).spec
-    if args.target is None:
-        return spec
-    from obuilder.spec.stages import alone
-
-    for names in ([args.target], args.target.split("/")):
-        try:
-            return alone(spec, *names)
-        except LookupError:
-            continue
-    known = ", ".join(name for name, _ in spec.children)
-    raise UsageError(
-        f"the spec has no build called {args.target!r}",
-        hint=f"it has: {known}" if known else "it has no nested builds",
-    )
+        return _build(args, wanted, setup, values, live)
 
 
 def _wants_live(progress: str) -> bool:
@@ -174,8 +171,8 @@ class Screen:
 
 def _build(
     args: argparse.Namespace,
-    spec: Spec,
-    chosen: Settings,
+    wanted: Chosen,
+    setup: Settings,
     values: dict[str, bytes],
     sink: events.Sink,
 ) -> Result:
@@ -186,13 +183,13 @@ def _build(
     async def build(builder: Builder) -> Result:
         if is_verbose(args):
             picked = await builder.sandbox.describe()
-            sys.stderr.write(f"store: {chosen.named_store}\nsandbox: {picked}\n")
+            sys.stderr.write(f"store: {setup.named_store}\nsandbox: {picked}\n")
         result = await builder.build(
-            spec, args.context, secrets=values, sink=sink, fresh=args.no_cache,
-            name=spec_name(args),
+            wanted.spec, wanted.contexts, secrets=values, sink=sink, fresh=args.no_cache,
+            name=wanted.name,
         )  # fmt: skip
         if args.output is not None:
             await export(builder, result.key, args.output)
         return result
 
-    return in_session(chosen, build)
+    return in_session(setup, build)

@@ -45,10 +45,15 @@ def _default(name: str) -> object:
     settings = Settings()
     if name == "timeout":
         return settings.limits.seconds
-    return getattr(settings.limits, name, getattr(settings, name, None))
+    if name == "locked":
+        return False
+    places = (settings.limits, settings.images, settings)
+    return next((getattr(place, name) for place in places if hasattr(place, name)), None)
 
 
 def _text(value: object) -> str:
-    if value is None:
+    if value is None or value == {}:
         return "-"
+    if isinstance(value, dict):
+        return ", ".join(value)
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -4,15 +4,9 @@ import argparse
 import os
 import sys
 
-from obuilder.cli.options import (
-    add_sandbox_kind,
-    add_spec,
-    add_store,
-    document,
-    settings,
-    spec_name,
-)
+from obuilder.cli.options import add_images, add_sandbox_kind, add_store
 from obuilder.cli.plan import place
+from obuilder.cli.specs import add_spec, chosen, settings_of_build
 from obuilder.engine.cached import explanation
 from obuilder.errors import UsageError
 
@@ -21,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument("spec", nargs="?", metavar="SPEC", help="in place of -f")
     add_spec(parser, context=True)
+    add_images(parser, spec=True)
     add_store(parser)
     add_sandbox_kind(parser)
 
@@ -28,8 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print a line for each cause; where there is none, those of the last build."""
     place(args)
-    spec = document(args).spec
-    why = explanation(spec, args.context, settings(args), name=spec_name(args))
+    setup = settings_of_build(args)
+    wanted = chosen(args, setup)
+    why = explanation(wanted.spec, wanted.contexts, setup, name=wanted.name)
     if why.changes is None:
         raise UsageError(
             "this spec was not built from this directory before", hint="`obuilder build` first"

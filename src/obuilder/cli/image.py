@@ -5,10 +5,11 @@ import sys
 
 from obuilder import events
 from obuilder.backends.fetchers import FORMS
-from obuilder.cli.options import add_store, add_verb, settings
+from obuilder.cli.options import add_images, add_store, add_verb, settings
 from obuilder.cli.results import opened, show
 from obuilder.cli.session import in_session
 from obuilder.engine.builder import Builder
+from obuilder.engine.settings import Images
 from obuilder.plan.model import Base
 from obuilder.ui.jsonl import as_json
 
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     remove.add_argument("names", nargs="+", metavar="NAME", help="as `obuilder image ls` lists it")
     for sub in (add, listing, remove):
         add_store(sub)
+    add_images(add, spec=False)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
             sys.stderr.buffer.write(event.data)
 
     async def add(builder: Builder) -> Base:
-        return await builder.import_image(args.name, args.source, sink=tell)
+        images = Images(pull="always", platform=chosen.images.platform)
+        return await builder.import_image(args.name, args.source, sink=tell, images=images)
 
     base = in_session(chosen, add)
     sys.stdout.write(f"{args.name}: {base.digest}\n")

@@ -10,7 +10,6 @@ from obuilder.backends.registry import SANDBOXES, STORES
 from obuilder.config import FileConfig, load
 from obuilder.engine.settings import RsyncMode, Settings
 from obuilder.errors import UsageError
-from obuilder.spec.decode import Document, parse
 from obuilder.ui.terminal import width
 
 _SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -245,17 +244,22 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_spec(parser: argparse.ArgumentParser, *, context: bool) -> None:
-    """-f and the context."""
-    where = "DIR/obuilder.spec" if context else "obuilder.spec"
-    parser.add_argument(
-        "-f", "--file", metavar="SPEC",
-        help=f"the spec, - for standard input; {where} if not given",
-    )  # fmt: skip
-    if context:
-        parser.add_argument(
-            "context", nargs="?", default=".", metavar="DIR", help="where files are copied from"
-        )
+def add_images(parser: argparse.ArgumentParser, *, spec: bool) -> None:
+    """Which base images there are to be; with a spec, also when they are looked for anew."""
+    group = parser.add_argument_group("base images")
+    group.add_argument(
+        "--platform", metavar="OS/ARCH", help="linux/arm64, say; this machine's if not given"
+    )
+    if spec:
+        group.add_argument(
+            "--pull", choices=("missing", "always", "never"),
+            help="ask registries what names stand for: if it was never asked, at each build, or not"
+            " at all; missing if not given",
+        )  # fmt: skip
+        group.add_argument(
+            "--locked", action="store_true", default=None,
+            help="take only what SPEC.lock says, which `obuilder lock` writes; off",
+        )  # fmt: skip
 
 
 def settings(args: argparse.Namespace) -> Settings:
@@ -263,28 +267,6 @@ def settings(args: argparse.Namespace) -> Settings:
     names = FileConfig.__struct_fields__
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     return load(FileConfig(**given))
-
-
-def spec_path(args: argparse.Namespace) -> str:
-    """The file of the spec that the options name; - is standard input."""
-    return args.file or os.path.join(getattr(args, "context", "."), "obuilder.spec")
-
-
-def spec_name(args: argparse.Namespace) -> str:
-    """What tells the spec from others of its context, from one run to the next."""
-    path = spec_path(args)
-    return path if path == "-" else os.path.abspath(path)
-
-
-def document(args: argparse.Namespace) -> Document:
-    """The spec that the options name. SpecError, UsageError."""
-    path = spec_path(args)
-    if args.file is None and not os.path.isdir(os.path.dirname(path) or "."):
-        raise UsageError(
-            f"there is no directory {os.path.dirname(path)}",
-            hint="name the one to copy files from, and the spec with -f",
-        )
-    return parse(read_file(path, hint="name the spec with -f SPEC"), file=path)
 
 
 def read_file(path: str, *, hint: str | None = None) -> bytes:
@@ -315,3 +297,20 @@ def secrets(given: list[str]) -> dict[str, bytes]:
             )
         found[name] = read_file(path)
     return found
+
+
+def agents(given: list[str]) -> tuple[tuple[str, str], ...]:
+    """The sockets of --ssh ID[=SOCKET]. UsageError."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, sign, path = text.partition("=")
+        path = path if sign else os.environ.get("SSH_AUTH_SOCK", "")
+        if not name or not path:
+            raise UsageError(
+                f"{text!r} names no agent of SSH keys",
+                hint="write --ssh ID=SOCKET, or set SSH_AUTH_SOCK",
+            )
+        if not os.path.exists(path):
+            raise UsageError(f"there is no agent's socket {path}")
+        found[name] = os.path.abspath(path)
+    return tuple(found.items())

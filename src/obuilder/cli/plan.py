@@ -7,11 +7,11 @@ from typing import Literal
 
 import msgspec
 
-from obuilder.cli.options import add_sandbox_kind, add_spec, add_store, document, settings
+from obuilder.cli.options import add_images, add_sandbox_kind, add_store
+from obuilder.cli.specs import Chosen, add_spec, chosen, settings_of_build
 from obuilder.engine.cached import look
 from obuilder.engine.settings import Settings
 from obuilder.plan.render import mermaid, text
-from obuilder.spec.model import Spec
 from obuilder.ui.jsonl import as_json
 
 Form = Literal["text", "json", "mermaid"]
@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="every step with all that is in its key")
     form.add_argument("--mermaid", action="store_true", help="a graph in Mermaid's syntax")
+    add_images(parser, spec=True)
     add_store(parser)
     add_sandbox_kind(parser)
 
@@ -31,19 +32,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the plan."""
     place(args)
+    setup = settings_of_build(args)
     form: Form = "json" if args.json else "mermaid" if args.mermaid else "text"
-    return show(document(args).spec, args.context, settings(args), form=form)
+    return show(chosen(args, setup), setup, form=form)
 
 
-def show(spec: Spec, context: str, chosen: Settings, *, form: Form = "text") -> int:
+def show(wanted: Chosen, setup: Settings, *, form: Form = "text") -> int:
     """Print what a build would do."""
-    plan, cached = look(spec, context, chosen)
+    plan, cached = look(wanted.spec, wanted.contexts, setup)
     if form == "json":
         steps = [
             {"cached": step.key in cached, **msgspec.to_builtins(step)}
             for step in plan.steps.values()
         ]
-        found_all = {"version": 1, "result": plan.result, "steps": steps}
+        config = msgspec.to_builtins(plan.contexts[plan.result].config)
+        found_all = {"version": 1, "result": plan.result, "config": config, "steps": steps}
         sys.stdout.buffer.write(as_json(found_all, indent=2) + b"\n")
         return 0
     lines = mermaid(plan, cached) if form == "mermaid" else text(plan, cached)

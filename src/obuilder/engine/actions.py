@@ -1,20 +1,22 @@
 """Carrying out one action in a draft: where store, sandbox and fetcher meet."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack
 
 import msgspec
 
-from obuilder.backends.fetchers import fetcher_for
+from obuilder.backends.fetchers import Sources, fetcher_for
 from obuilder.backends.protocols import (
     Command,
     Draft,
     Fetcher,
     HostDir,
+    Progress,
     Sandbox,
     SecretFile,
     Store,
 )  # fmt: skip
+from obuilder.engine import additions, bindings
 from obuilder.engine.volumes import Volumes
 from obuilder.errors import (
     LimitHit,
@@ -24,9 +26,21 @@ from obuilder.errors import (
     UsageError,
     not_text,
 )  # fmt: skip
-from obuilder.plan.model import Action, CopyAction, LayerAction, RunAction
+from obuilder.plan.context import on_drive
+from obuilder.plan.model import (
+    Action,
+    AddAction,
+    CopyAction,
+    LayerAction,
+    MkdirAction,
+    Plan,
+    RunAction,
+    SecretMount,
+)
+from obuilder.system.emulation import check_runnable
+from obuilder.system.picking import Selection
 from obuilder.system.tree import Manifest
-from obuilder.values import ROOT, Key, Limits, NamedUser, User, shown
+from obuilder.values import ROOT, Key, Limits, NamedUser, Platform, User, shown
 
 Output = Callable[[bytes], None]
 
@@ -34,8 +48,21 @@ Output = Callable[[bytes], None]
 class Workshop:
     """A store, a sandbox and volumes that work together."""
 
-    def __init__(self, store: Store, sandbox: Sandbox, volumes: Volumes, limits: Limits) -> None:
-        self.store, self.sandbox, self.volumes, self._limits = store, sandbox, volumes, limits
+    def __init__(
+        self,
+        store: Store,
+        sandbox: Sandbox,
+        volumes: Volumes,
+        limits: Limits,
+        sources: Sources,
+        *,
+        insecure: bool = False,
+        agents: Mapping[str, str] | None = None,
+    ) -> None:
+        self.store, self.sandbox, self.volumes = store, sandbox, volumes
+        self._limits, self._sources, self._insecure = limits, sources, insecure
+        self.agents = agents or {}
+        """Sockets of agents of SSH keys, by the ids that steps know them by."""
         self._fetchers: dict[type[Fetcher], Fetcher] = {}
 
     async def close(self) -> None:
@@ -47,21 +74,39 @@ class Workshop:
         """Unsupported: store or sandbox lack something that the action needs."""
         if isinstance(action, LayerAction):
             return
-        self._refuse_user(action.user)
-        if isinstance(action, CopyAction):
+        if isinstance(action, RunAction):
+            self._refuse_run(action)
+        elif isinstance(action, CopyAction):
             self._refuse_place("copy to", action.dst)
-            return
+        else:
+            self._refuse_addition(action.path if isinstance(action, MkdirAction) else action.dst)
+        # Names of who gets what is added are looked up here; all else is the sandbox's to do.
+        named = isinstance(action, AddAction | MkdirAction) and isinstance(action.user, NamedUser)
+        if action.user is not None and not named:
+            self._refuse_user(action.user)
+
+    def _refuse_run(self, action: RunAction) -> None:
         features = self.sandbox.features
+        if action.insecure and not self._insecure:
+            raise Unsupported(
+                "a step asks to be run insecurely, which nobody has allowed",
+                hint="allow it with --allow security.insecure",
+            )
+        if (action.tmpfs or action.binds or action.ssh or action.insecure) and not features.mounts:
+            raise Unsupported(
+                "this sandbox can't show builds, memory or agents of keys to a step",
+                hint="build with --sandbox=oci",
+            )
         self._refuse_network(action.network)
         if action.cwd != "/":
             self._refuse_place("start in", action.cwd)
-        targets = [secret.target for secret in action.secrets]
-        targets += [cache.target for cache in action.caches]
-        for target in targets:
+        for target in action.targets:
             self._refuse_place("mount on", target)
+        for owner in action.owners:
+            self._refuse_user(owner)
         if features.utf8_only:
-            variables = [f"{name}={value}" for name, value in action.env]
-            for text in (*action.argv, action.cwd, *variables, *targets):
+            variables = [f"{name}={value}" for name, value in (*action.env, *action.ambient)]
+            for text in (*action.argv, action.cwd, *variables, *action.targets):
                 if shown(text) != text:
                     raise not_text(text)
         if not features.readonly_mounts and any(c.mode == "read-only" for c in action.caches):
@@ -73,6 +118,11 @@ class Workshop:
             raise Unsupported(
                 "this sandbox can't show secrets to a step", hint="build with --sandbox=oci"
             )
+        if not features.secret_variables and any(secret.env for secret in action.secrets):
+            raise Unsupported(
+                "this sandbox can't show a secret to a step as a variable",
+                hint="show it as a file, or build with --sandbox=oci",
+            )
         for name in msgspec.structs.fields(Limits):
             asked = getattr(action.limits, name.name) is not None
             if asked and name.name not in features.limits and name.name != "log":
@@ -80,6 +130,14 @@ class Workshop:
                     f"this sandbox can't limit {name.name}",
                     hint="`obuilder healthcheck` says what would be needed",
                 )
+
+    def _refuse_addition(self, path: str) -> None:
+        self._refuse_place("add to", path)
+        if on_drive(path):
+            raise Unsupported(
+                "nothing but a `copy` puts files into a root of Windows",
+                hint="write (copy …) instead",
+            )
 
     def _refuse_network(self, asked: tuple[str, ...]) -> None:
         names = self.sandbox.features.networks
@@ -129,9 +187,11 @@ class Workshop:
         own = action.limits if isinstance(action, RunAction) else Limits()
         return own.over(self._limits)
 
-    async def layer(self, action: LayerAction, draft: Draft, output: Output) -> None:
+    async def layer(
+        self, action: LayerAction, draft: Draft, output: Output, progress: Progress
+    ) -> None:
         """Unpack a layer."""
-        fetcher = fetcher_for(action.base.name)
+        fetcher = fetcher_for(action.base.name, self._sources)
         fetcher = self._fetchers.setdefault(type(fetcher), fetcher)
         async with AsyncExitStack() as stack:
             into = draft.root
@@ -139,21 +199,39 @@ class Workshop:
                 files = self.store.files(into, write=True)
                 into = HostDir(await stack.enter_async_context(files))
             await fetcher.fetch(
-                action.base, action.index, into=into, idmap=self.store.idmap, output=output
-            )
+                action.base, action.index, into=into, idmap=self.store.idmap, output=output,
+                progress=progress,
+            )  # fmt: skip
 
     async def copy(
-        self, action: CopyAction, draft: Draft, manifest: Manifest, source: str | Key | None
+        self,
+        action: CopyAction | AddAction,
+        draft: Draft,
+        found: Manifest | Selection,
+        source: str | Key,
     ) -> None:
-        """Copy `manifest` from a directory of the host, or from the result `source`."""
+        """Copy what was `found` in a directory of the host, or in the result `source`."""
         async with AsyncExitStack() as stack:
             path = str(source)
             if action.stage is not None:
                 root = await stack.enter_async_context(self.store.view(Key(path)))
-                path = await stack.enter_async_context(self.store.files(root, only=action.src))
-            await self.sandbox.put(
-                draft.root, manifest, HostDir(path), to=action.dst, owner=action.user
-            )
+                only = action.src if isinstance(action, CopyAction) else None
+                path = await stack.enter_async_context(self.store.files(root, only=only))
+            if isinstance(action, CopyAction) and isinstance(found, Manifest):
+                await self.sandbox.put(
+                    draft.root, found, HostDir(path), to=action.dst, owner=action.user
+                )
+            elif isinstance(action, AddAction) and isinstance(found, Selection):
+                owner = None if action.user is None else self._owner(action.user)
+                await additions.add(self.store, draft, action, found, path, owner)
+
+    def _owner(self, user: User) -> User:
+        """Who gets what is added: where all steps are of one user, that one."""
+        return user if self.sandbox.features.users else ROOT
+
+    async def mkdir(self, action: MkdirAction, draft: Draft) -> None:
+        """Make a directory unless it is there."""
+        await additions.mkdir(self.store, draft, action, self._owner(action.user))
 
     async def run(
         self,
@@ -165,25 +243,46 @@ class Workshop:
         key: Key,
         heading: str,
         tail: Callable[[], bytes],
+        results: Mapping[Key, Key],
     ) -> None:
-        """Run a command. StepFailed, StepTimedOut, LimitHit."""
+        """Run a command. `results`: what the stages that it looks into came to, by their keys.
+
+        StepFailed, StepTimedOut, LimitHit.
+        """
         limits = self.limits(action)
-        owner = action.user if self.sandbox.features.users else ROOT
-        async with self.volumes.mounted(action.caches, owner) as mounts:
+        async with AsyncExitStack() as stack:
+            mounts = await stack.enter_async_context(
+                self.volumes.mounted(action.caches, self._owner(action.user))
+            )
+            for bind in action.binds:
+                bound = bindings.bound(self.store, bind, results[bind.stage])
+                mounts.append(await stack.enter_async_context(bound))
+            env = {**dict(action.ambient), **dict(action.env)}
+            for number, ssh in enumerate(action.ssh):
+                if ssh.id in self.agents:
+                    agent = bindings.agent(
+                        self.agents[ssh.id], self.store, number, ssh, action.user
+                    )
+                    mounts.append(await stack.enter_async_context(agent))
+                    env.setdefault("SSH_AUTH_SOCK", ssh.target)
             ended = await self.sandbox.run(
                 draft.root,
                 Command(
                     argv=action.argv,
                     cwd=action.cwd,
                     user=action.user,
-                    env=action.env,
+                    env=tuple(env.items()),
                     network=action.network,
                     mounts=tuple(mounts),
                     secrets=tuple(
-                        SecretFile(target=secret.target, value=secrets[secret.id])
+                        file
                         for secret in action.secrets
+                        if secret.id in secrets
+                        for file in _shown(secret, secrets[secret.id])
                     ),
                     limits=limits,
+                    tmpfs=action.tmpfs,
+                    insecure=action.insecure,
                 ),
                 output=output,
             )
@@ -206,16 +305,47 @@ class Workshop:
         )
 
 
-def check_secrets(actions: "list[Action]", secrets: Mapping[str, bytes]) -> None:
-    """UsageError: a step asks for a secret nobody gave."""
+def _shown(secret: SecretMount, value: bytes) -> list[SecretFile]:
+    """A secret's file, its variable, or both."""
+    permissions = 0o400 if secret.permissions is None else secret.permissions
+    found = []
+    if secret.target:
+        found.append(SecretFile(secret.target, value, secret.owner, permissions))
+    if secret.env:
+        found.append(SecretFile("", value, env=secret.env))
+    return found
+
+
+def check_secrets(
+    actions: "list[Action]", secrets: Mapping[str, bytes], agents: Mapping[str, str]
+) -> None:
+    """UsageError: a step asks for a secret, or an agent of keys, that nobody gave."""
     for action in actions:
         if isinstance(action, RunAction):
+            for ssh in action.ssh:
+                if ssh.required and ssh.id not in agents:
+                    raise UsageError(
+                        f"there is no agent of SSH keys for the requested {ssh.id!r}",
+                        hint=f"give one with --ssh {ssh.id}, or --ssh {ssh.id}=SOCKET",
+                    )
             for secret in action.secrets:
-                if secret.id not in secrets:
+                if secret.required and secret.id not in secrets:
                     raise UsageError(
                         f"couldn't find a value for the requested secret {secret.id!r}",
                         hint=f"give it with --secret {secret.id}:FILE or --secret {secret.id}=env:VAR",
                     )
+
+
+def check_platforms(plan: Plan, needed: Collection[Key]) -> None:
+    """Unsupported: a step that is needed is for a platform whose programs don't run here."""
+    platforms: dict[Key, Platform] = {}
+    for step in plan.steps.values():
+        if isinstance(step.action, LayerAction):
+            platforms[step.key] = step.action.base.platform
+        elif step.base is not None:
+            platforms[step.key] = platforms[step.base]
+            if isinstance(step.action, RunAction) and step.key in needed:
+                check_runnable(platforms[step.key])
 
 
 def _how(status: int) -> str:

@@ -15,6 +15,7 @@ from typing import BinaryIO
 import anyio
 
 from obuilder import events
+from obuilder.backends.fetchers import Sources
 from obuilder.backends.protocols import Command, Root, Sandbox, Store, Usage
 from obuilder.backends.registry import check_pair, opened
 from obuilder.engine import prune as pruning
@@ -23,18 +24,19 @@ from obuilder.engine.cached import make_plan, remember
 from obuilder.engine.database import index_path
 from obuilder.engine.index import Index, Record
 from obuilder.engine.inflight import InFlight
-from obuilder.engine.inputs import Context, IndexStats, resolve_base
+from obuilder.engine.inputs import Context, Contexts, IndexStats, Resolver, contexts
 from obuilder.engine.logs import read_log
 from obuilder.engine.recover import noticing_loss, recover
 from obuilder.engine.reserve import give_up_reserve, keep_reserve
 from obuilder.engine.result import Result
 from obuilder.engine.run import Runner
-from obuilder.engine.settings import Settings
+from obuilder.engine.settings import Images, Settings
 from obuilder.engine.transfer import Parcel, Receiver, pack, send, unpack_into
 from obuilder.engine.volumes import Volumes
 from obuilder.errors import ObuilderError, StoreDamaged, StoreError, UsageError
-from obuilder.plan.lower import DEFAULT_PATH, lower
+from obuilder.plan.lower import lower
 from obuilder.plan.model import Base, Inputs, LayerAction, Plan
+from obuilder.spec.image import DEFAULT_PATH
 from obuilder.spec.model import Spec
 from obuilder.values import ROOT, Key
 
@@ -94,50 +96,71 @@ class Builder:
         index = _open_index(store.directory)
         try:
             await recover(store, sandbox, index)
-            workshop = Workshop(store, sandbox, Volumes(store, index), settings.limits)
-            try:
-                async with anyio.create_task_group() as tasks:
-                    builder = cls(settings, workshop, index, InFlight(tasks))
-                    tasks.start_soon(builder._sync_often)
+            async with anyio.create_task_group() as tasks:
+                sources = Sources(
+                    registries=settings.registries, directory=store.directory, tasks=tasks
+                )
+                workshop = Workshop(
+                    store, sandbox, Volumes(store, index), settings.limits, sources,
+                    insecure=settings.insecure, agents=dict(settings.agents),
+                )  # fmt: skip
+                builder = cls(settings, workshop, index, InFlight(tasks))
+                tasks.start_soon(builder._sync_often)
+                try:
                     yield builder
+                finally:
                     tasks.cancel_scope.cancel()
-            finally:
-                with anyio.CancelScope(shield=True):
-                    await workshop.close()
+                    with anyio.CancelScope(shield=True):
+                        await workshop.close()
         except BaseExceptionGroup as group:
             raise _only(group) from None
         finally:
             index.close()
 
-    def plan(self, spec: Spec, context: str) -> tuple[Plan, Inputs, dict[Key, Key]]:
+    async def plan(
+        self, spec: Spec, context: str | Contexts, *, images: Images | None = None
+    ) -> tuple[Plan, Inputs, dict[Key, Key]]:
         """The plan of a build, what went into it, and which of its steps have results."""
-        stats = IndexStats(self._index, os.path.abspath(context))
+        plan, inputs, _ = await self._planned(spec, context, images)
+        return plan, inputs, self._index.find(plan.steps)
+
+    async def _planned(
+        self, spec: Spec, where: str | Contexts, images: Images | None
+    ) -> tuple[Plan, Inputs, Context]:
+        stats = IndexStats(self._index, os.path.abspath(contexts(where).directory))
+        context = Context(where, stats)
         try:
-            plan, inputs = make_plan(
-                spec, Context(context, stats), self._index, domain=self.sandbox.features.domain
-            )
+            domain = self.sandbox.features.domain
+            plan, inputs = await make_plan(spec, context, self._resolver(images), domain=domain)
         finally:
             stats.flush()
-        return plan, inputs, self._index.find(plan.steps)
+        return plan, inputs, context
+
+    def _resolver(self, images: Images | None) -> Resolver:
+        return Resolver(self._index, images or self.settings.images, self.settings.registries)
 
     async def build(
         self,
         spec: Spec,
-        context: str,
+        context: str | Contexts,
         *,
         secrets: Mapping[str, bytes] | None = None,
         sink: events.Sink = _ignore,
         fresh: bool = False,
         name: str = "",
+        images: Images | None = None,
     ) -> Result:
         """Build `spec` with files from `context`. Every ObuilderError; cancelling is cancelling.
 
         `fresh`: run every step again, but for base images and what another process holds. `name`
-        tells builds of one context apart for `explain`: the spec's file, say.
+        tells builds of one context apart for `explain`: the spec's file, say. `images` are the
+        settings' where they are not given.
         """
         began = time.monotonic()
         try:
-            result = await self._build(spec, context, secrets or {}, sink, fresh=fresh, name=name)
+            result = await self._build(
+                spec, context, secrets or {}, sink, fresh=fresh, name=name, images=images
+            )
         except ObuilderError as error:
             seconds = time.monotonic() - began
             sink(events.BuildEnded(code=error.code, message=error.message, seconds=seconds))
@@ -155,7 +178,7 @@ class Builder:
 
     @asynccontextmanager
     async def stream(
-        self, spec: Spec, context: str, *, secrets: Mapping[str, bytes] | None = None
+        self, spec: Spec, context: str | Contexts, *, secrets: Mapping[str, bytes] | None = None
     ) -> AsyncIterator[AsyncIterator[events.Event]]:
         """A build as the stream of its events, the last a `BuildDone` or `BuildEnded`.
 
@@ -186,21 +209,17 @@ class Builder:
     async def _build(
         self,
         spec: Spec,
-        directory: str,
+        directory: str | Contexts,
         secrets: Mapping[str, bytes],
         sink: events.Sink,
         *,
         fresh: bool,
         name: str,
+        images: Images | None,
     ) -> Result:
-        stats = IndexStats(self._index, os.path.abspath(directory))
-        context = Context(directory, stats)
-        try:
-            plan, _ = make_plan(spec, context, self._index, domain=self.sandbox.features.domain)
-        finally:
-            stats.flush()
+        plan, _, context = await self._planned(spec, directory, images)
         actions = [step.action for step in plan.steps.values()]
-        check_secrets(actions, secrets)
+        check_secrets(actions, secrets, self._workshop.agents)
         for action in actions:
             self._workshop.refuse(action)
         if warning := self.sandbox.features.warning:
@@ -377,9 +396,16 @@ class Builder:
         """Imported images by name."""
         return self._index.images()
 
-    async def import_image(self, name: str, source: str, *, sink: events.Sink = _ignore) -> Base:
+    async def import_image(
+        self,
+        name: str,
+        source: str,
+        *,
+        sink: events.Sink = _ignore,
+        images: Images = Images(pull="always"),  # noqa: B008 - frozen
+    ) -> Base:
         """Bring `source` into the store under `name`, which specs can then use."""
-        base = resolve_base(source, self._index)
+        base = await self._resolver(images).base(source, imported=source != name)
         spec = Spec(base=source)
         plan = lower(spec, Inputs(bases={source: base}, copies={}))
         with self._holding() as holder:

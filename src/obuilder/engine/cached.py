@@ -6,26 +6,44 @@ wait, makes the answer None, and the builder starts in earnest.
 
 import os
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from msgspec import Struct
 
 from obuilder import events
 from obuilder.engine.index import Index
-from obuilder.engine.inputs import Context, IndexStats, MustWait, gather
+from obuilder.engine.inputs import (
+    Context,
+    Contexts,
+    IndexStats,
+    MustWait,
+    Resolver,
+    contexts,
+    drive,
+    gather,
+)
 from obuilder.engine.logs import replay_log
 from obuilder.engine.result import Result
-from obuilder.engine.settings import Settings
+from obuilder.engine.settings import Images, Settings
+from obuilder.errors import FetchError
 from obuilder.plan.lower import lower, wanted
-from obuilder.plan.model import Inputs, Plan
+from obuilder.plan.model import Base, Inputs, Plan
 from obuilder.spec.model import Spec
 from obuilder.values import Key, shown
 
+T = TypeVar("T")
 
-def make_plan(spec: Spec, context: Context, index: Index, *, domain: str) -> tuple[Plan, Inputs]:
-    """Look at the outside world, and plan. SpecError, CopyError, FetchError, MustWait."""
-    inputs = gather(wanted(spec), context, index)
+
+async def make_plan(
+    spec: Spec, context: Context, resolver: Resolver, *, domain: str
+) -> tuple[Plan, Inputs]:
+    """Look at the outside world, and plan. SpecError, CopyError, FetchError.
+
+    It waits only where a registry has to be asked.
+    """
+    inputs = await gather(wanted(spec), context, resolver)
     return lower(spec, inputs, domain=domain), inputs
 
 
@@ -41,6 +59,20 @@ def started(plan: Plan, cached: Container[Key]) -> events.BuildStarted:
     )
 
 
+def _resolver(index: Index, settings: Settings, images: Images | None = None) -> Resolver:
+    return Resolver(index, images or settings.images, settings.registries)
+
+
+def _driven(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """What `work` comes to, without an event loop if it needs none."""
+    try:
+        return drive(work())
+    except MustWait:
+        import anyio
+
+        return anyio.run(work)
+
+
 @contextmanager
 def _looking(settings: Settings) -> Iterator[Index]:
     """The index; without a store yet, one in memory: nothing is cached and nothing is kept."""
@@ -54,27 +86,55 @@ def _looking(settings: Settings) -> Iterator[Index]:
         index.close()
 
 
-def _planned(spec: Spec, directory: str, index: Index, settings: Settings) -> tuple[Plan, Context]:
-    """The plan, and the context that was looked at for it. As `make_plan`."""
-    stats = IndexStats(index, os.path.abspath(directory))
-    context = Context(directory, stats)
+def _planned(
+    spec: Spec, where: str | Contexts, index: Index, settings: Settings, *, wait: bool
+) -> tuple[Plan, Context]:
+    """The plan, and the context that was looked at for it. As `make_plan`; MustWait."""
+    stats = IndexStats(index, os.path.abspath(contexts(where).directory))
+    context, resolver = Context(where, stats), _resolver(index, settings)
+
+    def work() -> Coroutine[Any, Any, tuple[Plan, Inputs]]:
+        return make_plan(spec, context, resolver, domain=settings.domain)
+
     try:
-        plan, _ = make_plan(spec, context, index, domain=settings.domain)
+        plan, _ = _driven(work) if wait else drive(work())
     finally:
         stats.flush()
     return plan, context
 
 
-def look(spec: Spec, context: str, settings: Settings) -> tuple[Plan, set[Key]]:
+def look(spec: Spec, context: str | Contexts, settings: Settings) -> tuple[Plan, set[Key]]:
     """The plan of a build, and which of its steps need not run. Makes nothing but index rows."""
     with _looking(settings) as index:
-        plan, _ = _planned(spec, context, index, settings)
+        plan, _ = _planned(spec, context, index, settings, wait=True)
         return plan, plan.cached(index.find(plan.steps))
 
 
-def _identity(context: str, name: str) -> str:
+def resolve(names: Mapping[str, str], settings: Settings, images: Images) -> dict[str, Base]:
+    """What names of base images stand for. FetchError, which says where the name stands.
+
+    `names` have the place of each, or nothing.
+    """
+
+    async def base(resolver: Resolver, name: str) -> Base:
+        try:
+            return await resolver.base(name)
+        except FetchError as error:
+            error.message = f"{names[name]}: {error.message}" if names[name] else error.message
+            raise
+
+    with _looking(settings) as index:
+        resolver = _resolver(index, settings, images)
+
+        async def each() -> dict[str, Base]:
+            return {name: await base(resolver, name) for name in names}
+
+        return _driven(each)
+
+
+def _identity(context: str | Contexts, name: str) -> str:
     """What "the same spec" means from one build to the next: its directory and its file."""
-    return shown(f"{os.path.abspath(context)}\n{name}")
+    return shown(f"{os.path.abspath(contexts(context).directory)}\n{name}")
 
 
 def remember(index: Index, plan: Plan, context: Context, name: str) -> None:
@@ -103,12 +163,14 @@ class Explanation(Struct, frozen=True):
     lost: list[str]
 
 
-def explanation(spec: Spec, context: str, settings: Settings, *, name: str) -> Explanation:
+def explanation(
+    spec: Spec, context: str | Contexts, settings: Settings, *, name: str
+) -> Explanation:
     """Compare what a build of the spec `name` in `context` would do with the last ones."""
     from obuilder.plan.explain import decode, explain, records
 
     with _looking(settings) as index:
-        plan, looked = _planned(spec, context, index, settings)
+        plan, looked = _planned(spec, context, index, settings, wait=True)
         cached = plan.cached(index.find(plan.steps))
         builds = decode(index.last_build(_identity(context, name)))
     steps = records(plan, looked.files)
@@ -127,7 +189,7 @@ def explanation(spec: Spec, context: str, settings: Settings, *, name: str) -> E
 
 
 def replay(
-    spec: Spec, context: str, settings: Settings, sink: events.Sink, *, name: str = ""
+    spec: Spec, context: str | Contexts, settings: Settings, sink: events.Sink, *, name: str = ""
 ) -> Result | None:
     """Show a build whose result is in the index. None if something has to be done.
 
@@ -141,7 +203,7 @@ def replay(
         return None
     try:
         try:
-            plan, looked = _planned(spec, context, index, settings)
+            plan, looked = _planned(spec, context, index, settings, wait=False)
         except MustWait:
             return None
         found = index.find(plan.steps)

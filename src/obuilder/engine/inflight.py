@@ -11,8 +11,10 @@ from anyio.abc import TaskGroup
 
 from obuilder.values import Key
 
-Listener = Callable[[bytes | None], None]
-"""Takes each piece of a log; None when what came before is void and the log begins anew."""
+Listener = Callable[[bytes | tuple[int, int] | None], None]
+"""Takes each piece of a log, and how far the making got (bytes there, bytes in all); None when what
+came before is void and the log begins anew.
+"""
 
 
 class Making:
@@ -33,6 +35,11 @@ class Making:
         self._so_far.append(data)
         for listener in self._listeners:
             listener(data)
+
+    def progress(self, done: int, total: int) -> None:
+        """Tell everyone who listens how far it got."""
+        for listener in self._listeners:
+            listener((done, total))
 
     def again(self) -> None:
         """What was told so far came to nothing: the log begins anew, for those who join too."""

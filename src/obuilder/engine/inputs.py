@@ -1,24 +1,30 @@
 """What the outside world adds to a spec: base images by digest, copies by manifest digest.
 
-No event loop: fetchers of local kinds never really wait, so their coroutines are driven by hand.
+Fetchers of local kinds never really wait, nor does what a registry said before: then no event loop is
+needed, and `drive` gets the answer of a coroutine by hand.
 """
 
 import os
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
-from obuilder.backends.fetchers import fetcher_for
+import msgspec
+from msgspec import Struct
+
+from obuilder.backends.fetchers import Sources, fetcher_for, is_remote
 from obuilder.engine.index import Index
-from obuilder.errors import CopyError, UsageError
-from obuilder.oci.reference import host_platform
-from obuilder.plan.lower import ContextCopy, Wanted
+from obuilder.engine.settings import Images
+from obuilder.errors import CopyError, NotFound, UsageError
+from obuilder.oci.platforms import accepted, host_platform, normalised
+from obuilder.plan.lower import ContextAdd, ContextCopy, Wanted
 from obuilder.plan.model import Base, Inputs
 from obuilder.system.tree import Manifest, scan
-from obuilder.values import OpPath
+from obuilder.values import OpPath, RegistrySettings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # most contexts have no such file
     from obuilder.spec.ignore import IgnoreFile
+    from obuilder.system.picking import Selection
 
 T = TypeVar("T")
 
@@ -72,36 +78,79 @@ class IndexStats:
             self._new = {}
 
 
-def read_ignore_file(context: str) -> "IgnoreFile | None":
-    """The context's `.obuilderignore`, parsed. UsageError if it can't be read."""
-    try:
-        with open(os.path.join(context, ".obuilderignore"), "rb") as file:
-            text = os.fsdecode(file.read())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise UsageError(f"can't read .obuilderignore: {error.strerror}") from error
-    from obuilder.spec.ignore import IgnoreFile
+def read_ignore_file(names: tuple[str, ...]) -> "IgnoreFile | None":
+    """The first of these files that is there, parsed. UsageError if it can't be read."""
+    for name in names:
+        try:
+            with open(name, "rb") as file:
+                text = os.fsdecode(file.read())
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise UsageError(f"can't read {name}: {error.strerror}") from error
+        from obuilder.spec.ignore import IgnoreFile
 
-    try:
-        return IgnoreFile.parse(text)
-    except ValueError as error:
-        raise UsageError(f".obuilderignore, {error}") from None
+        try:
+            return IgnoreFile.parse(text)
+        except ValueError as error:
+            raise UsageError(f"{name}, {error}") from None
+    return None
+
+
+class Contexts(Struct, frozen=True):
+    """Where a build's files come from: a directory, and others by `named`.
+
+    `ignore` are ignore files, of which the first that is there counts: `.obuilderignore` in the
+    directory, if none are said. Named directories have `.dockerignore` files of their own.
+    """
+
+    directory: str
+    ignore: tuple[str, ...] = ()
+    named: tuple[tuple[str, str], ...] = ()
+
+
+def contexts(context: "str | Contexts") -> Contexts:
+    """A directory alone as what it stands for."""
+    return context if isinstance(context, Contexts) else Contexts(context)
 
 
 class Context:
     """A directory to copy from, with what is known of it. Manifests are made once."""
 
-    def __init__(self, directory: str, stats: IndexStats | None) -> None:
-        self.directory = os.path.abspath(directory)
-        if not os.path.isdir(self.directory):
-            raise UsageError(
-                f"the build context {directory} is not a directory",
-                hint="name the directory to copy files from; it may be empty",
-            )
+    def __init__(self, where: str | Contexts, stats: IndexStats | None) -> None:
+        where = contexts(where)
+        self.directory = _directory(where.directory)
+        self.named = {name: _directory(directory) for name, directory in where.named}
         self._stats = stats
-        self._ignore = read_ignore_file(self.directory)
+        names = where.ignore or (os.path.join(self.directory, ".obuilderignore"),)
+        self._ignore = read_ignore_file(names)
         self._manifests: dict[OpPath, Manifest] = {}
+        self._selections: dict[OpPath, tuple[str, Selection]] = {}
+
+    def selection(self, add: ContextAdd) -> "Selection":
+        """What `add` would copy now; the same answer at every later call. CopyError, UsageError."""
+        if add.op not in self._selections:
+            from obuilder.system.picking import pick
+
+            directory, ignored, stats = self.directory, self._ignore, self._stats
+            if add.context is not None:
+                if add.context not in self.named:
+                    raise UsageError(
+                        f"there is no build context called {add.context!r}",
+                        hint=f"give it with --build-context {add.context}=DIR",
+                    )
+                directory, stats = self.named[add.context], None
+                ignored = read_ignore_file((os.path.join(directory, ".dockerignore"),))
+            found = pick(
+                directory, add.src, exclude=add.exclude, ignored=ignored, parents=add.parents,
+                stats=stats,
+            )  # fmt: skip
+            self._selections[add.op] = directory, found
+        return self._selections[add.op][1]
+
+    def selected(self, op: OpPath) -> "tuple[str, Selection]":
+        """The directory, and the selection made before, of the add at `op`."""
+        return self._selections[op]
 
     def manifest(self, copy: ContextCopy) -> Manifest:
         """What `copy` would copy now; the same answer at every later call. CopyError."""
@@ -131,23 +180,29 @@ class Context:
             raise CopyError(f"the copy at {op} was not looked at before the build") from None
 
     def files(self, op: OpPath) -> dict[str, str] | None:
-        """What the copy at `op` copies, for people to compare; None if that would be too much."""
-        manifest = self._manifests.get(op)
-        if manifest is None or len(manifest.entries) > _COMPARED:
+        """What the copy or add at `op` copies, for people to compare; None if that is too much."""
+        if op in self._manifests:
+            entries = list(self._manifests[op].entries)
+        elif op in self._selections:
+            entries = [entry for each in self._selections[op][1].sources for entry in each.entries]
+        else:
+            return None
+        if len(entries) > _COMPARED:
             return None
         return {
             entry.source
-            or ".": f"{entry.kind}{entry.digest[:16]}{entry.target}{'x' * entry.executable}"
-            for entry in manifest.entries
+            or ".": f"{entry.kind}{entry.digest[:16]}{entry.target}{entry.executable}{entry.mode:o}"
+            for entry in entries
         }
 
 
-def resolve_base(name: str, index: Index) -> Base:
-    """What `name` stands for: an imported image of that name, else its fetcher's answer."""
-    imported = index.image(name)
-    if imported is not None:
-        return imported
-    return drive(fetcher_for(name, stats=SingleStats(index)).resolve(name, host_platform()))
+def _directory(directory: str) -> str:
+    if not os.path.isdir(directory):
+        raise UsageError(
+            f"the build context {directory} is not a directory",
+            hint="name the directory to copy files from; it may be empty",
+        )
+    return os.path.abspath(directory)
 
 
 class SingleStats:
@@ -166,8 +221,50 @@ class SingleStats:
         self._index.put_stats([(os.fsencode(path), signature, digest)])
 
 
-def gather(wanted: Wanted, context: Context, index: Index) -> Inputs:
+class Resolver:
+    """What the names of base images stand for, in one build."""
+
+    def __init__(
+        self, index: Index, images: Images, registries: Mapping[str, RegistrySettings]
+    ) -> None:
+        self._index, self._images = index, images
+        self._sources = Sources(stats=SingleStats(index), pull=images.pull, registries=registries)
+
+    async def base(self, name: str, *, imported: bool = True) -> Base:
+        """What `name` stands for: an `imported` image of that name, else its fetcher's answer.
+
+        Where a lock says what it must be, a registry is asked for that. NotFound, DigestMismatch
+        and whatever else the fetcher raises.
+        """
+        lock = self._images.lock
+        wanted = None if lock is None else lock.digest(name)
+        base = self._index.image(name) if imported else None
+        if base is None:
+            asked = name
+            if wanted is not None and is_remote(name) and "@" not in name:
+                asked = f"{name}@{wanted}"
+            platform = self._images.platform or host_platform()
+            base = await fetcher_for(asked, self._sources).resolve(asked, platform)
+            base = msgspec.structs.replace(base, name=name) if asked != name else base
+        if lock is not None:
+            lock.check(name, base.digest)
+        self._check_platform(name, base)
+        return base
+
+    def _check_platform(self, name: str, base: Base) -> None:
+        """NotFound: another platform was asked for than a local image is made for."""
+        platform = self._images.platform
+        if (
+            platform is not None
+            and base.platform.architecture
+            and normalised(base.platform) not in accepted(platform)
+        ):
+            raise NotFound(f"{name} has no image for {platform}", hint=f"it is for {base.platform}")
+
+
+async def gather(wanted: Wanted, context: Context, resolver: Resolver) -> Inputs:
     """Everything the plan asks of the outside world."""
-    bases = {name: resolve_base(name, index) for name in wanted.bases}
+    bases = {name: await resolver.base(name) for name in wanted.bases}
     copies = {copy.op: context.manifest(copy).digest for copy in wanted.copies}
+    copies |= {add.op: context.selection(add).digest for add in wanted.adds}
     return Inputs(bases=bases, copies=copies)

@@ -12,6 +12,7 @@ from obuilder.engine.index import Index, Record
 from obuilder.engine.locks import KeyLock, held
 from obuilder.engine.logs import remove_log
 from obuilder.errors import SnapshotMissing
+from obuilder.oci.downloads import sweep
 from obuilder.system.sessions import alive
 from obuilder.values import Key
 
@@ -47,8 +48,11 @@ async def prune(
 ) -> list[Record]:
     """Delete up to `limit` results not used since `before`, until all take `keep` bytes or less.
 
-    What was deleted; with `dry_run`, what would be if nobody held it.
+    Blobs of pulls that were never finished go first. What was deleted; with `dry_run`, what would
+    be if nobody held it.
     """
+    if not dry_run:
+        sweep(store.directory, before=before)
     sizes: dict[Key, int] = {}
     if keep is not None:
         sizes = {record.key: await taken(store, record.key) for record in index.records()}

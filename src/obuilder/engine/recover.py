@@ -4,6 +4,7 @@ Crash-only: there is no clean shut-down to rely on, so this runs at every start 
 """
 
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -17,8 +18,12 @@ from obuilder.engine.logs import logged, remove_log
 from obuilder.engine.meta import Meta, read, recorded
 from obuilder.engine.volumes import release_lock, volume_place
 from obuilder.errors import SnapshotMissing
+from obuilder.oci.downloads import sweep
 from obuilder.system.sessions import alive, dead_sessions, remove_session
 from obuilder.values import Key
+
+_ABANDONED = 7 * 86400.0
+"""Seconds after which nobody is expected to go on with a pull that was never finished."""
 
 
 async def recover(store: Store, sandbox: Sandbox, index: Index) -> None:
@@ -38,6 +43,7 @@ async def recover(store: Store, sandbox: Sandbox, index: Index) -> None:
         await _reconcile(store, index)
         _sweep_logs(store.directory, index)
     sweep_locks(store.directory)
+    sweep(store.directory, before=time.time() - _ABANDONED)
     for name in dead:
         remove_session(store.directory, name)
 

@@ -1,12 +1,31 @@
 """What a builder is told before it opens: one value, made from flags, environment and file."""
 
 import os
+from collections.abc import Mapping
 from typing import Literal
+
+from msgspec import Struct
 
 from obuilder.backends.registry import domain_of, parse_store
 from obuilder.errors import UsageError
 from obuilder.plan.model import Plan
-from obuilder.values import Key, Limits, Policy
+from obuilder.values import Key, Limits, Platform, Policy, Pull, RegistrySettings
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # most builds have no such file
+    from obuilder.engine.lockfile import Lock
+
+
+class Images(Struct, frozen=True):
+    """Which base images the names of a build stand for."""
+
+    pull: Pull = "missing"
+    """When registries are asked."""
+    platform: Platform | None = None
+    """What the images are for; None: this machine, and whatever local images are for."""
+    lock: "Lock | None" = None
+    """The only images there may be."""
+
 
 Keep = Literal["all", "stages"]
 RsyncMode = Literal["copy", "hardlink", "hardlink_unsafe"]
@@ -23,10 +42,18 @@ class Settings(Policy, frozen=True, kw_only=True):
     """The kind of sandbox; None: the first that works on what the store makes."""
     limits: Limits = Limits(pids=1024, log=64 << 20)
     """For steps that do not say; a step's own limits go over these."""
+    images: Images = Images()
+    """For builds that do not say."""
+    registries: Mapping[str, RegistrySettings] = {}
+    """How registries are asked, by HOST[:PORT]."""
     keep_failed: bool = True
     """Keep the root of a failed step, to be entered."""
     keep: Keep = "all"
     """Which results stay after a build: all, or those of base images and the last of each stage."""
+    insecure: bool = False
+    """Let specs ask for steps that are run insecurely."""
+    agents: tuple[tuple[str, str], ...] = ()
+    """Agents of SSH keys for steps: their ids and sockets."""
     parallel: int | None = None
     """Steps at one time; None: one for each core, and at least two."""
 

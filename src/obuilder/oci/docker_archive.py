@@ -10,9 +10,9 @@ import posixpath
 from msgspec import Struct
 
 from obuilder.errors import BadImage, DigestMismatch, NotFound
-from obuilder.oci.config import Config, base_of, decode, is_sha256
+from obuilder.oci.config import Config, base_of, decode
 from obuilder.oci.image_archive import Archive
-from obuilder.oci.reference import numbered, same_reference
+from obuilder.oci.reference import is_sha256, numbered, same_reference
 from obuilder.plan.model import Base
 
 _LIST = "manifest.json"

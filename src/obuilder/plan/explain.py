@@ -4,7 +4,15 @@ from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
-from obuilder.plan.model import Action, CopyAction, LayerAction, Plan, RunAction
+from obuilder.plan.model import (
+    Action,
+    AddAction,
+    CopyAction,
+    LayerAction,
+    MkdirAction,
+    Plan,
+    RunAction,
+)
 from obuilder.spec.encode import one_line
 from obuilder.values import NamedUser, OpPath, User, shown
 
@@ -18,7 +26,7 @@ Files = dict[str, str]
 class StepRecord(msgspec.Struct, frozen=True):
     """What is remembered of a step of a build: its place, and each input by name.
 
-    `files` are those of a copy from the context; None where they are not known, or too many.
+    `files` are those of a copy or an add from the context; None where they are not known, or too many.
     """
 
     stage: str
@@ -36,7 +44,7 @@ class StepRecord(msgspec.Struct, frozen=True):
 
 
 def records(plan: Plan, files: Callable[[OpPath], Files | None]) -> list[StepRecord]:
-    """What is to be remembered of a plan; `files` has those of the copy at a place."""
+    """What is to be remembered of a plan; `files` has those of the copy or add at a place."""
     return [
         StepRecord(
             stage=shown(step.stage),
@@ -44,7 +52,9 @@ def records(plan: Plan, files: Callable[[OpPath], Files | None]) -> list[StepRec
             heading=shown(step.heading),
             key=step.key,
             inputs={shown(name): shown(value) for name, value in _inputs(step.action).items()},
-            files=_files(files(step.op)) if isinstance(step.action, CopyAction) else None,
+            files=_files(files(step.op))
+            if isinstance(step.action, CopyAction | AddAction)
+            else None,
         )
         for step in plan.steps.values()
     ]
@@ -83,17 +93,42 @@ def _inputs(action: Action) -> dict[str, str]:
             "the secrets' ids": " ".join(secret.id for secret in action.secrets),
             "the sandbox's domain": action.domain,
         }
+        mounts = (
+            (
+                "the builds it looks into",
+                (f"{b.target}: {b.stage}{b.source}" for b in action.binds),
+            ),
+            ("the directories on memory", (tmpfs.target for tmpfs in action.tmpfs)),
+            ("the agents' ids", (ssh.id for ssh in action.ssh)),
+        )
+        found |= {name: " ".join(words) for name, words in mounts}
+        if action.insecure:
+            found["the powers"] = "insecure"
         return found | {f"the variable {name}": value for name, value in action.env}
-    return {
+    if isinstance(action, MkdirAction):
+        return {"the directory": action.path, "the user": _user(action.user)}
+    return _copy_inputs(action)
+
+
+def _copy_inputs(action: CopyAction | AddAction) -> dict[str, str]:
+    found = {
         "the destination": action.dst,
         "the user": _user(action.user),
         "the copied files": action.manifest or "",
         "the sources": " ".join(action.src),
         "the excluded names": " ".join(action.exclude),
     }
+    if isinstance(action, AddAction):
+        found["the permissions"] = action.permissions
+        found["the texts"] = " ".join(f"{name} {content!r}" for name, content in action.files)
+        flags = (("parents", action.parents), ("link", action.link), ("unpack", action.unpack))
+        found["the flags"] = " ".join(name for name, said in flags if said)
+    return found
 
 
-def _user(user: User) -> str:
+def _user(user: User | None) -> str:
+    if user is None:
+        return "as it was"
     return user.name if isinstance(user, NamedUser) else f"{user.uid}:{user.gid}"
 
 

@@ -6,6 +6,7 @@ A pattern that matches a directory matches all that is below it.
 """
 
 import re
+from collections.abc import Iterable
 
 
 class IgnoreFile:
@@ -30,18 +31,16 @@ class IgnoreFile:
         """Read the patterns. ValueError with the number of a line that is none."""
         patterns = []
         for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
-            pattern = "" if line.startswith("#") else line.strip()
-            back = pattern.startswith("!")
-            clean = _clean(pattern.removeprefix("!").strip())
-            if not clean:
-                continue
             try:
-                expression = _expression(clean)
-                re.compile(expression)
-            except (re.error, ValueError) as error:
-                raise ValueError(f"line {number}: {pattern!r} is no pattern: {error}") from None
-            patterns.append((back, expression))
+                patterns.extend([] if line.startswith("#") else _read(line.strip()))
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from None
         return cls(patterns)
+
+    @classmethod
+    def of(cls, patterns: Iterable[str]) -> "IgnoreFile":
+        """The same of patterns that stand in no file. ValueError."""
+        return cls([found for pattern in patterns for found in _read(pattern)])
 
     def matches(self, path: str) -> bool:
         """Whether a path, relative to the context, is left out."""
@@ -49,6 +48,27 @@ class IgnoreFile:
             if matches(path):
                 return not back
         return False
+
+
+def name_pattern(pattern: str) -> "re.Pattern[str]":
+    """What one name must be to match one part of a pattern of COPY. ValueError."""
+    # Stars in a row are one, and stay in the name.
+    single = re.sub(r"(\\.)|\*+", lambda found: found.group(1) or "*", pattern, flags=re.DOTALL)
+    return _compiled(single)
+
+
+def _compiled(pattern: str) -> "re.Pattern[str]":
+    try:
+        return re.compile(_expression(pattern), re.DOTALL)
+    except (re.error, ValueError) as error:
+        raise ValueError(f"{pattern!r} is no pattern: {error}") from None
+
+
+def _read(pattern: str) -> list[tuple[bool, str]]:
+    """One pattern as `IgnoreFile` takes it; none if it can't match anything. ValueError."""
+    back = pattern.startswith("!")
+    clean = _clean(pattern.removeprefix("!").strip())
+    return [(back, _compiled(clean).pattern)] if clean else []
 
 
 def _clean(pattern: str) -> str:

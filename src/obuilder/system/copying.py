@@ -125,7 +125,7 @@ class _Copy:
         try:
             status = os.fstat(fd)
             if not stat.S_ISLNK(status.st_mode) or os.readlink("", dir_fd=fd) != entry.target:
-                raise changed(entry)
+                raise changed_entry(entry)
         finally:
             os.close(fd)
         os.symlink(entry.target, name, dir_fd=at)
@@ -138,14 +138,14 @@ class _Copy:
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode) or status.st_size != entry.size:
-                raise changed(entry)
+                raise changed_entry(entry)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             made = os.open(name, flags, 0o600, dir_fd=at)
             try:
                 try:
                     sparse = status.st_blocks * 512 < status.st_size
-                    if _transfer(fd, made, entry.size, sparse=sparse) != entry.digest:
-                        raise changed(entry)
+                    if transfer(fd, made, entry.size, sparse=sparse) != entry.digest:
+                        raise changed_entry(entry)
                 except BaseException:
                     os.unlink(name, dir_fd=at)
                     raise
@@ -160,7 +160,7 @@ class _Copy:
 
 
 def open_entry(entry: Entry, flags: int, source: int) -> int:
-    """Open what an entry tells of below `source`, through no symlink. CopyError."""
+    """A descriptor of what an entry names below the directory `source`. CopyError."""
     resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
     try:
         if not flags & os.O_PATH:
@@ -174,11 +174,11 @@ def open_entry(entry: Entry, flags: int, source: int) -> int:
             os.close(at)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EXDEV):
-            raise changed(entry) from error
+            raise changed_entry(entry) from error
         raise CopyError(f"can't read {entry.source!r}: {error.strerror}") from error
 
 
-def _transfer(source: int, target: int, size: int, *, sparse: bool) -> str:
+def transfer(source: int, target: int, size: int, *, sparse: bool) -> str:
     """Copy `size` bytes and return the digest of all that was there to read."""
     digest = hashlib.sha256()
     at = 0
@@ -196,8 +196,8 @@ def _transfer(source: int, target: int, size: int, *, sparse: bool) -> str:
     return digest.hexdigest()
 
 
-def changed(entry: Entry) -> CopyError:
-    """The error for what is not what the manifest says."""
+def changed_entry(entry: Entry) -> CopyError:
+    """What to raise for an entry that is not what was found before."""
     return CopyError(f"{entry.source!r} changed while it was copied", hint="run the build again")
 
 

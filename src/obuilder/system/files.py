@@ -348,6 +348,8 @@ class _Copier:
             os.mkfifo(name, stat.S_IMODE(mode), dir_fd=target)
             if self._owners:
                 os.chown(name, *self._owner(status), dir_fd=target, follow_symlinks=False)
+            os.chmod(name, stat.S_IMODE(mode), dir_fd=target)
+            os.utime(name, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=target)
         else:
             return
         if status.st_nlink > 1:

@@ -26,18 +26,24 @@ class Ended(Struct, frozen=True):
 
 
 def capture(
-    argv: Sequence[str], *, timeout: float = 10.0, env: Mapping[str, str] | None = None
+    argv: Sequence[str],
+    *,
+    given: bytes = b"",
+    errors: bool = True,
+    timeout: float = 10.0,
+    env: Mapping[str, str] | None = None,
 ) -> tuple[int, bytes]:
     """Run a short program to its end, blocking: its status and what it said on both outputs.
 
-    127 if there is no such program; 124 and what was said so far when time is up.
+    It reads what is `given`; without `errors`, its standard error is nobody's. 127 if there is no
+    such program; 124 and what was said so far when time is up.
     """
     try:
         done = subprocess.run(
             argv,
-            stdin=subprocess.DEVNULL,
+            input=given,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.STDOUT if errors else subprocess.DEVNULL,
             timeout=timeout,
             env=env,
             check=False,

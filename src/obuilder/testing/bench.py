@@ -21,7 +21,8 @@ from obuilder.backends.protocols import (
     StoreClass,
 )
 from obuilder.backends.registry import load
-from obuilder.oci.reference import host_platform
+from obuilder.oci.platforms import host_platform
+from obuilder.spec.model import Tmpfs
 from obuilder.system.namespaces import enter
 from obuilder.system.sessions import dead_sessions, open_session
 from obuilder.values import ROOT, IdMap, Key, Limits, Policy, User
@@ -178,6 +179,8 @@ class Bench:
         limits: Limits = Limits(),  # noqa: B008 - frozen
         cwd: str = "/",
         env: tuple[tuple[str, str], ...] = (),
+        tmpfs: tuple[Tmpfs, ...] = (),
+        insecure: bool = False,
         output: Callable[[bytes], None] = lambda _: None,
     ) -> Exit:
         """Run a shell's script, or `argv`; what it said is in `said`."""
@@ -193,7 +196,7 @@ class Bench:
                 Command(
                     argv=argv or ("/bin/sh", "-c", script), cwd=cwd, user=user,
                     env=(("PATH", "/bin"), ("HOME", "/"), *env), network=network, mounts=mounts,
-                    secrets=secrets, limits=limits,
+                    secrets=secrets, limits=limits, tmpfs=tmpfs, insecure=insecure,
                 ),
                 output=heard,
             )  # fmt: skip

@@ -81,10 +81,18 @@ def engine_command(kind: Kind, directory: str, *, memory: bool = False) -> list[
     namespace, which is gone when the process started is, and that is killed when its parent thread
     ends, however it does.
     """
+    return in_namespaces(_MEMORY * memory + _START[kind], directory)
+
+
+def in_namespaces(script: str, *arguments: str) -> list[str]:
+    """What runs a shell's script where an engine finds control groups, and ends with who started it.
+
+    Its mounts are its own, and all its processes are gone when the process started is.
+    """
     return [
         "setpriv", "--pdeathsig", "KILL",
         "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc",
-        "sh", "-ec", _CGROUPS + _MEMORY * memory + _START[kind], "sh", directory,
+        "sh", "-ec", _CGROUPS + script, "sh", *arguments,
     ]  # fmt: skip
 
 

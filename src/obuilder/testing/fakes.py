@@ -18,6 +18,7 @@ from typing import ClassVar, final
 
 import anyio
 import anyio.to_thread
+import msgspec
 
 from obuilder.backends.protocols import Command, Exit, Features, HostDir, Mount, Root
 from obuilder.backends.stores.directory import (
@@ -28,7 +29,7 @@ from obuilder.backends.stores.directory import (
     write_file,
 )
 from obuilder.errors import SandboxError, StoreError, Unsupported
-from obuilder.oci.reference import host_platform
+from obuilder.oci.platforms import host_platform
 from obuilder.system.copying import copy_in
 from obuilder.system.sessions import alive, open_session
 from obuilder.system.tree import Manifest
@@ -178,7 +179,6 @@ async def _copy_tree(source: str, target: str) -> None:
 
 
 @final
-@final
 class FakeSandbox:
     """See `Sandbox`. Commands are tasks of this process; files get its own owner.
 
@@ -242,6 +242,8 @@ class FakeSandbox:
                 os.makedirs(files.host(command.cwd), exist_ok=True)
             except OSError as error:
                 raise SandboxError(f"can't make {command.cwd}: {error.strerror}") from error
+            shown = [(s.env, os.fsdecode(s.value)) for s in command.secrets if s.env]
+            command = msgspec.structs.replace(command, env=(*command.env, *shown))
             shell = FakeShell(command, files, output, programs=self.programs, stdin=stdin)
             with anyio.move_on_after(command.limits.seconds):
                 return Exit(await shell.run())
@@ -276,6 +278,8 @@ class FakeSandbox:
 def _secrets(command: Command, folder: str) -> list[Mount]:
     mounts = []
     for number, secret in enumerate(command.secrets):
+        if secret.env:
+            continue
         path = os.path.join(folder, str(number))
         with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o400)) as file:
             file.write(secret.value)

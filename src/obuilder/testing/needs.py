@@ -47,19 +47,19 @@ def probe(capability: str) -> str | None:
         return probe("root") or _program("dockerd") or try_engine("docker")
     if capability == "podman":
         return probe("root") or _program("podman") or try_engine("podman")
+    if capability == "binfmt":
+        table = "mount -t binfmt_misc none /proc/sys/fs/binfmt_misc"
+        return _attempt_program(
+            "unshare", "--user", "--map-root-user", "--mount", "sh", "-c", table
+        )
+    if capability == "registry":
+        return _attempt_program("docker-registry", "--version") or _program("openssl")
     if capability in ("skopeo", "umoci"):
         return _attempt_program(capability, "--version")
     if capability in (
-        "crun",
-        "runc",
-        "runsc",
-        "newuidmap",
-        "mmdebstrap",
-        "gcc",
-        "useradd",
-        "zsh",
-        "fish",
-    ):
+        "crun", "runc", "runsc", "newuidmap", "mmdebstrap", "gcc", "useradd", "git", "ssh-agent",
+        "buildah", "zsh", "fish",
+    ):  # fmt: skip
         return _program(capability)
     if capability == "system-python":
         return _system_python()

@@ -29,6 +29,7 @@ class _Running:
         self.event = event
         self.began = time.monotonic()
         self.lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self.progress = ""
         self._open = b""
 
     def feed(self, data: bytes) -> None:
@@ -91,6 +92,11 @@ class LiveScreen:
                 running = self._running.get(event.key)
                 if running is not None:
                     running.feed(event.data)
+            case events.Progress():
+                running = self._running.get(event.key)
+                if running is not None:
+                    done, total = event.done / 1e6, event.total / 1e6
+                    running.progress = f" {done:.1f} of {total:.1f} MB"
             case events.StepCached():
                 self._finish(event.key, "cached", "yellow")
             case events.StepDone():
@@ -129,7 +135,8 @@ class LiveScreen:
             lines.append(Text(whole, style="bold"))
         for running in list(self._running.values()):
             head = Text(f"{'':9} {now - running.began:5.1f}s  ", style="cyan")
-            lines.append(head.append_text(_head(running.event)))
+            head.append_text(_head(running.event)).append(running.progress, style="cyan")
+            lines.append(head)
             lines.extend(Text(_INDENT + line, style="dim") for line in running.tail(_SHOWN_LINES))
         for line in lines:
             line.no_wrap, line.overflow = True, "ellipsis"

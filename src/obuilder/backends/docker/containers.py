@@ -13,7 +13,7 @@ from msgspec import Struct
 from obuilder.backends.docker.model import Image, Info
 from obuilder.backends.protocols import Command, EngineVolume, Features, Mount
 from obuilder.errors import SandboxError, Unsupported
-from obuilder.oci.reference import platform_of
+from obuilder.oci.platforms import platform_of
 from obuilder.oci.runtime_config import CA_BUNDLE, CA_VARIABLES
 from obuilder.values import Limits, Policy, UnixUser, User
 
@@ -62,13 +62,15 @@ def body(
     policy: Policy,
     *,
     labels: dict[str, str],
+    groups: Sequence[int] = (),
     binds: Sequence[Bind] = (),
     terminal: bool = False,
     interactive: bool = False,
 ) -> dict[str, Any]:
     """The request that makes a step's container.
 
-    `interactive`: it reads what a person says; `terminal`: at a terminal. Unsupported, SandboxError.
+    `groups` are those that the command's user has besides. `interactive`: it reads what a person says;
+    `terminal`: at a terminal. Unsupported, SandboxError.
     """
     windows = guest.os == "windows"
     argv, env, binds = list(command.argv), dict(command.env), list(binds)
@@ -103,6 +105,7 @@ def body(
         "HostConfig": {
             "NetworkMode": network(command.network[0] if command.network else "", guest),
             "LogConfig": {"Type": "none"},
+            "GroupAdd": [str(group) for group in groups],
             "Mounts": [
                 *(_mount(mount, windows=windows) for mount in command.mounts),
                 *(_bind(bind) for bind in binds),
@@ -136,7 +139,8 @@ def features(info: Info, networks: Sequence[str], guest: Guest, *, secrets: bool
         utf8_only=True,
         policies=frozenset(policies),
         places=("/",) if linux_ else tuple(f"{drive}:/" for drive in ascii_letters),
-        named_users=not linux_,
+        named_users=True,
+        secret_variables=False,
     )
 
 
@@ -155,7 +159,7 @@ def windows_path(path: str) -> str:
 def _linux_user(user: User) -> str:
     if isinstance(user, UnixUser):
         return f"{user.uid}:{user.gid}"
-    raise Unsupported("this sandbox takes users by number: (user (uid N) (gid N))")
+    raise Unsupported(f"nobody has looked up who {user.name!r} is")
 
 
 def _windows_user(user: User) -> str:

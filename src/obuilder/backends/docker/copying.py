@@ -17,7 +17,7 @@ from obuilder.backends.docker.archives import parts_of
 from obuilder.backends.docker.engine import Engine
 from obuilder.backends.docker.model import Image
 from obuilder.errors import CopyError
-from obuilder.system.copying import changed, open_entry
+from obuilder.system.copying import changed_entry, open_entry
 from obuilder.system.tree import Entry, Manifest
 
 _PIECE = 1 << 20
@@ -182,7 +182,7 @@ def _symlink(info: tarfile.TarInfo, entry: Entry, source: int) -> bytes:
     try:
         status = os.fstat(fd)
         if not stat.S_ISLNK(status.st_mode) or os.readlink("", dir_fd=fd) != entry.target:
-            raise changed(entry)
+            raise changed_entry(entry)
     finally:
         os.close(fd)
     return _told(info, status)
@@ -193,7 +193,7 @@ def _content(info: tarfile.TarInfo, entry: Entry, source: int) -> Iterator[bytes
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_size != entry.size:
-            raise changed(entry)
+            raise changed_entry(entry)
         yield _told(info, status)
         digest, left = hashlib.sha256(), entry.size
         while data := os.read(fd, _PIECE):
@@ -203,7 +203,7 @@ def _content(info: tarfile.TarInfo, entry: Entry, source: int) -> Iterator[bytes
             digest.update(data)
             yield data
         if left or digest.hexdigest() != entry.digest:
-            raise changed(entry)
+            raise changed_entry(entry)
         yield bytes(-entry.size % tarfile.BLOCKSIZE)
     finally:
         os.close(fd)

@@ -155,6 +155,6 @@ class Files:
 
 def sweep_files(folder: str, alive: Callable[[str], bool]) -> None:
     """Remove the copies of dead sessions, and what else they left beside them."""
-    for name in os.listdir(folder):
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
         if not alive(name.partition(".")[0]):
             remove_tree(os.path.join(folder, name))

@@ -37,7 +37,7 @@ class Memory:
 
     @contextmanager
     def shown(self, name: str, secrets: Sequence[SecretFile], user: User) -> Iterator[list[Bind]]:
-        """The secrets of one step, as files that are its user's. SandboxError."""
+        """The secrets of one step, as files that are its user's or their own owners'. SandboxError."""
         if not secrets:
             yield []
             return
@@ -47,16 +47,17 @@ class Memory:
             binds = []
             for number, secret in enumerate(secrets):
                 path = os.path.join(folder, str(number))
-                self._write(path, secret.value, user)
+                self._write(path, secret, secret.owner or user)
                 binds.append(Bind(path, secret.target))
             yield binds
         finally:
             remove_tree(folder)
 
-    def _write(self, path: str, value: bytes, user: User) -> None:
+    def _write(self, path: str, secret: SecretFile, user: User) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
         with open(fd, "wb") as file:
-            file.write(value)
+            file.write(secret.value)
+            os.fchmod(fd, secret.permissions)
             if isinstance(user, UnixUser) and (user.uid, user.gid) != (0, 0):
                 self._give(fd, user)
             elif self._shift != (0, 0):

@@ -28,6 +28,7 @@ class Image(Struct, rename="pascal"):
     config: Settings | None = None
     rootfs: _Layers = field(default_factory=_Layers, name="RootFS")
     repo_tags: list[str] | None = None
+    author: str = ""
 
     @classmethod
     def of(cls, layers: list[str], platform: Platform, settings: Settings | None = None) -> "Image":

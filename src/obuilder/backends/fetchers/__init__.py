@@ -1,27 +1,51 @@
 """Where base images come from: the form of an image's name says which fetcher has it."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+from msgspec import Struct
 
 from obuilder.errors import NotFound, Unsupported
+from obuilder.oci.reference import Reference
 from obuilder.system.tree import StatCache, settled, signature
+from obuilder.values import Pull, RegistrySettings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the cached path resolves names, and meets no root
+    from anyio.abc import TaskGroup
+
     from obuilder.backends.protocols import Fetcher, Root
 
 FORMS = (
     "scratch", "micro", "rootfs:DIR", "tar:FILE", "oci:DIR[:TAG]", "oci-archive:FILE[:TAG]",
-    "docker-archive:FILE[:TAG]", "docker-daemon:NAME",
+    "docker-archive:FILE[:TAG]", "docker-daemon:NAME", "http://FILE[@sha256:DIGEST]",
+    "git:URL[#REF[:DIRECTORY]][@COMMIT]", "NAME of an image in a registry",
 )  # fmt: skip
 """How an image can be named, for messages."""
+_KINDS = (
+    "rootfs", "tar", "oci", "oci-archive", "docker-archive", "docker-daemon", "http", "https", "git",
+)  # fmt: skip
 
 
-def fetcher_for(name: str, stats: StatCache | None = None) -> "Fetcher":
-    """The fetcher of images named like `name`; `stats` remembers digests of local files.
+class Sources(Struct, frozen=True):
+    """What fetchers are told of where they work."""
+
+    stats: StatCache | None = None
+    """Remembers digests of local files, and what registries said."""
+    pull: Pull = "missing"
+    registries: Mapping[str, RegistrySettings] = {}
+    directory: str | None = None
+    """The store's, where blobs are kept until they are unpacked; needed to fetch from registries."""
+    tasks: "TaskGroup | None" = None
+    """Where what is fetched ahead has its tasks; needed to fetch from registries."""
+
+
+def fetcher_for(name: str, sources: Sources = Sources()) -> "Fetcher":  # noqa: B008 - frozen
+    """The fetcher of images named like `name`.
 
     NotFound, with all the forms there are, if no fetcher knows that form.
     """
+    stats = sources.stats
     kind, colon, _ = name.partition(":")
     if not colon:
         if kind == "scratch":
@@ -44,15 +68,39 @@ def fetcher_for(name: str, stats: StatCache | None = None) -> "Fetcher":
         from obuilder.backends.fetchers.images import ImageFetcher
 
         return ImageFetcher(stats)
+    elif kind in ("http", "https"):
+        from obuilder.backends.fetchers.url import UrlFetcher
+
+        return UrlFetcher(stats)
+    elif kind == "git":
+        from obuilder.backends.fetchers.git import GitFetcher
+
+        return GitFetcher(stats)
     elif kind == "docker-daemon":
         from obuilder.backends.fetchers.docker import DockerFetcher
 
         return DockerFetcher()
-    raise NotFound(
-        f"there is no image called {name!r} here",
-        hint=f"images can be: {', '.join(FORMS)}; any of them goes by a name of your own after "
-        "`obuilder image import NAME SOURCE`",
-    )
+    check_remote(name)
+    from obuilder.backends.fetchers.remote import RemoteFetcher
+
+    return RemoteFetcher(sources)
+
+
+def is_remote(name: str) -> bool:
+    """Whether a name is of the form that images in registries have."""
+    return name not in ("scratch", "micro") and name.partition(":")[0] not in _KINDS
+
+
+def check_remote(name: str) -> None:
+    """NotFound, with all the forms there are: no image can have that name."""
+    try:
+        Reference.parse(name)
+    except NotFound as error:
+        raise NotFound(
+            f"there is no image called {name!r}: {error.message}",
+            hint=f"images can be: {', '.join(FORMS)}; any of them goes by a name of your own after "
+            "`obuilder image import NAME SOURCE`",
+        ) from error
 
 
 class LocalFetcher:

@@ -11,14 +11,15 @@ from obuilder.backends.docker.api import Answer, DockerEngine, Refused
 from obuilder.backends.docker.model import Image
 from obuilder.backends.fetchers import directory_of, in_thread
 from obuilder.errors import BadImage, NotFound, StoreError, Unreachable
-from obuilder.oci.config import Config, Rootfs, Settings, base_of, decode, is_sha256
+from obuilder.oci.config import Config, Rootfs, Settings, base_of, decode
 from obuilder.oci.parts import DOCUMENT
+from obuilder.oci.reference import is_sha256
 from obuilder.plan.model import Base
 from obuilder.values import IdMap, Platform
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from obuilder.backends.protocols import Root
+    from obuilder.backends.protocols import Progress, Root
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*([:/@][A-Za-z0-9][\w.-]*)*", re.ASCII)
 _PIECE = 1 << 20
@@ -50,7 +51,14 @@ class DockerFetcher:
         if not is_sha256(found.id):
             raise BadImage(f"{name}: {found.id!r} is no SHA-256 digest")
         contents = found.layers
-        config = Config(Rootfs(contents), found.architecture, found.os, found.variant, found.config)
+        config = Config(
+            Rootfs(contents),
+            found.architecture,
+            found.os,
+            found.variant,
+            found.author,
+            found.config,
+        )
         return base_of(name, found.id, config, [""] * len(contents))
 
     def takes(self, root: "Root") -> bool:
@@ -67,6 +75,7 @@ class DockerFetcher:
         into: "Root",
         idmap: IdMap,
         output: Callable[[bytes], None],
+        progress: "Progress | None" = None,
     ) -> None:
         """Unpack a layer. NotFound if the engine has the image no more; else as `resolve`."""
         from obuilder.backends.protocols import EngineImage

@@ -11,12 +11,13 @@ import msgspec
 
 from obuilder.backends.fetchers import LocalFetcher, directory_of, in_thread
 from obuilder.errors import BadImage, NotFound
-from obuilder.plan.model import Base, ImageConfig, Layer
+from obuilder.plan.model import Base, Layer
+from obuilder.spec.image import ImageConfig
 from obuilder.values import IdMap, Platform
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from obuilder.backends.protocols import Root
+    from obuilder.backends.protocols import Progress, Root
 
 
 class ImageFetcher(LocalFetcher):
@@ -56,6 +57,7 @@ class ImageFetcher(LocalFetcher):
         into: "Root",
         idmap: IdMap,
         output: Callable[[bytes], None],
+        progress: "Progress | None" = None,
     ) -> None:
         """Unpack a layer. BadImage; DigestMismatch if its content is not the config's."""
         layer, root = base.layers[index], directory_of(into)

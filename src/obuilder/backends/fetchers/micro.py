@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 from obuilder.backends.fetchers import LocalFetcher, directory_of
 from obuilder.errors import BackendUnavailable, DigestMismatch
+from obuilder.oci.platforms import host_platform
 from obuilder.plan.model import Base, Layer
 from obuilder.values import IdMap, Platform
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from obuilder.backends.protocols import Root
+    from obuilder.backends.protocols import Progress, Root
 
 _LAYOUT = b"micro 1\0"
 """Goes into the digest: change it with whatever this module puts beside the shell."""
@@ -41,7 +42,7 @@ class MicroFetcher(LocalFetcher):
         """The image of the host's busybox as it is now. BackendUnavailable without one."""
         path, content = self._program()
         digest = _digest(content)
-        return Base(name, digest, platform, (Layer(digest, path),))
+        return Base(name, digest, host_platform(), (Layer(digest, path),))
 
     def _program(self) -> tuple[str, str]:
         """The path of the host's busybox and the digest of its content."""
@@ -66,6 +67,7 @@ class MicroFetcher(LocalFetcher):
         into: "Root",
         idmap: IdMap,
         output: Callable[[bytes], None],  # the protocol's
+        progress: "Progress | None" = None,
     ) -> None:
         """Put the files. DigestMismatch if the host's busybox is another one by now."""
         from anyio import to_thread

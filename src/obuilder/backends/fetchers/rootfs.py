@@ -6,7 +6,7 @@ import stat
 from collections.abc import Callable, Iterator
 
 from obuilder.backends.fetchers import LocalFetcher, directory_of
-from obuilder.backends.protocols import Root
+from obuilder.backends.protocols import Progress, Root
 from obuilder.errors import BadImage, DigestMismatch, NotFound
 from obuilder.plan.model import Base, Layer
 from obuilder.system.files import copy_tree
@@ -55,6 +55,7 @@ class RootfsFetcher(LocalFetcher):
         into: Root,
         idmap: IdMap,
         output: Callable[[bytes], None],  # the protocol's
+        progress: Progress | None = None,
     ) -> None:
         """Copy the directory. DigestMismatch if it changed since it was resolved."""
         from anyio import to_thread

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from obuilder.backends.fetchers import LocalFetcher
-from obuilder.backends.protocols import Root
+from obuilder.backends.protocols import Progress, Root
 from obuilder.errors import NotFound
 from obuilder.plan.model import Base, Layer
 from obuilder.values import IdMap, Platform
@@ -27,6 +27,7 @@ class ScratchFetcher(LocalFetcher):
         into: Root,  # the protocol's
         idmap: IdMap,
         output: Callable[[bytes], None],
+        progress: Progress | None = None,
     ) -> None:
         """Nothing to put. NotFound for a layer that the image does not have."""
         if not 0 <= index < len(base.layers):

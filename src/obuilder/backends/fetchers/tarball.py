@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 
 from obuilder.backends.fetchers import LocalFetcher, directory_of, in_thread
-from obuilder.backends.protocols import Root
+from obuilder.backends.protocols import Progress, Root
 from obuilder.errors import BadImage, NotFound
 from obuilder.plan.model import Base, Layer
 from obuilder.values import IdMap, Platform
@@ -41,6 +41,7 @@ class TarFetcher(LocalFetcher):
         into: Root,
         idmap: IdMap,
         output: Callable[[bytes], None],
+        progress: Progress | None = None,
     ) -> None:
         """Unpack the archive. BadImage; DigestMismatch if it is another one by now."""
         layer, root = base.layers[index], directory_of(into)

@@ -16,6 +16,7 @@ import anyio.to_thread
 import msgspec
 
 from obuilder.backends.docker import guard, images, mountpoints, podman
+from obuilder.backends.docker.accounts import looked_up
 from obuilder.backends.docker.api import DockerEngine, Refused
 from obuilder.backends.docker.archives import parked
 from obuilder.backends.docker.containers import (
@@ -39,7 +40,7 @@ from obuilder.backends.protocols import Command, EngineImage, Exit, HostDir, Roo
 from obuilder.backends.sandboxes.programs import ca_bundle, static_init
 from obuilder.errors import BackendUnavailable, SandboxError, Unsupported
 from obuilder.oci.config import Settings
-from obuilder.oci.reference import host_platform, platform_of
+from obuilder.oci.platforms import host_platform, platform_of
 from obuilder.oci.seccomp import filter_for
 from obuilder.system import copying, linux, process
 from obuilder.system.sessions import alive
@@ -136,7 +137,8 @@ class DockerSandbox:
         with told(SandboxError, "what dead sessions left can't be removed"):
             await sweep_containers(self._engine, self._names, self._lives)
         await anyio.to_thread.run_sync(self._memory.sweep, self._lives)
-        await anyio.to_thread.run_sync(sweep_files, self._folder, self._lives)
+        for folder in (self._folder, os.path.join(self._directory, "run")):
+            await anyio.to_thread.run_sync(sweep_files, folder, self._lives)
 
     def _lives(self, session: str) -> bool:
         return alive(self._directory, session)
@@ -191,17 +193,20 @@ class DockerSandbox:
     ) -> AsyncIterator[_Made]:  # fmt: skip
         """A step's container, not started yet."""
         container = self._names.thing(name)
+        with _trouble("the step could not be started"):
+            image, cwd = await self._engine.image(_image(root)), command.cwd
+            user, groups = await self._account(image, command.user, f"{name}.who")
+        command = msgspec.structs.replace(command, user=user)
         with self._shown(name, command) as binds:
             try:
                 with _trouble("the step could not be started"):
                     self._watch()
-                    image, cwd = await self._engine.image(_image(root)), command.cwd
                     own = list[Change]()
                     if self._info.podman:
                         cwd, own = await self._vetted(image, cwd, f"{name}.before")
                     told_ = partial(
                         body, msgspec.structs.replace(command, cwd=cwd), image,
-                        policy=self._policy, labels=self._names.labels, binds=binds,
+                        policy=self._policy, labels=self._names.labels, groups=groups, binds=binds,
                         terminal=terminal, interactive=interactive,
                     )  # fmt: skip
                     await self._create(container, told_)
@@ -215,6 +220,14 @@ class DockerSandbox:
     async def _vetted(self, image: Image, cwd: str, step: str) -> tuple[str, list[Change]]:
         async with parked(self._engine, self._names, step, image.id) as before:
             return await podman.vetted(self._engine, before, cwd)
+
+    async def _account(self, image: Image, user: User, step: str) -> tuple[User, tuple[int, ...]]:
+        """A user by number, where the root has to say it, and the groups that are also theirs."""
+        if self._guest.os == "windows" or isinstance(user, UnixUser):
+            return user, ()
+        async with parked(self._engine, self._names, step, image.id) as root:
+            place = os.path.join(self._folder, step)
+            return await looked_up(self._engine, root, user, self._idmap, place=place)
 
     @contextmanager
     def _shown(self, name: str, command: Command) -> Iterator[list[Bind]]:
@@ -318,12 +331,13 @@ class DockerSandbox:
         """See `Sandbox`."""
         if not isinstance(source, HostDir):
             raise SandboxError("files are copied in from directories only")
-        user = owner if isinstance(owner, UnixUser) else UnixUser(0, 0)
         if self._guest.os == "windows":
-            to = to.partition(":")[2] or to
+            to, owner = to.partition(":")[2] or to, UnixUser(0, 0)
         name = _image(root)
         with _trouble(f"can't copy to {to}"):
             image = await self._engine.image(name)
+            user, _ = await self._account(image, owner, self._name())
+            assert isinstance(user, UnixUser)
             if self._info.podman:
                 await self._put_by_files(name, tree, source.path, to, user)
                 return

@@ -24,7 +24,7 @@ from obuilder.backends.sandboxes.accounts import (
 )  # fmt: skip
 from obuilder.backends.sandboxes.local import directory_of
 from obuilder.errors import BackendUnavailable, SandboxError, Unsupported, of_disk
-from obuilder.oci.reference import host_platform
+from obuilder.oci.platforms import host_platform
 from obuilder.system import process
 from obuilder.system.sessions import alive
 from obuilder.system.tree import Manifest

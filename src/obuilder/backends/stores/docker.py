@@ -34,7 +34,7 @@ from obuilder.backends.stores.directory import (
     write_file,
 )
 from obuilder.errors import BackendUnavailable, StoreError
-from obuilder.oci.reference import platform_of
+from obuilder.oci.platforms import platform_of
 from obuilder.system.files import remove_tree
 from obuilder.system.sessions import alive
 from obuilder.values import IdMap, Key, User
