@@ -337,10 +337,7 @@ class Builder:
                 draft.root,
                 Command(
                     argv=argv, cwd="/", user=ROOT,
-                    env=(
-                        ("PATH", DEFAULT_PATH),
-                        ("TERM", os.environ.get("TERM", "dumb")),
-                    ),
+                    env=(("PATH", DEFAULT_PATH), ("TERM", os.environ.get("TERM", "dumb"))),
                     limits=self.settings.limits,
                 ),
             )  # fmt: skip
