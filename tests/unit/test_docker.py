@@ -36,10 +36,10 @@ WINDOWS = Guest("windows")
 IMAGE = Image("sha256:i", config=Settings(env=["PATH=/bin", "A=1"], entrypoint=["/run"], cmd=["x"]))
 
 
-def told(guest, policy=Policy(), *, binds=(), **changes):  # noqa: B008 - frozen
+def told(guest, policy=Policy(), *, binds=(), groups=(), **changes):  # noqa: B008 - frozen
     given = {"argv": ("/bin/sh", "-c", "true"), "cwd": "/src", "user": ROOT}
     command = Command(**{**given, **changes})
-    return body(command, IMAGE, guest, policy, labels={"l": "1"}, binds=binds)
+    return body(command, IMAGE, guest, policy, labels={"l": "1"}, binds=binds, groups=groups)
 
 
 def test_a_step_on_linux_has_little_power_and_no_network():
@@ -113,8 +113,10 @@ def test_an_engine_mounts_its_own_volumes_only():
         told(LINUX, mounts=(Mount(HostDir("/etc"), "/cache"),))
 
 
-def test_users_on_linux_are_numbers():
-    with pytest.raises(Unsupported, match="by number"):
+def test_users_on_linux_are_numbers_with_the_groups_they_have_besides():
+    found = told(LINUX, user=UnixUser(7, 8), groups=(9, 10))
+    assert (found["User"], found["HostConfig"]["GroupAdd"]) == ("7:8", ["9", "10"])
+    with pytest.raises(Unsupported, match="nobody has looked up who 'app' is"):
         told(LINUX, user=NamedUser("app"))
 
 

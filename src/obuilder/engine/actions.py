@@ -74,16 +74,16 @@ class Workshop:
         """Unsupported: store or sandbox lack something that the action needs."""
         if isinstance(action, LayerAction):
             return
+        # Names of who gets what is added are looked up here; all else is the sandbox's to do.
+        named = isinstance(action, AddAction | MkdirAction) and isinstance(action.user, NamedUser)
+        if action.user is not None and not named:
+            self._refuse_user(action.user)
         if isinstance(action, RunAction):
             self._refuse_run(action)
         elif isinstance(action, CopyAction):
             self._refuse_place("copy to", action.dst)
         else:
             self._refuse_addition(action.path if isinstance(action, MkdirAction) else action.dst)
-        # Names of who gets what is added are looked up here; all else is the sandbox's to do.
-        named = isinstance(action, AddAction | MkdirAction) and isinstance(action.user, NamedUser)
-        if action.user is not None and not named:
-            self._refuse_user(action.user)
 
     def _refuse_run(self, action: RunAction) -> None:
         features = self.sandbox.features
@@ -316,24 +316,22 @@ def _shown(secret: SecretMount, value: bytes) -> list[SecretFile]:
     return found
 
 
-def check_secrets(
-    actions: "list[Action]", secrets: Mapping[str, bytes], agents: Mapping[str, str]
-) -> None:
+def check_secrets(action: Action, secrets: Mapping[str, bytes], agents: Mapping[str, str]) -> None:
     """UsageError: a step asks for a secret, or an agent of keys, that nobody gave."""
-    for action in actions:
-        if isinstance(action, RunAction):
-            for ssh in action.ssh:
-                if ssh.required and ssh.id not in agents:
-                    raise UsageError(
-                        f"there is no agent of SSH keys for the requested {ssh.id!r}",
-                        hint=f"give one with --ssh {ssh.id}, or --ssh {ssh.id}=SOCKET",
-                    )
-            for secret in action.secrets:
-                if secret.required and secret.id not in secrets:
-                    raise UsageError(
-                        f"couldn't find a value for the requested secret {secret.id!r}",
-                        hint=f"give it with --secret {secret.id}:FILE or --secret {secret.id}=env:VAR",
-                    )
+    if not isinstance(action, RunAction):
+        return
+    for ssh in action.ssh:
+        if ssh.required and ssh.id not in agents:
+            raise UsageError(
+                f"there is no agent of SSH keys for the requested {ssh.id!r}",
+                hint=f"give one with --ssh {ssh.id}, or --ssh {ssh.id}=SOCKET",
+            )
+    for secret in action.secrets:
+        if secret.required and secret.id not in secrets:
+            raise UsageError(
+                f"couldn't find a value for the requested secret {secret.id!r}",
+                hint=f"give it with --secret {secret.id}:FILE or --secret {secret.id}=env:VAR",
+            )
 
 
 def check_platforms(plan: Plan, needed: Collection[Key]) -> None:

@@ -218,10 +218,10 @@ class Builder:
         images: Images | None,
     ) -> Result:
         plan, _, context = await self._planned(spec, directory, images)
-        actions = [step.action for step in plan.steps.values()]
-        check_secrets(actions, secrets, self._workshop.agents)
-        for action in actions:
-            self._workshop.refuse(action)
+        for step in plan.steps.values():
+            with context.telling(step.op):
+                check_secrets(step.action, secrets, self._workshop.agents)
+                self._workshop.refuse(step.action)
         if warning := self.sandbox.features.warning:
             sink(events.Note(text=warning, warning=True))
         if fresh:
@@ -350,10 +350,7 @@ class Builder:
                 draft.root,
                 Command(
                     argv=argv, cwd="/", user=ROOT,
-                    env=(
-                        ("PATH", DEFAULT_PATH),
-                        ("TERM", os.environ.get("TERM", "dumb")),
-                    ),
+                    env=(("PATH", DEFAULT_PATH), ("TERM", os.environ.get("TERM", "dumb"))),
                     limits=self.settings.limits,
                 ),
             )  # fmt: skip

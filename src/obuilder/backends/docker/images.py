@@ -170,7 +170,9 @@ def _config(digests: Sequence[str], image: Image) -> bytes:
     settings = image.config or Settings()
     labels = {k: v for k, v in (settings.labels or {}).items() if not k.startswith(_MARK)}
     settings = msgspec.structs.replace(settings, labels=labels or None)
-    config = Config(Rootfs(list(digests)), image.architecture, image.os, image.variant, settings)
+    config = Config(
+        Rootfs(list(digests)), image.architecture, image.os, image.variant, image.author, settings
+    )
     made = {"created": "1970-01-01T00:00:00Z"}
     told = {**msgspec.to_builtins(config), **made, "history": [made] * len(digests)}
     told["rootfs"] = {"type": "layers", "diff_ids": digests}
