@@ -9,6 +9,7 @@ import anyio
 from obuilder.engine.builder import Builder
 from obuilder.errors import UsageError
 from obuilder.oci.archive import write_tar
+from obuilder.oci.members import Manner
 from obuilder.system.files import copy_tree
 from obuilder.system.namespaces import by_root
 from obuilder.values import IdMap
@@ -40,7 +41,7 @@ async def export(builder: Builder, prefix: str, output: str) -> None:
 async def export_tar(builder: Builder, prefix: str, file: BinaryIO) -> None:
     """Write a result as a tar archive, the same bytes for the same result."""
     async with builder.files(prefix) as path:
-        await anyio.to_thread.run_sync(write_tar, path, file, builder.store.idmap)
+        await anyio.to_thread.run_sync(write_tar, path, file, Manner(builder.store.idmap))
 
 
 async def export_directory(builder: Builder, prefix: str, target: str) -> None:

@@ -24,6 +24,7 @@ from obuilder.engine.volumes import release_lock, volume_place
 from obuilder.errors import SnapshotMissing, UsageError
 from obuilder.oci.archive import write_changes, write_tar
 from obuilder.oci.layers import unpack
+from obuilder.oci.members import Manner
 from obuilder.values import ROOT, IdMap, Key
 
 _MAGIC = b"obuilder results 1\n"
@@ -108,9 +109,9 @@ def _in_order(records: list[Record]) -> Iterator[Record]:
 
 def _write(base: str | None, root: str, file: BinaryIO, idmap: IdMap) -> None:
     if base is None:
-        write_tar(root, file, idmap, exact=True)
+        write_tar(root, file, Manner(idmap, exact=True))
     else:
-        write_changes(base, root, file, idmap, exact=True)
+        write_changes(base, root, file, Manner(idmap, exact=True))
 
 
 class _Filled(io.RawIOBase):

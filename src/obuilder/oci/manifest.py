@@ -21,6 +21,9 @@ DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 NESTED = 4
 """Indexes in indexes that are followed."""
+LAYER = "application/vnd.oci.image.layer.v1.tar"
+"""Of a layer; what follows says how it is compressed."""
+CONFIG = "application/vnd.oci.image.config.v1+json"
 _SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+"
 _LAYERS = frozenset(
     f"application/vnd.{kind}{packed}"
@@ -34,7 +37,7 @@ _LAYERS = frozenset(
 )
 
 
-class Described(Struct):
+class Described(Struct, omit_defaults=True):
     """What an index says of a platform."""
 
     architecture: str = ""
@@ -42,7 +45,7 @@ class Described(Struct):
     variant: str = ""
 
 
-class Descriptor(Struct, rename="camel"):
+class Descriptor(Struct, rename="camel", omit_defaults=True):
     """Where something is, by its digest."""
 
     digest: str
