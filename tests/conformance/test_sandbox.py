@@ -67,5 +67,6 @@ class TestFake(_Suite):
         {
             "secret_owner", "alone", "loopback", "devices", "streams", "orphans", "hostile",
             "host_network", "process_limit", "memory_limit", "nesting", "fast_sync", "privileges",
+            "names", "memory_places", "powers",
         }
     )  # fmt: skip

@@ -16,6 +16,7 @@ from program import REPO, Done, obuilder
 EXAMPLES = REPO / "examples"
 OUTPUTS = {
     "hello": "Hello, world\n",
+    "dockerfile": "5 notes",
     "website": "index.html: history.html is there\n",
     "c-program": "    13  what\n    10  the\n",
     "python-project": "4 passed",
@@ -76,7 +77,7 @@ def builds_and_is_cached(example: str, store: str, *options: str) -> None:
     assert again.splitlines()[-1] == first.splitlines()[-1]
 
 
-@pytest.mark.parametrize("example", ["hello", "website"])
+@pytest.mark.parametrize("example", ["hello", "website", "dockerfile"])
 def test_an_example_needs_nothing_but_busybox(example: str, store: str) -> None:
     builds_and_is_cached(example, store)
 
@@ -112,7 +113,8 @@ def test_a_python_project_takes_its_dependencies_from_the_index_once(
 
 
 def test_every_example_is_tested_and_listed() -> None:
-    found = {path.parent.name for path in EXAMPLES.glob("*/obuilder.spec")}
+    names = ("obuilder.spec", "Dockerfile")
+    found = {path.parent.name for name in names for path in EXAMPLES.glob(f"*/{name}")}
     assert found == set(OUTPUTS)
     text = (EXAMPLES / "README.md").read_text()
     assert all(f"`{name}`" in text for name in found)

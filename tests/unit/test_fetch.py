@@ -15,7 +15,7 @@ from obuilder.errors import DigestMismatch, NotFound
 from obuilder.oci.archive import write_tar
 from obuilder.oci.members import Manner
 from obuilder.oci.platforms import host_platform
-from obuilder.plan.lower import DEFAULT_PATH
+from obuilder.spec.image import DEFAULT_PATH
 from obuilder.values import IdMap
 
 SAME = IdMap(first=0, count=1 << 31)

@@ -2,9 +2,11 @@
 
 import msgspec
 
-from obuilder.plan.lower import DEFAULT_PATH, lower, normalise, wanted
-from obuilder.plan.model import Base, ImageConfig, Inputs, Layer, Plan
+from obuilder.plan.context import normalise
+from obuilder.plan.lower import lower, wanted
+from obuilder.plan.model import Base, Inputs, Layer, Plan
 from obuilder.spec.decode import parse
+from obuilder.spec.image import DEFAULT_PATH, ImageConfig
 from obuilder.values import Platform
 
 

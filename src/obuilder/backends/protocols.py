@@ -18,8 +18,13 @@ from typing import ClassVar, Protocol
 from msgspec import Struct
 
 from obuilder.plan.model import Base
+from obuilder.spec.model import Tmpfs
 from obuilder.system.tree import Manifest
-from obuilder.values import IdMap, Key, Limits, Platform, Policy, User
+from obuilder.values import IdMap, Key, Limits, Platform, Policy, UnixUser, User
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # fetchers that only resolve names meet no selection
+    from obuilder.system.picking import Selection
 
 
 class HostDir(Struct, frozen=True, tag="dir"):
@@ -192,10 +197,16 @@ class Mount(Struct, frozen=True):
 
 
 class SecretFile(Struct, frozen=True):
-    """A secret's value and the file that shows it: on memory, mode 0400, the step's user's."""
+    """A secret's value and the file that shows it, on memory: for `owner`, else the step's user.
+
+    With `env` it is the value of that variable and there is no file; it is on no disk either.
+    """
 
     target: str
     value: bytes
+    owner: UnixUser | None = None
+    permissions: int = 0o400
+    env: str = ""
 
 
 class Command(Struct, frozen=True):
@@ -210,6 +221,10 @@ class Command(Struct, frozen=True):
     secrets: tuple[SecretFile, ...] = ()
     limits: Limits = Limits()
     hostname: str = "builder"
+    tmpfs: tuple[Tmpfs, ...] = ()
+    """Empty directories on memory: a sandbox without the feature refuses them."""
+    insecure: bool = False
+    """With every power that the sandbox's user namespace has, and no system call filtered."""
 
 
 class Exit(Struct, frozen=True):
@@ -218,6 +233,15 @@ class Exit(Struct, frozen=True):
     status: int
     timed_out: bool = False
     out_of_memory: bool = False
+
+
+class Placing(Struct, frozen=True):
+    """How an add places what it copies; see `Add` of the language."""
+
+    into: bool
+    permissions: str = ""
+    link: bool = False
+    unpack: bool = False
 
 
 class Features(Struct, frozen=True):
@@ -237,7 +261,9 @@ class Features(Struct, frozen=True):
     policies: frozenset[str]
     """Fields of `Policy` that are heeded here."""
     named_users: bool = False
-    """Users by name, not by number alone."""
+    """Users by name, not by number alone; a name may have a group behind a colon."""
+    mounts: bool = False
+    """Directories on memory, parts of other results, sockets of agents; `insecure` as well."""
     places: tuple[str, ...] = ("/",)
     """A step's files are below these: where a copy may go, and what a run may start in or mount
     on. A run may start in / too."""
@@ -274,6 +300,16 @@ class Sandbox(Protocol):
         `to` is an absolute path inside; symlinks on the way are followed inside the root and
         never out of it. Content is hashed while it is copied: CopyError if it is not what the
         manifest says. Existing directories keep their owner and mode.
+        """
+
+    async def add(
+        self, root: Root, selection: "Selection", source: Root, how: Placing, *, to: str,
+        owner: User | None,
+    ) -> None:  # fmt: skip
+        """Copy in what `selection` lists from `source`, as a Dockerfile's COPY does: `add_in`.
+
+        A named owner is looked up in the root; with none, entries keep theirs.
+        CopyError; BadImage for an archive to unpack.
         """
 
     async def check(self) -> None:

@@ -4,25 +4,23 @@ import argparse
 import os
 import sys
 
+import msgspec
+
 from obuilder import events
 from obuilder.cli.options import (
     add_images,
     add_sandbox,
-    add_spec,
     add_store,
+    agents,
     count,
-    document,
     is_quiet,
     is_verbose,
     secrets,
-    settings_of_build,
-    spec_name,
 )
+from obuilder.cli.specs import Chosen, add_spec, chosen, settings_of_build
 from obuilder.engine.cached import replay
 from obuilder.engine.result import Result
 from obuilder.engine.settings import Settings
-from obuilder.errors import UsageError
-from obuilder.spec.model import Spec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--secret", action="append", default=[], metavar="ID:FILE", help="or ID=env:VAR; repeatable"
     )
     parser.add_argument(
-        "--target", metavar="NAME", help="build that nested build; OUTER/INNER for one in another"
+        "--target",
+        metavar="NAME",
+        help="build that nested build or stage; OUTER/INNER for a build in another",
     )
     parser.add_argument(
         "-o", "--output", metavar="OUTPUT", help="write the result out, as `obuilder export` does"
@@ -52,13 +52,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--parallel", type=count, metavar="N", help="steps at one time; one for each core"
     )
     add_images(parser, spec=True)
+    parser.add_argument(
+        "--ssh", action="append", default=[], metavar="ID[=SOCKET]",
+        help="an agent of SSH keys for steps; $SSH_AUTH_SOCK if not given; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow", action="append", default=[], choices=("security.insecure",),
+        help="let steps ask for this",
+    )  # fmt: skip
     add_store(parser)
     add_sandbox(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Build."""
-    spec, chosen = wanted(args), settings_of_build(args)
+    setup = msgspec.structs.replace(
+        settings_of_build(args), insecure="security.insecure" in args.allow, agents=agents(args.ssh)
+    )
+    wanted = chosen(args, setup)
     values = secrets(args.secret)
     if args.output is not None:
         from obuilder.engine.export import check_output
@@ -69,16 +80,16 @@ def run(args: argparse.Namespace) -> int:
     with screen(args) as sink:
         result = None
         if not args.no_cache and args.output is None:
-            result = replay(spec, args.context, chosen, sink, name=spec_name(args))
+            result = replay(wanted.spec, wanted.contexts, setup, sink, name=wanted.name)
         if result is None and _wants_live(args.progress):
             # Only here: a fully cached build has no use for a live screen, and never loads it.
             from obuilder.ui.live import LiveScreen
             from obuilder.ui.messages import colour_wanted
 
             with LiveScreen(sys.stdout, colour=colour_wanted(args.color, sys.stdout)) as live:
-                result = _build(args, spec, chosen, values, live)
+                result = _build(args, wanted, setup, values, live)
         elif result is None:
-            result = _build(args, spec, chosen, values, sink)
+            result = _build(args, wanted, setup, values, sink)
     if is_verbose(args):
         taken = f"{result.cached} steps from cache, {result.ran} run, in {result.seconds:.2f} s"
         sys.stderr.write(f"{taken}\n")
@@ -89,25 +100,6 @@ def run(args: argparse.Namespace) -> int:
     elif args.progress == "quiet":
         sys.stdout.write(f"{result.key}\n")
     return 0
-
-
-def wanted(args: argparse.Namespace) -> Spec:
-    """The spec, or the build in it that `--target` names. SpecError, UsageError."""
-    spec = document(args).spec
-    if args.target is None:
-        return spec
-    from obuilder.spec.stages import alone
-
-    for names in ([args.target], args.target.split("/")):
-        try:
-            return alone(spec, *names)
-        except LookupError:
-            continue
-    known = ", ".join(name for name, _ in spec.children)
-    raise UsageError(
-        f"the spec has no build called {args.target!r}",
-        hint=f"it has: {known}" if known else "it has no nested builds",
-    )
 
 
 def _wants_live(progress: str) -> bool:
@@ -149,8 +141,8 @@ class Screen:
 
 def _build(
     args: argparse.Namespace,
-    spec: Spec,
-    chosen: Settings,
+    wanted: Chosen,
+    setup: Settings,
     values: dict[str, bytes],
     sink: events.Sink,
 ) -> Result:
@@ -161,13 +153,13 @@ def _build(
     async def build(builder: Builder) -> Result:
         if is_verbose(args):
             picked = await builder.sandbox.describe()
-            sys.stderr.write(f"store: {chosen.named_store}\nsandbox: {picked}\n")
+            sys.stderr.write(f"store: {setup.named_store}\nsandbox: {picked}\n")
         result = await builder.build(
-            spec, args.context, secrets=values, sink=sink, fresh=args.no_cache,
-            name=spec_name(args),
+            wanted.spec, wanted.contexts, secrets=values, sink=sink, fresh=args.no_cache,
+            name=wanted.name,
         )  # fmt: skip
         if args.output is not None:
             await export(builder, result.key, args.output)
         return result
 
-    return in_session(chosen, build)
+    return in_session(setup, build)

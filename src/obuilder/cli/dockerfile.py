@@ -3,7 +3,8 @@
 import argparse
 import sys
 
-from obuilder.cli.options import add_spec, document
+from obuilder.cli.options import add_images, add_store
+from obuilder.cli.specs import add_spec, chosen, settings_of_build
 from obuilder.spec.to_dockerfile import to_dockerfile
 
 
@@ -12,11 +13,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_spec(parser, context=False)
     parser.add_argument("--buildkit", action="store_true", help="use BuildKit's RUN --mount")
     parser.add_argument("--escape", choices=("unix", "windows"), default="unix")
+    add_images(parser, spec=True)
+    add_store(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the Dockerfile; what it can't say goes to standard error."""
-    text, warnings = to_dockerfile(document(args).spec, buildkit=args.buildkit, escape=args.escape)
+    spec = chosen(args, settings_of_build(args)).spec
+    text, warnings = to_dockerfile(spec, buildkit=args.buildkit, escape=args.escape)
     sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
     for warning in warnings:
         sys.stderr.write(f"warning: {warning.encode('utf-8', 'replace').decode()}\n")

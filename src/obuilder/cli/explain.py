@@ -3,16 +3,9 @@
 import argparse
 import sys
 
-from obuilder.cli.options import (
-    add_images,
-    add_sandbox_kind,
-    add_spec,
-    add_store,
-    document,
-    settings_of_build,
-    spec_name,
-)
+from obuilder.cli.options import add_images, add_sandbox_kind, add_store
 from obuilder.cli.plan import place
+from obuilder.cli.specs import add_spec, chosen, settings_of_build
 from obuilder.engine.cached import last_build, look
 from obuilder.errors import UsageError
 from obuilder.plan.explain import explain
@@ -30,10 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print a line for each cause."""
     place(args)
-    chosen = settings_of_build(args)
-    spec = document(args).spec
-    plan, _ = look(spec, args.context, chosen)
-    old = last_build(chosen, args.context, spec_name(args))
+    setup = settings_of_build(args)
+    wanted = chosen(args, setup)
+    plan, _ = look(wanted.spec, wanted.contexts, setup)
+    old = last_build(setup, wanted.contexts.directory, wanted.name)
     if old is None:
         raise UsageError(
             "this spec was not built from this directory before", hint="`obuilder build` first"

@@ -6,8 +6,9 @@ import sys
 
 import msgspec
 
-from obuilder.cli.options import add_images, add_spec, add_store, document, settings, spec_path
+from obuilder.cli.options import add_images, add_store, settings
 from obuilder.cli.plan import place
+from obuilder.cli.specs import add_spec, chosen, spec_path
 from obuilder.engine.cached import resolve
 from obuilder.engine.lockfile import lock_path, write_lock
 from obuilder.errors import UsageError
@@ -29,9 +30,11 @@ def run(args: argparse.Namespace) -> int:
     path = spec_path(args)
     if path == "-":
         raise UsageError("a spec from standard input has nothing beside it", hint="name its file")
-    chosen = settings(args)
-    images = msgspec.structs.replace(chosen.images, pull="always", lock=None)
-    found = resolve(bases(document(args).spec), chosen, images)
+    given = settings(args)
+    images = msgspec.structs.replace(given.images, pull="always", lock=None)
+    setup = msgspec.structs.replace(given, images=images)
+    names = bases(chosen(args, setup).spec)
+    found = resolve(dict.fromkeys(names, ""), setup, images)
     write_lock(lock_path(path), {name: base.digest for name, base in found.items()})
     for name, base in sorted(found.items()):
         sys.stdout.buffer.write(os.fsencode(f"{name}  {base.digest}\n"))

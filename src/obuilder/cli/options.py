@@ -7,10 +7,9 @@ from types import ModuleType
 from typing import NoReturn, get_args
 
 from obuilder.backends.registry import SANDBOXES, STORES
-from obuilder.config import FileConfig, load, merged
+from obuilder.config import FileConfig, load
 from obuilder.engine.settings import RsyncMode, Settings
 from obuilder.errors import UsageError
-from obuilder.spec.decode import Document, parse
 
 _SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _TIMES = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -192,54 +191,11 @@ def add_images(parser: argparse.ArgumentParser, *, spec: bool) -> None:
         )  # fmt: skip
 
 
-def add_spec(parser: argparse.ArgumentParser, *, context: bool) -> None:
-    """-f and the context."""
-    parser.add_argument("-f", "--file", metavar="SPEC", help="the spec; obuilder.spec if not given")
-    if context:
-        parser.add_argument("context", nargs="?", default=".", help="directory to copy files from")
-
-
 def settings(args: argparse.Namespace) -> Settings:
     """What the options, the environment and the config files come to."""
     names = FileConfig.__struct_fields__
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     return load(FileConfig(**given))
-
-
-def settings_of_build(args: argparse.Namespace) -> Settings:
-    """The same, and the spec's lock file where only what it says may be taken. UsageError."""
-    chosen = settings(args)
-    given = FileConfig(locked=args.locked)
-    if not merged(given).get("locked", (False, ""))[0]:
-        return chosen
-    import msgspec
-
-    from obuilder.engine.lockfile import lock_path, read_lock
-
-    path = spec_path(args)
-    if path == "-":
-        raise UsageError(
-            "a spec from standard input has no lock file", hint="name a file with -f SPEC"
-        )
-    images = msgspec.structs.replace(chosen.images, lock=read_lock(lock_path(path)))
-    return msgspec.structs.replace(chosen, images=images)
-
-
-def spec_path(args: argparse.Namespace) -> str:
-    """The file of the spec that the options name; - is standard input."""
-    return args.file or os.path.join(getattr(args, "context", "."), "obuilder.spec")
-
-
-def spec_name(args: argparse.Namespace) -> str:
-    """What tells the spec from others of its context, from one run to the next."""
-    path = spec_path(args)
-    return path if path == "-" else os.path.abspath(path)
-
-
-def document(args: argparse.Namespace) -> Document:
-    """The spec that the options name. SpecError, UsageError."""
-    path = spec_path(args)
-    return parse(read_file(path, hint="name one with -f SPEC"), file=path)
 
 
 def read_file(path: str, *, hint: str | None = None) -> bytes:
@@ -268,3 +224,20 @@ def secrets(given: list[str]) -> dict[str, bytes]:
             raise UsageError(f"{text!r} is no secret", hint="write --secret ID:FILE or ID=env:VAR")
         found[name] = read_file(path)
     return found
+
+
+def agents(given: list[str]) -> tuple[tuple[str, str], ...]:
+    """The sockets of --ssh ID[=SOCKET]. UsageError."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, sign, path = text.partition("=")
+        path = path if sign else os.environ.get("SSH_AUTH_SOCK", "")
+        if not name or not path:
+            raise UsageError(
+                f"{text!r} names no agent of SSH keys",
+                hint="write --ssh ID=SOCKET, or set SSH_AUTH_SOCK",
+            )
+        if not os.path.exists(path):
+            raise UsageError(f"there is no agent's socket {path}")
+        found[name] = os.path.abspath(path)
+    return tuple(found.items())

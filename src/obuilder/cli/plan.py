@@ -5,14 +5,8 @@ import sys
 
 import msgspec
 
-from obuilder.cli.options import (
-    add_images,
-    add_sandbox_kind,
-    add_spec,
-    add_store,
-    document,
-    settings_of_build,
-)
+from obuilder.cli.options import add_images, add_sandbox_kind, add_store
+from obuilder.cli.specs import add_spec, chosen, settings_of_build
 from obuilder.engine.cached import look
 from obuilder.plan.render import mermaid, text
 from obuilder.ui.jsonl import as_json
@@ -33,13 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the plan."""
     place(args)
-    plan, found = look(document(args).spec, args.context, settings_of_build(args))
+    setup = settings_of_build(args)
+    wanted = chosen(args, setup)
+    plan, found = look(wanted.spec, wanted.contexts, setup)
     if args.json:
         steps = [
             {"cached": step.key in found, **msgspec.to_builtins(step)}
             for step in plan.steps.values()
         ]
-        found_all = {"version": 1, "result": plan.result, "steps": steps}
+        config = msgspec.to_builtins(plan.contexts[plan.result].config)
+        found_all = {"version": 1, "result": plan.result, "config": config, "steps": steps}
         sys.stdout.buffer.write(as_json(found_all, indent=2) + b"\n")
         return 0
     lines = mermaid(plan, found) if args.mermaid else text(plan, found)

@@ -7,6 +7,7 @@ VERBS = {
     "check": "look a spec over and report all its faults",
     "lock": "write the digests of a spec's base images beside it",
     "fmt": "lay a spec out, keeping its comments",
+    "spec": "turn a Dockerfile into a spec",
     "dockerfile": "turn a spec into a Dockerfile",
     "log": "print the log of a result or a failed step",
     "ls": "list results",

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack
 
+import anyio
+import anyio.to_thread
 import msgspec
 
 from obuilder.backends.fetchers import Sources, fetcher_for
@@ -11,15 +13,28 @@ from obuilder.backends.protocols import (
     Draft,
     Fetcher,
     HostDir,
+    Placing,
     Progress,
     Sandbox,
     SecretFile,
     Store,
 )  # fmt: skip
+from obuilder.engine import bindings
+from obuilder.engine.bindings import written_out
 from obuilder.engine.volumes import Volumes
 from obuilder.errors import LimitHit, StepFailed, StepTimedOut, Unsupported, UsageError
-from obuilder.plan.model import Action, CopyAction, LayerAction, Plan, RunAction
+from obuilder.plan.model import (
+    Action,
+    AddAction,
+    CopyAction,
+    LayerAction,
+    MkdirAction,
+    Plan,
+    RunAction,
+    SecretMount,
+)
 from obuilder.system.emulation import check_runnable
+from obuilder.system.picking import NOTHING, Selection, everything
 from obuilder.system.tree import Manifest
 from obuilder.values import ROOT, Key, Limits, NamedUser, Platform, User
 
@@ -30,10 +45,20 @@ class Workshop:
     """A store, a sandbox and volumes that work together."""
 
     def __init__(
-        self, store: Store, sandbox: Sandbox, volumes: Volumes, limits: Limits, sources: Sources
+        self,
+        store: Store,
+        sandbox: Sandbox,
+        volumes: Volumes,
+        limits: Limits,
+        sources: Sources,
+        *,
+        insecure: bool = False,
+        agents: Mapping[str, str] | None = None,
     ) -> None:
         self.store, self.sandbox, self.volumes = store, sandbox, volumes
-        self._limits, self._sources = limits, sources
+        self._limits, self._sources, self._insecure = limits, sources, insecure
+        self.agents = agents or {}
+        """Sockets of agents of SSH keys, by the ids that steps know them by."""
         self._fetchers: dict[type[Fetcher], Fetcher] = {}
 
     async def close(self) -> None:
@@ -45,17 +70,34 @@ class Workshop:
         """Unsupported: store or sandbox lack something that the action needs."""
         if isinstance(action, LayerAction):
             return
-        self._refuse_user(action.user)
-        if isinstance(action, CopyAction):
+        if action.user is not None:
+            self._refuse_user(action.user)
+        if isinstance(action, RunAction):
+            self._refuse_run(action)
+        elif isinstance(action, MkdirAction):
+            self._refuse_place("make", action.path)
+        else:
             self._refuse_place("copy to", action.dst)
-            return
+
+    def _refuse_run(self, action: RunAction) -> None:
         features = self.sandbox.features
+        if action.insecure and not self._insecure:
+            raise Unsupported(
+                "a step asks to be run insecurely, which nobody has allowed",
+                hint="allow it with --allow security.insecure",
+            )
+        if (action.tmpfs or action.binds or action.ssh or action.insecure) and not features.mounts:
+            raise Unsupported(
+                "this sandbox can't show builds, memory or agents of keys to a step",
+                hint="build with --sandbox=oci",
+            )
         self._refuse_network(action.network)
         if action.cwd != "/":
             self._refuse_place("start in", action.cwd)
-        targets = [secret.target for secret in action.secrets]
-        for target in targets + [cache.target for cache in action.caches]:
+        for target in action.targets:
             self._refuse_place("mount on", target)
+        for owner in action.owners:
+            self._refuse_user(owner)
         if action.secrets and not features.secrets:
             raise Unsupported("this sandbox can't show secrets to a step")
         for name in msgspec.structs.fields(Limits):
@@ -127,17 +169,48 @@ class Workshop:
             )  # fmt: skip
 
     async def copy(
-        self, action: CopyAction, draft: Draft, manifest: Manifest, source: str | Key | None
+        self,
+        action: CopyAction | AddAction,
+        draft: Draft,
+        found: Manifest | Selection,
+        source: str | Key,
     ) -> None:
-        """Copy `manifest` from a directory of the host, or from the result `source`."""
+        """Copy what was `found` in a directory of the host, or in the result `source`."""
         async with AsyncExitStack() as stack:
             path = str(source)
             if action.stage is not None:
                 root = await stack.enter_async_context(self.store.view(Key(path)))
-                path = await stack.enter_async_context(self.store.files(root, only=action.src))
-            await self.sandbox.put(
-                draft.root, manifest, HostDir(path), to=action.dst, owner=action.user
+                only = action.src if isinstance(action, CopyAction) else None
+                path = await stack.enter_async_context(self.store.files(root, only=only))
+            if isinstance(action, CopyAction) and isinstance(found, Manifest):
+                await self.sandbox.put(
+                    draft.root, found, HostDir(path), to=action.dst, owner=action.user
+                )
+            elif isinstance(action, AddAction) and isinstance(found, Selection):
+                await self._add(action, draft, found, HostDir(path))
+
+    async def _add(
+        self, action: AddAction, draft: Draft, found: Selection, source: HostDir
+    ) -> None:
+        how = Placing(action.into, action.permissions, action.link, action.unpack)
+        if action.src:
+            await self.sandbox.add(draft.root, found, source, how, to=action.dst, owner=action.user)
+        if not action.files:
+            return
+        how = msgspec.structs.replace(how, unpack=False)
+        with written_out(self.store.directory, self.store.session, action.files) as folder:
+            texts = await anyio.to_thread.run_sync(everything, folder)
+            await self.sandbox.add(
+                draft.root, texts, HostDir(folder), how, to=action.dst, owner=action.user
             )
+
+    async def mkdir(self, action: MkdirAction, draft: Draft) -> None:
+        """Make a directory unless it is there."""
+        how = Placing(into=True)
+        await self.sandbox.add(
+            draft.root, NOTHING, HostDir(self.store.directory), how, to=action.path,
+            owner=action.user,
+        )  # fmt: skip
 
     async def run(
         self,
@@ -149,25 +222,45 @@ class Workshop:
         key: Key,
         heading: str,
         tail: Callable[[], bytes],
+        results: Mapping[Key, Key],
     ) -> None:
-        """Run a command. StepFailed, StepTimedOut, LimitHit."""
+        """Run a command. `results`: what the stages that it looks into came to, by their keys.
+
+        StepFailed, StepTimedOut, LimitHit.
+        """
         limits = self.limits(action)
         owner = action.user if self.sandbox.features.users else ROOT
-        async with self.volumes.mounted(action.caches, owner) as mounts:
+        async with AsyncExitStack() as stack:
+            mounts = await stack.enter_async_context(self.volumes.mounted(action.caches, owner))
+            for bind in action.binds:
+                bound = bindings.bound(self.store, bind, results[bind.stage])
+                mounts.append(await stack.enter_async_context(bound))
+            env = {**dict(action.ambient), **dict(action.env)}
+            for number, ssh in enumerate(action.ssh):
+                if ssh.id in self.agents:
+                    agent = bindings.agent(
+                        self.agents[ssh.id], self.store, number, ssh, action.user
+                    )
+                    mounts.append(await stack.enter_async_context(agent))
+                    env.setdefault("SSH_AUTH_SOCK", ssh.target)
             ended = await self.sandbox.run(
                 draft.root,
                 Command(
                     argv=action.argv,
                     cwd=action.cwd,
                     user=action.user,
-                    env=action.env,
+                    env=tuple(env.items()),
                     network=action.network,
                     mounts=tuple(mounts),
                     secrets=tuple(
-                        SecretFile(target=secret.target, value=secrets[secret.id])
+                        file
                         for secret in action.secrets
+                        if secret.id in secrets
+                        for file in _shown(secret, secrets[secret.id])
                     ),
                     limits=limits,
+                    tmpfs=action.tmpfs,
+                    insecure=action.insecure,
                 ),
                 output=output,
             )
@@ -190,12 +283,31 @@ class Workshop:
         )
 
 
-def check_secrets(actions: "list[Action]", secrets: Mapping[str, bytes]) -> None:
-    """UsageError: a step asks for a secret nobody gave."""
+def _shown(secret: SecretMount, value: bytes) -> list[SecretFile]:
+    """A secret's file, its variable, or both."""
+    permissions = 0o400 if secret.permissions is None else secret.permissions
+    found = []
+    if secret.target:
+        found.append(SecretFile(secret.target, value, secret.owner, permissions))
+    if secret.env:
+        found.append(SecretFile("", value, env=secret.env))
+    return found
+
+
+def check_secrets(
+    actions: "list[Action]", secrets: Mapping[str, bytes], agents: Mapping[str, str]
+) -> None:
+    """UsageError: a step asks for a secret, or an agent of keys, that nobody gave."""
     for action in actions:
         if isinstance(action, RunAction):
+            for ssh in action.ssh:
+                if ssh.required and ssh.id not in agents:
+                    raise UsageError(
+                        f"there is no agent of SSH keys for the requested {ssh.id!r}",
+                        hint=f"give one with --ssh {ssh.id}, or --ssh {ssh.id}=SOCKET",
+                    )
             for secret in action.secrets:
-                if secret.id not in secrets:
+                if secret.required and secret.id not in secrets:
                     raise UsageError(
                         f"couldn't find a value for the requested secret {secret.id!r}",
                         hint=f"give it with --secret {secret.id}:FILE or --secret {secret.id}=env:VAR",

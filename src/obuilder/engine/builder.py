@@ -24,7 +24,7 @@ from obuilder.engine.cached import make_plan, remember
 from obuilder.engine.database import index_path
 from obuilder.engine.index import Index, Record
 from obuilder.engine.inflight import InFlight
-from obuilder.engine.inputs import Context, IndexStats, Resolver
+from obuilder.engine.inputs import Context, Contexts, IndexStats, Resolver, contexts
 from obuilder.engine.logs import read_log
 from obuilder.engine.recover import recover
 from obuilder.engine.reserve import give_up_reserve, keep_reserve
@@ -34,8 +34,9 @@ from obuilder.engine.settings import Images, Settings
 from obuilder.engine.transfer import Parcel, Receiver, pack, send, unpack_into
 from obuilder.engine.volumes import Volumes
 from obuilder.errors import ObuilderError, StoreDamaged, StoreError, UsageError
-from obuilder.plan.lower import DEFAULT_PATH, lower
+from obuilder.plan.lower import lower
 from obuilder.plan.model import Base, Inputs, LayerAction, Plan
+from obuilder.spec.image import DEFAULT_PATH
 from obuilder.spec.model import Spec
 from obuilder.values import ROOT, Key
 
@@ -99,7 +100,10 @@ class Builder:
                 sources = Sources(
                     registries=settings.registries, directory=store.directory, tasks=tasks
                 )
-                workshop = Workshop(store, sandbox, Volumes(store, index), settings.limits, sources)
+                workshop = Workshop(
+                    store, sandbox, Volumes(store, index), settings.limits, sources,
+                    insecure=settings.insecure, agents=dict(settings.agents),
+                )  # fmt: skip
                 builder = cls(settings, workshop, index, InFlight(tasks))
                 tasks.start_soon(builder._sync_often)
                 try:
@@ -114,17 +118,17 @@ class Builder:
             index.close()
 
     async def plan(
-        self, spec: Spec, context: str, *, images: Images | None = None
+        self, spec: Spec, context: str | Contexts, *, images: Images | None = None
     ) -> tuple[Plan, Inputs, dict[Key, Key]]:
         """The plan of a build, what went into it, and which of its steps have results."""
         plan, inputs, _ = await self._planned(spec, context, images)
         return plan, inputs, self._index.find(plan.steps)
 
     async def _planned(
-        self, spec: Spec, directory: str, images: Images | None
+        self, spec: Spec, where: str | Contexts, images: Images | None
     ) -> tuple[Plan, Inputs, Context]:
-        stats = IndexStats(self._index, os.path.abspath(directory))
-        context = Context(directory, stats)
+        stats = IndexStats(self._index, os.path.abspath(contexts(where).directory))
+        context = Context(where, stats)
         try:
             domain = self.sandbox.features.domain
             plan, inputs = await make_plan(spec, context, self._resolver(images), domain=domain)
@@ -138,7 +142,7 @@ class Builder:
     async def build(
         self,
         spec: Spec,
-        context: str,
+        context: str | Contexts,
         *,
         secrets: Mapping[str, bytes] | None = None,
         sink: events.Sink = _ignore,
@@ -174,7 +178,7 @@ class Builder:
 
     @asynccontextmanager
     async def stream(
-        self, spec: Spec, context: str, *, secrets: Mapping[str, bytes] | None = None
+        self, spec: Spec, context: str | Contexts, *, secrets: Mapping[str, bytes] | None = None
     ) -> AsyncIterator[AsyncIterator[events.Event]]:
         """A build as the stream of its events, the last a `BuildDone` or `BuildEnded`.
 
@@ -205,7 +209,7 @@ class Builder:
     async def _build(
         self,
         spec: Spec,
-        directory: str,
+        directory: str | Contexts,
         secrets: Mapping[str, bytes],
         sink: events.Sink,
         *,
@@ -215,7 +219,7 @@ class Builder:
     ) -> Result:
         plan, _, context = await self._planned(spec, directory, images)
         actions = [step.action for step in plan.steps.values()]
-        check_secrets(actions, secrets)
+        check_secrets(actions, secrets, self._workshop.agents)
         for action in actions:
             self._workshop.refuse(action)
         if warning := self.sandbox.features.warning:

@@ -6,16 +6,26 @@ wait, makes the answer None, and the builder starts in earnest.
 
 import os
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from obuilder import events
 from obuilder.engine.index import Index
-from obuilder.engine.inputs import Context, IndexStats, MustWait, Resolver, drive, gather
+from obuilder.engine.inputs import (
+    Context,
+    Contexts,
+    IndexStats,
+    MustWait,
+    Resolver,
+    contexts,
+    drive,
+    gather,
+)
 from obuilder.engine.logs import replay_log
 from obuilder.engine.result import Result
 from obuilder.engine.settings import Images, Settings
+from obuilder.errors import FetchError
 from obuilder.plan.lower import lower, wanted
 from obuilder.plan.model import Base, Inputs, Plan
 from obuilder.spec.model import Spec
@@ -74,10 +84,10 @@ def _looking(settings: Settings) -> Iterator[Index]:
         index.close()
 
 
-def look(spec: Spec, context: str, settings: Settings) -> tuple[Plan, dict[Key, Key]]:
+def look(spec: Spec, context: str | Contexts, settings: Settings) -> tuple[Plan, dict[Key, Key]]:
     """The plan of a build, and which of its steps have results. Makes nothing but index rows."""
     with _looking(settings) as index:
-        stats = IndexStats(index, os.path.abspath(context))
+        stats = IndexStats(index, os.path.abspath(contexts(context).directory))
         source = Context(context, stats)
         resolver = _resolver(index, settings)
         plan, _ = _driven(lambda: make_plan(spec, source, resolver, domain=settings.domain))
@@ -85,23 +95,34 @@ def look(spec: Spec, context: str, settings: Settings) -> tuple[Plan, dict[Key, 
         return plan, index.find(plan.steps)
 
 
-def resolve(names: Iterable[str], settings: Settings, images: Images) -> dict[str, Base]:
-    """What names of base images stand for. FetchError."""
+def resolve(names: Mapping[str, str], settings: Settings, images: Images) -> dict[str, Base]:
+    """What names of base images stand for. FetchError, which says where the name stands.
+
+    `names` have the place of each, or nothing.
+    """
+
+    async def base(resolver: Resolver, name: str) -> Base:
+        try:
+            return await resolver.base(name)
+        except FetchError as error:
+            error.message = f"{names[name]}: {error.message}" if names[name] else error.message
+            raise
+
     with _looking(settings) as index:
         resolver = _resolver(index, settings, images)
 
         async def each() -> dict[str, Base]:
-            return {name: await resolver.base(name) for name in names}
+            return {name: await base(resolver, name) for name in names}
 
         return _driven(each)
 
 
-def _identity(context: str, name: str) -> str:
+def _identity(context: str | Contexts, name: str) -> str:
     """What "the same spec" means from one build to the next: its directory and its file."""
-    return shown(f"{os.path.abspath(context)}\n{name}")
+    return shown(f"{os.path.abspath(contexts(context).directory)}\n{name}")
 
 
-def remember(index: Index, plan: Plan, context: str, name: str) -> None:
+def remember(index: Index, plan: Plan, context: str | Contexts, name: str) -> None:
     """Note what went into a build, for `explain`; nothing is written when it is as last time."""
     identity = _identity(context, name)
     if index.last_result(identity) != plan.result:
@@ -110,7 +131,7 @@ def remember(index: Index, plan: Plan, context: str, name: str) -> None:
         index.put_build(identity, plan.result, record(plan))
 
 
-def last_build(settings: Settings, context: str, name: str) -> bytes | None:
+def last_build(settings: Settings, context: str | Contexts, name: str) -> bytes | None:
     """The record of the last build of the spec `name` in `context`."""
     try:
         index = Index(settings.directory, create=False)
@@ -123,7 +144,7 @@ def last_build(settings: Settings, context: str, name: str) -> bytes | None:
 
 
 def replay(
-    spec: Spec, context: str, settings: Settings, sink: events.Sink, *, name: str = ""
+    spec: Spec, context: str | Contexts, settings: Settings, sink: events.Sink, *, name: str = ""
 ) -> Result | None:
     """Show a build all of whose steps are in the index. None if something has to run.
 
@@ -135,7 +156,7 @@ def replay(
     except FileNotFoundError:
         return None
     try:
-        stats = IndexStats(index, os.path.abspath(context))
+        stats = IndexStats(index, os.path.abspath(contexts(context).directory))
         try:
             source, resolver = Context(context, stats), _resolver(index, settings)
             plan, _ = drive(make_plan(spec, source, resolver, domain=settings.domain))

@@ -9,13 +9,14 @@ from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import Struct
 
 from obuilder.backends.fetchers import Sources, fetcher_for, is_remote
 from obuilder.engine.index import Index
 from obuilder.engine.settings import Images
 from obuilder.errors import CopyError, NotFound, UsageError
 from obuilder.oci.platforms import accepted, host_platform, normalised
-from obuilder.plan.lower import ContextCopy, Wanted
+from obuilder.plan.lower import ContextAdd, ContextCopy, Wanted
 from obuilder.plan.model import Base, Inputs
 from obuilder.system.tree import Manifest, scan
 from obuilder.values import OpPath, RegistrySettings
@@ -23,6 +24,7 @@ from obuilder.values import OpPath, RegistrySettings
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # most contexts have no such file
     from obuilder.spec.ignore import IgnoreFile
+    from obuilder.system.picking import Selection
 
 T = TypeVar("T")
 
@@ -73,33 +75,76 @@ class IndexStats:
             self._new = {}
 
 
-def read_ignore_file(context: str) -> "IgnoreFile | None":
-    """The context's `.obuilderignore`, parsed. UsageError if it can't be read."""
-    try:
-        with open(os.path.join(context, ".obuilderignore"), "rb") as file:
-            text = os.fsdecode(file.read())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise UsageError(f"can't read .obuilderignore: {error.strerror}") from error
-    from obuilder.spec.ignore import IgnoreFile
+def read_ignore_file(names: tuple[str, ...]) -> "IgnoreFile | None":
+    """The first of these files that is there, parsed. UsageError if it can't be read."""
+    for name in names:
+        try:
+            with open(name, "rb") as file:
+                text = os.fsdecode(file.read())
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise UsageError(f"can't read {name}: {error.strerror}") from error
+        from obuilder.spec.ignore import IgnoreFile
 
-    return IgnoreFile.parse(text)
+        return IgnoreFile.parse(text)
+    return None
+
+
+class Contexts(Struct, frozen=True):
+    """Where a build's files come from: a directory, and others by `named`.
+
+    `ignore` are ignore files, of which the first that is there counts: `.obuilderignore` in the
+    directory, if none are said. Named directories have `.dockerignore` files of their own.
+    """
+
+    directory: str
+    ignore: tuple[str, ...] = ()
+    named: tuple[tuple[str, str], ...] = ()
+
+
+def contexts(context: "str | Contexts") -> Contexts:
+    """A directory alone as what it stands for."""
+    return context if isinstance(context, Contexts) else Contexts(context)
 
 
 class Context:
     """A directory to copy from, with what is known of it. Manifests are made once."""
 
-    def __init__(self, directory: str, stats: IndexStats | None) -> None:
-        self.directory = os.path.abspath(directory)
-        if not os.path.isdir(self.directory):
-            raise UsageError(
-                f"the build context {directory} is not a directory",
-                hint="name the directory to copy files from; it may be empty",
-            )
+    def __init__(self, where: str | Contexts, stats: IndexStats | None) -> None:
+        where = contexts(where)
+        self.directory = _directory(where.directory)
+        self.named = {name: _directory(directory) for name, directory in where.named}
         self._stats = stats
-        self._ignore = read_ignore_file(self.directory)
+        names = where.ignore or (os.path.join(self.directory, ".obuilderignore"),)
+        self._ignore = read_ignore_file(names)
         self._manifests: dict[OpPath, Manifest] = {}
+        self._selections: dict[OpPath, tuple[str, Selection]] = {}
+
+    def selection(self, add: ContextAdd) -> "Selection":
+        """What `add` would copy now; the same answer at every later call. CopyError, UsageError."""
+        if add.op not in self._selections:
+            from obuilder.system.picking import pick
+
+            directory, ignored, stats = self.directory, self._ignore, self._stats
+            if add.context is not None:
+                if add.context not in self.named:
+                    raise UsageError(
+                        f"there is no build context called {add.context!r}",
+                        hint=f"give it with --build-context {add.context}=DIR",
+                    )
+                directory, stats = self.named[add.context], None
+                ignored = read_ignore_file((os.path.join(directory, ".dockerignore"),))
+            found = pick(
+                directory, add.src, exclude=add.exclude, ignored=ignored, parents=add.parents,
+                stats=stats,
+            )  # fmt: skip
+            self._selections[add.op] = directory, found
+        return self._selections[add.op][1]
+
+    def selected(self, op: OpPath) -> "tuple[str, Selection]":
+        """The directory, and the selection made before, of the add at `op`."""
+        return self._selections[op]
 
     def manifest(self, copy: ContextCopy) -> Manifest:
         """What `copy` would copy now; the same answer at every later call. CopyError."""
@@ -122,6 +167,15 @@ class Context:
             return self._manifests[op]
         except KeyError:
             raise CopyError(f"the copy at {op} was not looked at before the build") from None
+
+
+def _directory(directory: str) -> str:
+    if not os.path.isdir(directory):
+        raise UsageError(
+            f"the build context {directory} is not a directory",
+            hint="name the directory to copy files from; it may be empty",
+        )
+    return os.path.abspath(directory)
 
 
 class SingleStats:
@@ -185,4 +239,5 @@ async def gather(wanted: Wanted, context: Context, resolver: Resolver) -> Inputs
     """Everything the plan asks of the outside world."""
     bases = {name: await resolver.base(name) for name in wanted.bases}
     copies = {copy.op: context.manifest(copy).digest for copy in wanted.copies}
+    copies |= {add.op: context.selection(add).digest for add in wanted.adds}
     return Inputs(bases=bases, copies=copies)

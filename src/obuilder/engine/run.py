@@ -23,7 +23,16 @@ from obuilder.engine.recover import adopt
 from obuilder.engine.result import Result
 from obuilder.errors import ObuilderError, of_disk
 from obuilder.plan.keys import effective
-from obuilder.plan.model import CopyAction, LayerAction, Plan, RunAction, Step
+from obuilder.plan.model import (
+    AddAction,
+    CopyAction,
+    LayerAction,
+    MkdirAction,
+    Plan,
+    RunAction,
+    Step,
+)
+from obuilder.system.picking import NOTHING, Selection, pick
 from obuilder.system.tree import Manifest, scan
 from obuilder.values import Key
 
@@ -54,7 +63,7 @@ class Runner:
         self._directory = workshop.store.directory
         self._ready = {key: anyio.Event() for key in plan.steps}
         self._actual: dict[Key, Key] = {}
-        self._manifests: dict[Key, Manifest] = {}
+        self._manifests: dict[Key, Manifest | Selection] = {}
         self._ran = 0
 
     async def run(self) -> Result:
@@ -114,7 +123,7 @@ class Runner:
         for need in step.needs:
             await self._ready[need].wait()
         base = None if step.base is None else self._actual[step.base]
-        key = effective(step, base, await self._content(step))
+        key = effective(step, base, await self._content(step), self._actual)
         self._begin(step, key)
         began = time.monotonic()
         if self._index.find([key], holders=[self._holder]):
@@ -166,29 +175,45 @@ class Runner:
         A result never changes, so what was found in one is remembered for as long as it lives.
         """
         action = step.action
-        if not isinstance(action, CopyAction):
+        if not isinstance(action, CopyAction | AddAction):
             return None
         if action.stage is None:
-            return self._context.at(step.op).digest
+            return action.manifest
         source = self._actual[action.stage]
-        selection = repr((action.src, action.into, action.exclude)).encode()  # names of any bytes
+        words: tuple[object, ...] = (action.src, action.into, action.exclude)
+        if isinstance(action, AddAction):
+            words = ("add", action.src, action.exclude, action.parents, action.user is None)
+        selection = repr(words).encode()  # names of any bytes
         known = self._index.manifest(source, selection)
         if known is None:
-            manifest = self._manifests[step.key] = await self._manifest(step, action)
+            manifest = self._manifests[step.key] = await self._scanned(step, action)
             known = manifest.digest
             self._index.put_manifest(source, selection, known)
         return known
 
-    async def _manifest(self, step: Step, action: CopyAction) -> Manifest:
-        if action.stage is None:
+    async def _manifest(self, step: Step, action: CopyAction | AddAction) -> Manifest | Selection:
+        """What a copy or an add takes from where it copies from."""
+        if action.stage is None and isinstance(action, CopyAction):
             return self._context.at(step.op)
-        if step.key in self._manifests:
-            return self._manifests.pop(step.key)
+        if action.stage is None:
+            return self._context.selected(step.op)[1] if action.src else NOTHING
+        return self._manifests.pop(step.key, None) or await self._scanned(step, action)
+
+    async def _scanned(self, step: Step, action: CopyAction | AddAction) -> Manifest | Selection:
         store = self._workshop.store
+        only = action.src if isinstance(action, CopyAction) else None
         async with (
-            store.view(self._actual[action.stage]) as root,
-            store.files(root, only=action.src) as path,
+            store.view(self._actual[Key(str(action.stage))]) as root,
+            store.files(root, only=only) as path,
         ):
+            owners = store.idmap if action.user is None else None
+            if isinstance(action, AddAction):
+                return await anyio.to_thread.run_sync(
+                    lambda: pick(
+                        path, action.src, exclude=action.exclude, ignored=None,
+                        parents=action.parents, stats=None, idmap=owners,
+                    )
+                )  # fmt: skip
             return await anyio.to_thread.run_sync(
                 lambda: scan(
                     path, action.src, into=action.into, dst=action.dst,
@@ -228,24 +253,25 @@ class Runner:
     async def _attempt(self, step: Step, key: Key, base: Key | None, making: Making) -> None:
         began, now, action = time.monotonic(), time.time(), step.action
         secrets = action.secrets if isinstance(action, RunAction) else ()
+        known = [self._secrets[secret.id] for secret in secrets if secret.id in self._secrets]
         log = LogWriter(
             self._directory, key, making.emit,
-            mask=Mask([self._secrets[secret.id] for secret in secrets]),
-            limit=self._workshop.limits(action).log,
+            mask=Mask(known), limit=self._workshop.limits(action).log,
         )  # fmt: skip
 
         async def work(draft: Draft) -> None:
             if isinstance(action, LayerAction):
                 await self._workshop.layer(action, draft, log.write, making.progress)
-            elif isinstance(action, CopyAction):
-                manifest = await self._manifest(step, action)
-                here = self._context.directory
-                source = here if action.stage is None else self._actual[action.stage]
-                await self._workshop.copy(action, draft, manifest, source)
+            elif isinstance(action, CopyAction | AddAction):
+                found = await self._manifest(step, action)
+                await self._workshop.copy(action, draft, found, self._source(step, action))
+            elif isinstance(action, MkdirAction):
+                await self._workshop.mkdir(action, draft)
             else:
                 await self._workshop.run(
                     action, draft, self._secrets, log.write,
                     key=key, heading=step.heading, tail=lambda: log.tail,
+                    results=self._actual,
                 )  # fmt: skip
 
         record = Record(
@@ -258,11 +284,19 @@ class Runner:
         )  # fmt: skip
         await attempt.make(work, lambda: time.monotonic() - began)
 
+    def _source(self, step: Step, action: CopyAction | AddAction) -> str | Key:
+        """The result, or the directory, that a copy or an add copies from."""
+        if action.stage is not None:
+            return self._actual[action.stage]
+        if isinstance(action, AddAction) and action.src:
+            return self._context.selected(step.op)[0]
+        return self._context.directory
+
 
 def _kind(step: Step) -> str:
     if isinstance(step.action, LayerAction):
         return "layer"
-    return "copy" if isinstance(step.action, CopyAction) else "run"
+    return "run" if isinstance(step.action, RunAction) else "copy"
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

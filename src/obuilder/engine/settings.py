@@ -46,6 +46,10 @@ class Settings(Policy, frozen=True, kw_only=True):
     """How registries are asked, by HOST[:PORT]."""
     keep_failed: bool = True
     """Keep the root of a failed step, to be entered."""
+    insecure: bool = False
+    """Let specs ask for steps that are run insecurely."""
+    agents: tuple[tuple[str, str], ...] = ()
+    """Agents of SSH keys for steps: their ids and sockets."""
     parallel: int | None = None
     """Steps at one time; None: one for each core, and at least two."""
 

@@ -33,6 +33,8 @@ from obuilder.values import Key, User, shown
 
 T = TypeVar("T")
 
+_USUAL = 0o755
+
 
 def volume_place(name: str) -> str:
     """What a volume is called on disk."""
@@ -78,7 +80,8 @@ class Volumes:
     @asynccontextmanager
     async def _open(self, place: str, mount: CacheMount, user: User) -> AsyncIterator[Root]:
         if mount.mode == "shared":
-            root = await self._store.shared(place, user)
+            root = await self._store.shared(place, mount.owner or user)
+            await self._permit(root, mount)
             self._index.swap_generation(place, mount.id, None, None)
             yield root
         elif mount.mode == "read-only":
@@ -87,6 +90,12 @@ class Volumes:
         else:
             async with self._clone(place, mount, user) as root:
                 yield root
+
+    async def _permit(self, root: Root, mount: CacheMount) -> None:
+        """Give the top directory the permissions that are asked for, if they are not the usual."""
+        if mount.permissions not in (None, _USUAL):
+            async with self._store.files(root, write=True) as path:
+                os.chmod(path, mount.permissions or 0)
 
     async def _newest(
         self,
@@ -111,21 +120,22 @@ class Volumes:
             if newest is not None:
                 yield newest[1]
             else:
-                draft = self._store.volume(_new_key(), base=None, owner=user)
+                draft = self._store.volume(_new_key(), base=None, owner=mount.owner or user)
                 yield (await stack.enter_async_context(draft)).root
 
     @asynccontextmanager
     async def _clone(self, place: str, mount: CacheMount, user: User) -> AsyncIterator[Root]:
         async with AsyncExitStack() as stack:
             key = _new_key()
-            old, draft = await self._draft(stack, place, mount.id, key, user)
+            old, draft = await self._draft(stack, place, mount.id, key, mount.owner or user)
+            await self._permit(draft.root, mount)
             yield draft.root
             # Not reached when the step was cancelled or the builder broke: the clone is dropped.
             async with self._releasing(place):
                 if self._index.generation(place) == old:
                     await self._release(draft, key, old, place, mount.id)
                 elif mount.mode == "append":
-                    await self._merge(draft.root, place, mount.id, user)
+                    await self._merge(draft.root, place, mount.id, mount.owner or user)
 
     async def _draft(
         self, stack: AsyncExitStack, place: str, name: str, key: Key, user: User

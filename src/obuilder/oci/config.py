@@ -8,12 +8,34 @@ from msgspec import Struct, field
 
 from obuilder.errors import BadImage
 from obuilder.oci.reference import is_sha256
-from obuilder.plan.model import Base, ImageConfig, Layer
+from obuilder.plan.model import Base, Layer
+from obuilder.spec.image import ImageConfig
+from obuilder.spec.model import Healthcheck
 from obuilder.values import Platform
 
 T = TypeVar("T")
 
 _LAYERS = 1000
+
+
+class Health(Struct, rename="pascal"):
+    """How an engine sees whether a container is well; times are nanoseconds."""
+
+    test: list[str] | None = None
+    interval: int = 0
+    timeout: int = 0
+    start_period: int = 0
+    start_interval: int = 0
+    retries: int = 0
+
+    def read(self) -> Healthcheck | None:
+        """The same as the language has it; None where nothing is said, or nothing we know."""
+        if not self.test or self.test[0] not in ("NONE", "CMD", "CMD-SHELL"):
+            return None
+        return Healthcheck(
+            tuple(self.test), self.interval, self.timeout, self.start_period, self.start_interval,
+            self.retries,
+        )  # fmt: skip
 
 
 class Settings(Struct, rename="pascal"):
@@ -26,8 +48,13 @@ class Settings(Struct, rename="pascal"):
     entrypoint: list[str] | None = None
     cmd: list[str] | None = None
     labels: dict[str, str] | None = None
+    exposed_ports: dict[str, object] | None = None
+    volumes: dict[str, object] | None = None
+    stop_signal: str = ""
+    healthcheck: Health | None = None
+    on_build: list[str] | None = None
 
-    def read(self) -> ImageConfig:
+    def read(self, author: str = "") -> ImageConfig:
         """The same in the words of the plan."""
         env = (item.partition("=") for item in self.env or ())
         return ImageConfig(
@@ -38,6 +65,12 @@ class Settings(Struct, rename="pascal"):
             entrypoint=tuple(self.entrypoint or ()),
             cmd=tuple(self.cmd or ()),
             labels=tuple(sorted((self.labels or {}).items())),
+            ports=tuple(sorted(self.exposed_ports or {})),
+            volumes=tuple(sorted(self.volumes or {})),
+            stop_signal=self.stop_signal,
+            healthcheck=self.healthcheck.read() if self.healthcheck else None,
+            onbuild=tuple(self.on_build or ()),
+            author=author,
         )
 
 
@@ -54,6 +87,7 @@ class Config(Struct):
     architecture: str = ""
     os: str = "linux"
     variant: str = ""
+    author: str = ""
     config: Settings | None = field(default=None)
 
 
@@ -82,5 +116,5 @@ def base_of(name: str, digest: str, config: Config, sources: Sequence[str]) -> B
         digest,
         Platform(config.os, config.architecture, config.variant),
         tuple(Layer(*found) for found in zip(contents, sources, strict=True)),
-        (config.config or Settings()).read(),
+        (config.config or Settings()).read(config.author),
     )

@@ -21,6 +21,18 @@ _CAPABILITIES = [
     )
 ]  # fmt: skip
 
+_EVERY = [
+    f"CAP_{name}"
+    for name in (
+        "AUDIT_CONTROL", "AUDIT_READ", "AUDIT_WRITE", "BLOCK_SUSPEND", "CHOWN", "DAC_OVERRIDE",
+        "DAC_READ_SEARCH", "FOWNER", "FSETID", "IPC_LOCK", "IPC_OWNER", "KILL", "LEASE",
+        "LINUX_IMMUTABLE", "MAC_ADMIN", "MAC_OVERRIDE", "MKNOD", "NET_ADMIN", "NET_BIND_SERVICE",
+        "NET_BROADCAST", "NET_RAW", "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYSLOG", "SYS_ADMIN",
+        "SYS_BOOT", "SYS_CHROOT", "SYS_MODULE", "SYS_NICE", "SYS_PACCT", "SYS_PTRACE", "SYS_RAWIO",
+        "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "WAKE_ALARM",
+    )
+]  # fmt: skip
+
 _MASKED = [
     "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys",
     "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list",
@@ -69,6 +81,12 @@ class Box(Struct, frozen=True, kw_only=True):
     """This process's own soft and hard limit of open files: more can't be given without power."""
     processes: int | None = None
     """How many processes each user may have."""
+    groups: tuple[int, ...] = ()
+    """Groups that are the user's besides their own."""
+    memory: tuple[tuple[str, int | None], ...] = ()
+    """Empty directories on memory, each with its size in bytes."""
+    insecure: bool = False
+    """With every capability, no filter of system calls, and nothing of /proc hidden."""
 
 
 def runtime_config(box: Box) -> bytes:
@@ -84,7 +102,7 @@ def runtime_config(box: Box) -> bytes:
 
 def _config(box: Box) -> dict[str, Any]:
     annotations = {}
-    if box.seccomp_bpf is not None:
+    if box.seccomp_bpf is not None and not box.insecure:
         annotations["run.oci.seccomp_bpf_data"] = b64encode(box.seccomp_bpf).decode()
     return {
         "ociVersion": "1.0.2",
@@ -96,9 +114,15 @@ def _config(box: Box) -> dict[str, Any]:
         "linux": {
             "namespaces": _namespaces(box),
             **_mappings(box.idmap, box.user),
-            "maskedPaths": _MASKED,
-            "readonlyPaths": _READ_ONLY,
-            "seccomp": box.seccomp,
+            **(
+                {}
+                if box.insecure
+                else {
+                    "maskedPaths": _MASKED,
+                    "readonlyPaths": _READ_ONLY,
+                    "seccomp": box.seccomp,
+                }
+            ),
         },
     }
 
@@ -118,13 +142,19 @@ def _process(box: Box) -> dict[str, Any]:
         rlimits.append({"type": "RLIMIT_NPROC", "soft": box.processes, "hard": box.processes})
     return {
         "terminal": box.terminal,
-        "user": {"uid": box.user.uid, "gid": box.user.gid},
+        "user": {
+            "uid": box.user.uid,
+            "gid": box.user.gid,
+            **({"additionalGids": list(box.groups)} if box.groups else {}),
+        },
         # Its parent's death is init's own, and so that of all: nothing outlives the runtime.
         "args": [INIT, "-p", "SIGKILL", "--", *box.argv],
         "env": [f"{name}={value}" for name, value in env.items()],
         "cwd": box.cwd,
         "capabilities": {
-            kind: _CAPABILITIES if kind == "bounding" or box.user.uid == 0 else []
+            kind: (_EVERY if box.insecure else _CAPABILITIES)
+            if kind == "bounding" or box.user.uid == 0
+            else []
             for kind in ("bounding", "effective", "permitted", "inheritable")
         },
         "rlimits": rlimits,
@@ -171,6 +201,9 @@ def _mounts(box: Box) -> list[dict[str, Any]]:
     if box.ca_bundle is not None:
         shown.append(Bind(box.ca_bundle, _CA_BUNDLE, readonly=True))
     mounts.extend(_bind(bind) for bind in (*shown, *box.binds))
+    for target, size in box.memory:
+        room = [] if size is None else [f"size={size}"]
+        mounts.append(_mount(target, "tmpfs", "tmpfs", ["nosuid", "nodev", "mode=755", *room]))
     return mounts
 
 

@@ -1,8 +1,10 @@
 """Reading archives that may be hostile: hashed, cut to size, decompressed, header by header."""
 
+import bz2
 import gzip
 import hashlib
 import io
+import lzma
 import sys
 import tarfile
 import zlib
@@ -29,7 +31,8 @@ _BROKEN: tuple[type[Exception], ...] = (
 _EXTENDED = (b"x", b"g", b"X", b"L", b"K")
 
 DAMAGED: tuple[type[Exception], ...] = (
-    EOFError, zlib.error, zstd.ZstdError, gzip.BadGzipFile, tarfile.TarError, RecursionError,
+    EOFError, zlib.error, zstd.ZstdError, gzip.BadGzipFile, lzma.LZMAError, tarfile.TarError,
+    RecursionError,
 )  # fmt: skip
 """What a damaged archive raises."""
 UNREADABLE: tuple[type[Exception], ...] = (*DAMAGED, OSError)
@@ -79,7 +82,7 @@ class Hashed(io.RawIOBase):
 
 @contextmanager
 def decompressed(file: BinaryIO | io.RawIOBase) -> Iterator[BinaryIO]:
-    """The content of a plain, gzip or zstd stream, told apart by its first bytes.
+    """The content of a plain, gzip, zstd, bzip2 or xz stream, told apart by its first bytes.
 
     It can be sought if `file` can; going back in a compressed one starts from its beginning. The
     file stays the caller's to close.
@@ -92,6 +95,12 @@ def decompressed(file: BinaryIO | io.RawIOBase) -> Iterator[BinaryIO]:
                 yield content  # type: ignore[misc] # reads like one
         elif head == b"\x28\xb5\x2f\xfd":
             with zstd.ZstdFile(buffered) as content:
+                yield content  # type: ignore[misc,unused-ignore]
+        elif head[:3] == b"BZh":
+            with bz2.BZ2File(buffered) as content:
+                yield content  # type: ignore[misc,unused-ignore]
+        elif head == b"\xfd7zX":
+            with lzma.LZMAFile(buffered) as content:
                 yield content  # type: ignore[misc,unused-ignore]
         else:
             yield buffered

@@ -2,7 +2,15 @@
 
 import msgspec
 
-from obuilder.plan.model import CopyAction, LayerAction, Plan, RunAction, Step
+from obuilder.plan.model import (
+    AddAction,
+    CopyAction,
+    LayerAction,
+    MkdirAction,
+    Plan,
+    RunAction,
+    Step,
+)
 from obuilder.values import shown
 
 
@@ -38,18 +46,37 @@ def _raw_inputs(step: Step) -> dict[str, str]:
             "the secrets' ids": " ".join(secret.id for secret in action.secrets),
             "the sandbox's domain": action.domain,
         }
+        mounts = (
+            (
+                "the builds it looks into",
+                (f"{b.target}: {b.stage}{b.source}" for b in action.binds),
+            ),
+            ("the directories on memory", (tmpfs.target for tmpfs in action.tmpfs)),
+            ("the agents' ids", (ssh.id for ssh in action.ssh)),
+        )
+        found |= {name: " ".join(words) for name, words in mounts}
+        if action.insecure:
+            found["the powers"] = "insecure"
         return found | {f"the variable {name}": value for name, value in action.env}
+    if isinstance(action, MkdirAction):
+        return {"the directory": action.path, "the user": repr(action.user)}
     return _copy_inputs(action)
 
 
-def _copy_inputs(action: CopyAction) -> dict[str, str]:
-    return {
+def _copy_inputs(action: CopyAction | AddAction) -> dict[str, str]:
+    found = {
         "the destination": action.dst,
         "the user": repr(action.user),
         "the copied files": action.manifest or "",
         "the sources": " ".join(action.src),
         "the excluded names": " ".join(action.exclude),
     }
+    if isinstance(action, AddAction):
+        found["the permissions"] = action.permissions
+        found["the texts"] = " ".join(f"{name} {content!r}" for name, content in action.files)
+        flags = (("parents", action.parents), ("link", action.link), ("unpack", action.unpack))
+        found["the flags"] = " ".join(name for name, said in flags if said)
+    return found
 
 
 def record(plan: Plan) -> bytes:

@@ -7,20 +7,9 @@ what each base image name stands for (`Base`), and what each `copy` from the con
 
 from msgspec import Struct
 
-from obuilder.spec.model import CacheMode
-from obuilder.values import Key, Limits, OpPath, Platform, User
-
-
-class ImageConfig(Struct, frozen=True, omit_defaults=True):
-    """What an image says of itself. Steps take `env`; the rest is for export and for show."""
-
-    env: tuple[tuple[str, str], ...] = ()
-    user: str = ""
-    workdir: str = ""
-    shell: tuple[str, ...] = ()
-    entrypoint: tuple[str, ...] = ()
-    cmd: tuple[str, ...] = ()
-    labels: tuple[tuple[str, str], ...] = ()
+from obuilder.spec.image import ImageConfig
+from obuilder.spec.model import CacheMode, Ssh, Tmpfs
+from obuilder.values import Key, Limits, OpPath, Platform, UnixUser, User
 
 
 class Layer(Struct, frozen=True):
@@ -47,7 +36,7 @@ class Base(Struct, frozen=True):
 class Inputs(Struct, frozen=True):
     """What the outside world adds to a spec.
 
-    `copies` has the manifest digest of each `copy` from the context, by its place.
+    `copies` has the manifest digest of each `copy` and `add` from the context, by its place.
     """
 
     bases: dict[str, Base]
@@ -62,18 +51,33 @@ class LayerAction(Struct, frozen=True, tag="layer"):
 
 
 class CacheMount(Struct, frozen=True):
-    """A cache volume in a step."""
+    """A cache volume in a step; what is None is as for any other."""
 
     id: str
     target: str
     mode: CacheMode
+    owner: UnixUser | None = None
+    permissions: int | None = None
 
 
 class SecretMount(Struct, frozen=True):
-    """A secret's file in a step."""
+    """A secret's file in a step, or its variable (`env`); what is None is as for any other."""
 
     id: str
     target: str
+    required: bool = True
+    env: str = ""
+    owner: UnixUser | None = None
+    permissions: int | None = None
+
+
+class BindMount(Struct, frozen=True):
+    """A part of the result `stage` in a step."""
+
+    stage: Key
+    source: str
+    target: str
+    writable: bool = False
 
 
 class RunAction(Struct, frozen=True, tag="run"):
@@ -87,8 +91,29 @@ class RunAction(Struct, frozen=True, tag="run"):
     secrets: tuple[SecretMount, ...] = ()
     caches: tuple[CacheMount, ...] = ()
     limits: Limits = Limits()
+    binds: tuple[BindMount, ...] = ()
+    tmpfs: tuple[Tmpfs, ...] = ()
+    ssh: tuple[Ssh, ...] = ()
+    insecure: bool = False
+    ambient: tuple[tuple[str, str], ...] = ()
+    """Variables that are in no key; those of `env` win."""
     domain: str = ""
     """Of the sandbox (`Features.domain`): results of one are never those of another."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Where something is mounted."""
+        found = [secret.target for secret in self.secrets if secret.target]
+        found += [cache.target for cache in self.caches] + [bind.target for bind in self.binds]
+        found += [tmpfs.target for tmpfs in self.tmpfs] + [ssh.target for ssh in self.ssh]
+        return tuple(found)
+
+    @property
+    def owners(self) -> tuple[UnixUser, ...]:
+        """Who owns what is mounted, where that is said."""
+        found = [secret.owner for secret in self.secrets] + [cache.owner for cache in self.caches]
+        found += [ssh.owner for ssh in self.ssh]
+        return tuple(owner for owner in found if owner is not None)
 
 
 class CopyAction(Struct, frozen=True, tag="copy"):
@@ -108,7 +133,35 @@ class CopyAction(Struct, frozen=True, tag="copy"):
     manifest: str | None = None
 
 
-Action = LayerAction | RunAction | CopyAction
+class AddAction(Struct, frozen=True, tag="add"):
+    """Copy as a Dockerfile's COPY does: see `Add` of the language, whose words these are.
+
+    `dst` is absolute and normalised, `into` says that it must be a directory. `stage` and `manifest`
+    are as a copy's; an add of `files` alone has the manifest "".
+    """
+
+    src: tuple[str, ...]
+    dst: str
+    into: bool
+    user: User | None
+    files: tuple[tuple[str, str], ...] = ()
+    permissions: str = ""
+    exclude: tuple[str, ...] = ()
+    parents: bool = False
+    link: bool = False
+    unpack: bool = False
+    stage: Key | None = None
+    manifest: str | None = None
+
+
+class MkdirAction(Struct, frozen=True, tag="mkdir"):
+    """Make the directory `path` (absolute, normalised) for `user`, unless it is there."""
+
+    path: str
+    user: User
+
+
+Action = LayerAction | RunAction | CopyAction | AddAction | MkdirAction
 
 
 class Step(Struct, frozen=True):
@@ -131,8 +184,11 @@ class Step(Struct, frozen=True):
     def needs(self) -> tuple[Key, ...]:
         """The keys of the steps that must be ready before this one."""
         found = [] if self.base is None else [self.base]
-        if isinstance(self.action, CopyAction) and self.action.stage is not None:
-            found.append(self.action.stage)
+        action = self.action
+        if isinstance(action, CopyAction | AddAction) and action.stage is not None:
+            found.append(action.stage)
+        elif isinstance(action, RunAction):
+            found.extend(bind.stage for bind in action.binds)
         return tuple(found)
 
 
@@ -143,6 +199,8 @@ class FinalContext(Struct, frozen=True):
     user: User | None = None
     env: tuple[tuple[str, str], ...] = ()
     shell: tuple[str, ...] = ()
+    config: ImageConfig = ImageConfig()
+    """What an image of the result says of itself."""
 
 
 class Plan(Struct, frozen=True):

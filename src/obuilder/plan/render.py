@@ -2,7 +2,7 @@
 
 from collections.abc import Container
 
-from obuilder.plan.model import CopyAction, Plan
+from obuilder.plan.model import Plan, RunAction
 from obuilder.values import Key
 
 
@@ -27,8 +27,12 @@ def mermaid(plan: Plan, cached: Container[Key]) -> list[str]:
     for step in plan.steps.values():
         if step.base is not None:
             lines.append(f"    s{step.base[:12]} --> s{step.key[:12]}")
-        if isinstance(step.action, CopyAction) and step.action.stage is not None:
-            lines.append(f"    s{step.action.stage[:12]} -. copy .-> s{step.key[:12]}")
+        word = "look" if isinstance(step.action, RunAction) else "copy"
+        lines.extend(
+            f"    s{need[:12]} -. {word} .-> s{step.key[:12]}"
+            for need in step.needs
+            if need != step.base
+        )
     lines.append("    classDef cached stroke-dasharray: 4 4")
     return lines
 

@@ -5,26 +5,30 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from obuilder.errors import SpecError, SpecErrors
-from obuilder.spec.forms import PLAIN, SIZES, TIMES, Bad, Forms, number
+from obuilder.spec.decode_run import RunForms
+from obuilder.spec.decode_settings import SettingForms
+from obuilder.spec.forms import Bad, number
 from obuilder.spec.model import (
-    Cache,
-    CacheMode,
+    Add,
+    Ambient,
+    Arg,
+    Built,
     Comment,
     Copy,
     Env,
+    Inherit,
+    Mkdir,
     Op,
-    Run,
-    Secret,
     SetUser,
     Shell,
     Spec,
     Workdir,
 )  # fmt: skip
+from obuilder.spec.modes import is_mode
 from obuilder.spec.sexp import Atom, List, Sexp, Source, read
-from obuilder.values import Limits, NamedUser, OpPath, Span, UnixUser
+from obuilder.values import OpPath, Span, User
 
 _DEPTH = 64
-_MODES: tuple[CacheMode, ...] = ("private", "locked", "shared", "append", "read-only")
 _DOUBLED = ("run", "copy", "user", "env")
 """Ops whose capitalised form takes its fields in one more pair of parentheses, as OBuilder's does."""
 
@@ -50,12 +54,11 @@ def parse(text: bytes, *, file: str) -> Document:
     return Document(spec, decoder.spans)
 
 
-class _Decoder(Forms):
+class _Decoder(RunForms, SettingForms):
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         self.spans: dict[OpPath, Span] = {}
         self.sight: dict[str, int] = {}
-        """The builds that can be copied from where the decoder is, with how many bear each name."""
         self.ops: dict[str, Callable[[List, list[Sexp]], Op]] = {
             "comment": lambda form, found: Comment(self.argument(form, found, self.atom)),
             "workdir": lambda form, found: Workdir(self.argument(form, found, self.text)),
@@ -64,6 +67,12 @@ class _Decoder(Forms):
             "user": self.user,
             "run": self.run,
             "copy": self.copy,
+            "add": self.add,
+            "mkdir": lambda form, found: Mkdir(self.argument(form, found, self.text)),
+            "arg": lambda form, found: Arg(*self.variable(form, found)),
+            "ambient": lambda form, found: Ambient(*self.variable(form, found)),
+            "inherit": self.inherit,
+            **self.settings(),
         }
 
     # --- specs --------------------------------------------------------------------------------
@@ -85,7 +94,7 @@ class _Decoder(Forms):
             return None
         children: list[tuple[str, Spec]] = []
         ops: list[Op] = []
-        base: str | None = None
+        base: str | Built | None = None
         names: list[str] = []
         for item in node.items:
             try:
@@ -103,7 +112,7 @@ class _Decoder(Forms):
                         raise self.fault(form, "a second (from …) in one build")
                     self.spans[*path, -1] = self.source.span(form.start, form.end)
                     base = ""  # even if it can't be read: what follows stands behind a from
-                    base = self.argument(form, form.items[1:], self.text)
+                    base = self.base(form, form.items[1:])
                 else:
                     if base is None:
                         self.early(name, form)
@@ -120,6 +129,12 @@ class _Decoder(Forms):
                 self.fault(node, "missing (from IMAGE)", hint="for example (from scratch)")
             return None
         return Spec(base=base, ops=tuple(ops), children=tuple(children))
+
+    def base(self, form: List, arguments: list[Sexp]) -> str | Built:
+        """What a build begins from: an image, or a build that stands before it."""
+        if len(arguments) == 1 and isinstance(arguments[0], List):
+            return Built(self.built(arguments[0], "what a build begins from"))
+        return self.argument(form, arguments, self.text)
 
     def early(self, name: str, form: List) -> None:
         """Note an operation that stands before the base image."""
@@ -180,131 +195,27 @@ class _Decoder(Forms):
         return Shell(tuple(self.each(arguments, lambda node: self.text(node, what))))
 
     def env(self, form: List, arguments: list[Sexp]) -> Op:
+        return Env(*self.variable(form, arguments))
+
+    def variable(self, form: List, arguments: list[Sexp]) -> tuple[str, str]:
+        op = self.atom(form.items[0], "the name of an operation").lower()
         if len(arguments) != 2:
             raise self.fault(
-                form, f"(env NAME VALUE) takes two arguments, here {number(len(arguments))}",
+                form, f"({op} NAME VALUE) takes two arguments, here {number(len(arguments))}",
                 hint="put a value with blanks in double quotes" if len(arguments) > 2 else None,
             )  # fmt: skip
         name = self.part(lambda: self.text(arguments[0], "the name of a variable"), "A")
         if not name or "=" in name:
             self.fault(arguments[0], "the name of a variable can't be empty or hold =")
-        return Env(name, self.text(arguments[1], "the value of a variable"))
+        return name, self.text(arguments[1], "the value of a variable")
+
+    def inherit(self, form: List, arguments: list[Sexp]) -> Op:
+        if arguments:
+            raise self.fault(form, "(inherit) takes no argument")
+        return Inherit()
 
     def user(self, form: List, arguments: list[Sexp]) -> Op:
-        fields = self.whole(lambda: self.fields(arguments, "user", ("uid", "gid", "name")))
-        if set(fields) == {"uid", "gid"}:
-            uid = self.part(lambda: self.integer(self.single(fields["uid"]), "the uid"), 0)
-            return SetUser(UnixUser(uid, self.integer(self.single(fields["gid"]), "the gid")))
-        if set(fields) == {"name"}:
-            return SetUser(NamedUser(self.text(self.single(fields["name"]), "the user's name")))
-        raise self.fault(
-            form, "a user is a uid and a gid, or a name",
-            hint="write (user (uid 1000) (gid 1000)) or, for Windows, (user (name NAME))",
-        )  # fmt: skip
-
-    def run(self, form: List, arguments: list[Sexp]) -> Op:
-        known = ("cache", "network", "secrets", "limits", "shell")
-        before = len(self.errors)
-        fields = self.fields(arguments, "run", known)
-        if "shell" not in fields and len(self.errors) == before:
-            self.fault(form, 'run needs its command: (run (shell "…"))')
-        return Run(
-            shell=self.part(lambda: self.command(fields), ""),
-            cache=tuple(self.each(self.items(fields, "cache"), self.cache)),
-            network=self.words(fields, "network"),
-            secrets=tuple(self.each(self.items(fields, "secrets"), self.secret)),
-            limits=self.limits(fields),
-        )
-
-    def command(self, fields: dict[str, List]) -> str:
-        form = fields.get("shell")
-        if form is None:
-            raise Bad
-        if len(form.items) != 2:
-            count = len(form.items) - 1
-            raise self.fault(
-                form, f"the command of run is one string, here {number(count)}",
-                hint="put the whole command in double quotes",
-            )  # fmt: skip
-        return self.text(form.items[1], "a command")
-
-    def target(self, node: Sexp, what: str) -> str:
-        path = self.text(node, f"the target of a {what}")
-        parts = [part for part in path.split("/") if part not in ("", ".")]
-        if not path.startswith("/") and path[1:3] not in (":/", ":\\"):
-            raise self.fault(node, f"the target of a {what} must be an absolute path")
-        if ".." in parts:
-            raise self.fault(node, f"the target of a {what} can't hold ..")
-        if not parts or parts[0] in ("proc", "sys", "dev") or parts == ["etc"]:
-            raise self.fault(
-                node, f"the target of a {what} can't be {path}",
-                hint="/, /etc itself, and all of /proc, /sys and /dev belong to the sandbox",
-            )  # fmt: skip
-        return path
-
-    def cache(self, node: Sexp) -> Cache:
-        name, form = self.head(node, "a cache")
-        known = ("target", "mode", "buildkit_options")
-        fields = self.whole(lambda: self.fields(form.items[1:], "cache", known))
-        if "target" not in fields:
-            raise self.fault(form, "a cache needs its target: (cache (ID (target PATH)))")
-        target = self.part(lambda: self.target(self.single(fields["target"]), "cache"), "")
-        return Cache(name, target, self.mode(fields), self.options(fields))
-
-    def mode(self, fields: dict[str, List]) -> CacheMode:
-        if "mode" not in fields:
-            return "private"
-        node = self.single(fields["mode"])
-        word = self.atom(node, "the mode of a cache")
-        for known in _MODES:
-            if known == word:
-                return known
-        raise self.fault(node, f"no cache has the mode {word!r}", hint=self.guess(word, _MODES))
-
-    def secret(self, node: Sexp) -> Secret:
-        name, form = self.head(node, "a secret")
-        known = ("target", "buildkit_options")
-        fields = self.whole(lambda: self.fields(form.items[1:], "secret", known))
-        if "target" in fields:
-            target = self.part(lambda: self.target(self.single(fields["target"]), "secret"), "")
-        elif not name or "/" in name or "\0" in name or name in (".", ".."):
-            raise self.fault(form, "a secret with such a name needs a (target PATH)")
-        else:
-            target = f"/run/secrets/{name}"
-        return Secret(name, target, self.options(fields))
-
-    def options(self, fields: dict[str, List]) -> tuple[tuple[str, str], ...]:
-        if "buildkit_options" not in fields:
-            return ()
-        node = self.single(fields["buildkit_options"])
-        hint = "write (buildkit_options ((KEY VALUE) …))"
-        if isinstance(node, Atom):
-            raise self.fault(node, "buildkit_options are a list of pairs", hint=hint)
-        pairs = []
-        for item in node.items:
-            if isinstance(item, Atom) or len(item.items) != 2:
-                raise self.fault(item, "each option for BuildKit is (KEY VALUE)", hint=hint)
-            key, value = item.items
-            pairs.append((self.atom(key, "an option"), self.atom(value, "an option's value")))
-        return tuple(pairs)
-
-    def limits(self, fields: dict[str, List]) -> Limits:
-        known = {"memory": SIZES, "cpus": PLAIN, "pids": PLAIN, "time": TIMES, "log": SIZES}
-        found = self.fields(self.items(fields, "limits"), "limits", tuple(known))
-        values: dict[str, float] = {}
-        for name, field in found.items():
-            try:
-                values[name] = self.measure(self.single(field), f"the limit {name}", known[name])
-            except Bad:
-                continue
-
-        def whole(name: str) -> int | None:
-            return max(1, int(values[name])) if name in values else None
-
-        return Limits(
-            memory=whole("memory"), cpus=values.get("cpus"), pids=whole("pids"),
-            seconds=values.get("time"), log=whole("log"),
-        )  # fmt: skip
+        return SetUser(self.person(form, arguments))
 
     def copy(self, form: List, arguments: list[Sexp]) -> Op:
         before = len(self.errors)
@@ -348,16 +259,70 @@ class _Decoder(Forms):
                 node, f"copy can't copy from {node.text!r}",
                 hint="write (from (build NAME)), or (from context)",
             )  # fmt: skip
+        return self.built(node, "a copy's source is context or (build NAME)")
+
+    def built(self, node: List, otherwise: str) -> str:
+        """The build that (build NAME) names."""
         name, form = self.head(node, "the source of a copy")
         if name != "build" or len(form.items) != 2:
-            raise self.fault(form, "a copy's source is context or (build NAME)")
-        build = self.atom(form.items[1], "the name of a build")
-        if build not in self.sight:
+            raise self.fault(form, otherwise)
+        return self.seen(form.items[1])
+
+    def add(self, form: List, arguments: list[Sexp]) -> Op:
+        known = (
+            "from", "src", "dst", "text", "owner", "permissions", "exclude", "parents", "link",
+            "unpack",
+        )  # fmt: skip
+        before = len(self.errors)
+        fields = self.fields(arguments, "add", known)
+        if "dst" not in fields and len(self.errors) == before:
+            self.fault(form, "add needs (dst …)")
+        if "dst" not in fields:
+            raise Bad
+        src = tuple(self.each(self.items(fields, "src"), self.source_path))
+        files = tuple(self.each(self.items(fields, "text"), self.file))
+        if not src and not files and len(self.errors) == before:
+            self.fault(form, "no sources for add", hint="name some with (src …) or (text …)")
+        node = self.single(fields["dst"])
+        dst = self.text(node, "the destination")
+        if len(src) + len(files) > 1 and not dst.endswith("/"):
             raise self.fault(
-                form.items[1], f"unknown build {build!r}",
-                hint=self.guess(build, self.sight) if self.sight else "no build is in sight here",
+                node, "when adding several items, the destination must end with /",
+                hint=f'write (dst "{dst}/")',
             )  # fmt: skip
-        return build
+        nowhere: tuple[str | None, str | None] = (None, None)
+        build, context = self.part(lambda: self.place(fields), nowhere)
+        owner: User | None = None
+        if "owner" in fields:
+            owner = self.person(fields["owner"], fields["owner"].items[1:])
+        permissions = ""
+        if "permissions" in fields:
+            node = self.single(fields["permissions"])
+            permissions = self.text(node, "permissions")
+            if not is_mode(permissions):
+                self.fault(
+                    node, f"{permissions!r} is no mode of chmod", hint="as 0644 or u=rwX,go=rX"
+                )
+        return Add(
+            src, dst, build, context, files, owner, permissions, self.words(fields, "exclude"),
+            self.present(fields, "parents"), self.present(fields, "link"),
+            self.present(fields, "unpack"),
+        )  # fmt: skip
+
+    def file(self, node: Sexp) -> tuple[str, str]:
+        """A file whose content stands here."""
+        name, form = self.head(node, "a text")
+        if len(form.items) != 2 or not name or "/" in name or "\0" in name or name in (".", ".."):
+            raise self.fault(form, "a text is (NAME CONTENT), its name without /")
+        return name, self.atom(form.items[1], "a text's content")
+
+    def place(self, fields: dict[str, List]) -> tuple[str | None, str | None]:
+        """The build, or the named context, that an add copies from."""
+        if "from" in fields and isinstance(node := self.single(fields["from"]), List):
+            name, form = self.head(node, "the source of an add")
+            if name == "context" and len(form.items) == 2:
+                return None, self.text(form.items[1], "the name of a context")
+        return self.origin(fields), None
 
 
 def _named(node: Sexp, name: str) -> bool:

@@ -32,6 +32,11 @@ class IgnoreFile:
                 patterns.append((negated, parts))
         return cls(patterns)
 
+    @staticmethod
+    def name_matches(pattern: str, name: str) -> bool:
+        """Whether one name matches one part of a pattern: `*`, `?`, `[…]` and a backslash."""
+        return _name_matches(pattern, name)
+
     def matches(self, path: str) -> bool:
         """Whether a path, relative to the context, is left out."""
         names = path.split("/")

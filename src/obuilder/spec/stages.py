@@ -6,7 +6,7 @@ one name the nearer, and the later, hides the other.
 
 from bisect import bisect_left
 
-from obuilder.spec.model import Copy, Spec
+from obuilder.spec.model import Add, Built, Copy, Run, Spec
 from obuilder.values import OpPath
 
 
@@ -49,9 +49,15 @@ class Stage:
         return stage
 
     def sources(self) -> "list[Stage]":
-        """The stages that this one copies from."""
-        ops = self.spec.ops
-        return [self.find(op.build) for op in ops if isinstance(op, Copy) and op.build is not None]
+        """The stages that this one begins from, copies from and looks into."""
+        base = self.spec.base
+        names = [base.name] if isinstance(base, Built) else []
+        for op in self.spec.ops:
+            if isinstance(op, Copy | Add) and op.build is not None:
+                names.append(op.build)
+            elif isinstance(op, Run):
+                names.extend(bind.build for bind in op.binds)
+        return [self.find(name) for name in names]
 
 
 def whole(spec: Spec) -> Stage:
@@ -96,6 +102,7 @@ def bases(spec: Spec) -> list[str]:
     ahead = [spec]
     while ahead:
         one = ahead.pop()
-        found.setdefault(one.base)
+        if isinstance(one.base, str):
+            found.setdefault(one.base)
         ahead.extend(child for _, child in reversed(one.children))
     return list(found)

@@ -121,11 +121,11 @@ class _Copy:
                 os.close(at)
 
     def _symlink(self, entry: Entry, name: str, at: int, source: int) -> None:
-        fd = _open(entry, os.O_PATH | os.O_NOFOLLOW, source)
+        fd = open_entry(entry, os.O_PATH | os.O_NOFOLLOW, source)
         try:
             status = os.fstat(fd)
             if not stat.S_ISLNK(status.st_mode) or os.readlink("", dir_fd=fd) != entry.target:
-                raise _changed(entry)
+                raise changed_entry(entry)
         finally:
             os.close(fd)
         os.symlink(entry.target, name, dir_fd=at)
@@ -134,18 +134,18 @@ class _Copy:
         os.utime(name, ns=(status.st_mtime_ns,) * 2, dir_fd=at, follow_symlinks=False)
 
     def _file(self, entry: Entry, name: str, at: int, source: int) -> None:
-        fd = _open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, source)
+        fd = open_entry(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, source)
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode) or status.st_size != entry.size:
-                raise _changed(entry)
+                raise changed_entry(entry)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             made = os.open(name, flags, 0o600, dir_fd=at)
             try:
                 try:
                     sparse = status.st_blocks * 512 < status.st_size
-                    if _transfer(fd, made, entry.size, sparse=sparse) != entry.digest:
-                        raise _changed(entry)
+                    if transfer(fd, made, entry.size, sparse=sparse) != entry.digest:
+                        raise changed_entry(entry)
                 except BaseException:
                     os.unlink(name, dir_fd=at)
                     raise
@@ -159,7 +159,8 @@ class _Copy:
             os.close(fd)
 
 
-def _open(entry: Entry, flags: int, source: int) -> int:
+def open_entry(entry: Entry, flags: int, source: int) -> int:
+    """A descriptor of what an entry names below the directory `source`. CopyError."""
     resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
     try:
         if not flags & os.O_PATH:
@@ -173,11 +174,11 @@ def _open(entry: Entry, flags: int, source: int) -> int:
             os.close(at)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EXDEV):
-            raise _changed(entry) from error
+            raise changed_entry(entry) from error
         raise CopyError(f"can't read {entry.source!r}: {error.strerror}") from error
 
 
-def _transfer(source: int, target: int, size: int, *, sparse: bool) -> str:
+def transfer(source: int, target: int, size: int, *, sparse: bool) -> str:
     """Copy `size` bytes and return the digest of all that was there to read."""
     digest = hashlib.sha256()
     at = 0
@@ -195,7 +196,8 @@ def _transfer(source: int, target: int, size: int, *, sparse: bool) -> str:
     return digest.hexdigest()
 
 
-def _changed(entry: Entry) -> CopyError:
+def changed_entry(entry: Entry) -> CopyError:
+    """What to raise for an entry that is not what was found before."""
     return CopyError(f"{entry.source!r} changed while it was copied", hint="run the build again")
 
 

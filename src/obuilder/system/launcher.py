@@ -61,6 +61,8 @@ class Launch(TypedDict):
     env: list[tuple[str, str]]
     uid: int
     gid: int
+    groups: list[int]
+    """Groups that are the user's besides their own."""
     root: str
     """What the step has as /; "/" is the machine's own."""
     sealed: bool
@@ -275,7 +277,7 @@ def _become(launch: Launch, program: bytes, there: int, held: int) -> NoReturn:
     try:
         if launch["sealed"]:
             linux.drop_bounding()
-        os.setgroups([launch["gid"]])
+        os.setgroups([launch["gid"], *launch["groups"]])
         os.setresgid(launch["gid"], launch["gid"], launch["gid"])
         os.setresuid(launch["uid"], launch["uid"], launch["uid"])
         os.umask(0o022)

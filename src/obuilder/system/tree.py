@@ -29,6 +29,10 @@ class Entry(Struct, frozen=True):
     size: int = 0
     digest: str = ""
     target: str = ""
+    mode: int = 0
+    """Permissions, for a `Selection` alone."""
+    owner: tuple[int, int] | None = None
+    """Ids inside, where a selection keeps owners."""
 
 
 class Manifest(Struct, frozen=True):
@@ -243,7 +247,7 @@ class _Walk:
                         line = f"hardlink\0{path}\0{first}\0\0"
                         digest.update(line.encode("utf-8", "surrogateescape"))
                         continue
-                content = self._content(source, status, stats)
+                content = content_digest(self.root, self.fd, source, status, stats)
                 executable = bool(mode & 0o111)
                 entry = Entry(path, source, "file", executable, status.st_size, content)
                 line = f"file\0{path}\0{content}\0{'x' if executable else ''}\0"
@@ -251,25 +255,30 @@ class _Walk:
             digest.update(line.encode("utf-8", "surrogateescape"))
         return Manifest(entries=tuple(entries), digest=digest.hexdigest())
 
-    def _content(self, path: str, status: os.stat_result, stats: StatCache | None) -> str:
-        if stats is not None:
-            whole = f"{self.root}/{path}"
-            mark = signature(status)
-            known = stats.get(whole, mark)
-            if known is not None:
-                return known
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        fd = os.open(path, flags, dir_fd=self.fd)
-        try:
-            trusted = settled(status)
-            if signature(os.fstat(fd)) != signature(status):
-                raise CopyError(f"{path!r} changed while it was looked at")
-            with open(fd, "rb", buffering=0, closefd=False) as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if signature(os.fstat(fd)) != signature(status):
-                raise CopyError(f"{path!r} changed while it was looked at")
-        finally:
-            os.close(fd)
-        if stats is not None and trusted:
-            stats.put(f"{self.root}/{path}", signature(status), digest)
-        return digest
+
+def content_digest(
+    root: str, fd: int, path: str, status: os.stat_result, stats: StatCache | None
+) -> str:
+    """The digest of a file below `root`, whose descriptor is `fd`; remembered in `stats`.
+
+    CopyError if it is no longer what `status` says, or changes meanwhile.
+    """
+    if stats is not None:
+        known = stats.get(f"{root}/{path}", signature(status))
+        if known is not None:
+            return known
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    opened = os.open(path, flags, dir_fd=fd)
+    try:
+        trusted = settled(status)
+        if signature(os.fstat(opened)) != signature(status):
+            raise CopyError(f"{path!r} changed while it was looked at")
+        with open(opened, "rb", buffering=0, closefd=False) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if signature(os.fstat(opened)) != signature(status):
+            raise CopyError(f"{path!r} changed while it was looked at")
+    finally:
+        os.close(opened)
+    if stats is not None and trusted:
+        stats.put(f"{root}/{path}", signature(status), digest)
+    return digest

@@ -22,6 +22,7 @@ from obuilder.backends.protocols import (
 )
 from obuilder.backends.registry import load
 from obuilder.oci.platforms import host_platform
+from obuilder.spec.model import Tmpfs
 from obuilder.system.namespaces import enter
 from obuilder.system.sessions import open_session
 from obuilder.values import ROOT, IdMap, Key, Limits, Policy, User
@@ -174,6 +175,8 @@ class Bench:
         limits: Limits = Limits(),  # noqa: B008 - frozen
         cwd: str = "/",
         env: tuple[tuple[str, str], ...] = (),
+        tmpfs: tuple[Tmpfs, ...] = (),
+        insecure: bool = False,
         output: Callable[[bytes], None] = lambda _: None,
     ) -> Exit:
         """Run a shell's script, or `argv`; what it said is in `said`."""
@@ -189,7 +192,7 @@ class Bench:
                 Command(
                     argv=argv or ("/bin/sh", "-c", script), cwd=cwd, user=user,
                     env=(("PATH", "/bin"), ("HOME", "/"), *env), network=network, mounts=mounts,
-                    secrets=secrets, limits=limits,
+                    secrets=secrets, limits=limits, tmpfs=tmpfs, insecure=insecure,
                 ),
                 output=heard,
             )  # fmt: skip

@@ -19,7 +19,7 @@ from typing import ClassVar, final
 import anyio
 import anyio.to_thread
 
-from obuilder.backends.protocols import Command, Exit, Features, HostDir, Mount, Root
+from obuilder.backends.protocols import Command, Exit, Features, HostDir, Mount, Placing, Root
 from obuilder.backends.stores.directory import (
     DirectoryStore,
     disk_bytes,
@@ -30,6 +30,7 @@ from obuilder.backends.stores.directory import (
 from obuilder.errors import SandboxError, StoreError, Unsupported
 from obuilder.oci.platforms import host_platform
 from obuilder.system.copying import copy_in
+from obuilder.system.picking import Selection
 from obuilder.system.sessions import alive, open_session
 from obuilder.system.tree import Manifest
 from obuilder.testing.fake_shell import FakeShell, Files, Program
@@ -178,7 +179,6 @@ async def _copy_tree(source: str, target: str) -> None:
 
 
 @final
-@final
 class FakeSandbox:
     """See `Sandbox`. Commands are tasks of this process; files get its own owner.
 
@@ -255,6 +255,21 @@ class FakeSandbox:
         await anyio.to_thread.run_sync(
             lambda: copy_in(inside, tree, outside, to=to, owner=(0, 0), idmap=self._idmap)
         )
+
+    async def add(
+        self, root: Root, selection: Selection, source: Root, how: Placing, *, to: str,
+        owner: User | None,
+    ) -> None:  # fmt: skip
+        """See `Sandbox`."""
+        from obuilder.oci.additions import add
+
+        inside, outside = _directory(root), _directory(source)
+        await anyio.to_thread.run_sync(
+            lambda: add(
+                inside, selection, outside, to=to, into=how.into, owner=(0, 0),
+                permissions=how.permissions, link=how.link, unpack=how.unpack, idmap=self._idmap,
+            )
+        )  # fmt: skip
 
     async def check(self) -> None:
         """See `Sandbox`."""

@@ -54,7 +54,10 @@ def probe(capability: str) -> str | None:
         return _attempt_program("docker-registry", "--version") or _program("openssl")
     if capability in ("skopeo", "umoci"):
         return _attempt_program(capability, "--version")
-    if capability in ("crun", "runc", "runsc", "newuidmap", "mmdebstrap", "gcc", "useradd"):
+    if capability in (
+        "crun", "runc", "runsc", "newuidmap", "mmdebstrap", "gcc", "useradd", "git", "ssh-agent",
+        "buildah",
+    ):  # fmt: skip
         return _program(capability)
     if capability == "system-python":
         return _system_python()

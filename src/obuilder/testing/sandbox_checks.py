@@ -21,7 +21,7 @@ from obuilder.backends.protocols import Exit, Features, HostDir, Mount, SecretFi
 from obuilder.errors import CopyError, SandboxError, Unsupported
 from obuilder.system import process
 from obuilder.system.tree import Manifest, scan
-from obuilder.testing import isolation_checks as apart
+from obuilder.testing import dockerfile_checks as asked, isolation_checks as apart
 from obuilder.testing.bench import Bench, Subject, running
 from obuilder.values import Limits, UnixUser
 
@@ -288,6 +288,11 @@ _ISOLATING = (
 )
 _OTHERS: dict[Check, Concern] = {
     secrets: lambda features: features.secrets,
+    asked.additions: lambda features: features.users,
+    asked.archives: lambda _: True,
+    asked.names: lambda features: features.named_users,
+    asked.memory_places: lambda features: features.mounts,
+    asked.powers: lambda features: features.mounts and features.isolation,
     time_limit: lambda features: "seconds" in features.limits,
     apart.identity: lambda features: features.users,
     apart.secret_owner: lambda features: features.isolation and features.users,

@@ -15,4 +15,7 @@ RUN printf 'tab	here \
 COPY --chown=1000:1000 --from=outer [ "file", "/with blank/" ]
 USER builder
 RUN echo '"quoted"' \ $HOME
+# warning: if 'a' is a directory, a Dockerfile copies what is in it, not itself
+# warning: if 'b' is a directory, a Dockerfile copies what is in it, not itself
 # warning: without BuildKit, caches and secrets are left out
+# warning: if 'file' is a directory, a Dockerfile copies what is in it, not itself

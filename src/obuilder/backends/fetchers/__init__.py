@@ -18,10 +18,13 @@ if TYPE_CHECKING:  # the cached path resolves names, and meets no root
 
 FORMS = (
     "scratch", "micro", "rootfs:DIR", "tar:FILE", "oci:DIR[:TAG]", "oci-archive:FILE[:TAG]",
-    "docker-archive:FILE[:TAG]", "docker-daemon:NAME", "NAME of an image in a registry",
+    "docker-archive:FILE[:TAG]", "docker-daemon:NAME", "http://FILE[@sha256:DIGEST]",
+    "git:URL[#REF[:DIRECTORY]][@COMMIT]", "NAME of an image in a registry",
 )  # fmt: skip
 """How an image can be named, for messages."""
-_KINDS = ("rootfs", "tar", "oci", "oci-archive", "docker-archive", "docker-daemon")
+_KINDS = (
+    "rootfs", "tar", "oci", "oci-archive", "docker-archive", "docker-daemon", "http", "https", "git",
+)  # fmt: skip
 
 
 class Sources(Struct, frozen=True):
@@ -65,6 +68,14 @@ def fetcher_for(name: str, sources: Sources = Sources()) -> "Fetcher":  # noqa: 
         from obuilder.backends.fetchers.images import ImageFetcher
 
         return ImageFetcher(stats)
+    elif kind in ("http", "https"):
+        from obuilder.backends.fetchers.url import UrlFetcher
+
+        return UrlFetcher(stats)
+    elif kind == "git":
+        from obuilder.backends.fetchers.git import GitFetcher
+
+        return GitFetcher(stats)
     elif kind == "docker-daemon":
         from obuilder.backends.fetchers.docker import DockerFetcher
 

@@ -34,6 +34,7 @@ class _Image(Struct, rename="pascal"):
     id: str
     architecture: str = ""
     os: str = "linux"
+    author: str = ""
     variant: str = ""
     config: Settings | None = None
     rootfs: _Layers = field(default_factory=_Layers, name="RootFS")
@@ -65,7 +66,14 @@ class DockerFetcher:
         if not is_sha256(found.id):
             raise BadImage(f"{name}: {found.id!r} is no SHA-256 digest")
         contents = found.rootfs.layers or []
-        config = Config(Rootfs(contents), found.architecture, found.os, found.variant, found.config)
+        config = Config(
+            Rootfs(contents),
+            found.architecture,
+            found.os,
+            found.variant,
+            found.author,
+            found.config,
+        )
         return base_of(name, found.id, config, [""] * len(contents))
 
     async def fetch(

@@ -11,7 +11,8 @@ import msgspec
 
 from obuilder.backends.fetchers import LocalFetcher, directory_of, in_thread
 from obuilder.errors import BadImage, NotFound
-from obuilder.plan.model import Base, ImageConfig, Layer
+from obuilder.plan.model import Base, Layer
+from obuilder.spec.image import ImageConfig
 from obuilder.values import IdMap, Platform
 
 TYPE_CHECKING = False

@@ -11,7 +11,8 @@ import msgspec
 from obuilder.backends.fetchers import Sources, directory_of, in_thread
 from obuilder.errors import FetchError, NotFound, ObuilderError
 from obuilder.oci.reference import Reference
-from obuilder.plan.model import Base, ImageConfig, Layer
+from obuilder.plan.model import Base, Layer
+from obuilder.spec.image import ImageConfig
 from obuilder.values import IdMap, Platform
 
 TYPE_CHECKING = False

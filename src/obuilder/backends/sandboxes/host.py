@@ -10,15 +10,15 @@ from contextlib import ExitStack
 from typing import final
 
 from obuilder.backends.protocols import Command, Features
-from obuilder.backends.sandboxes.homes import home_of
+from obuilder.backends.sandboxes.homes import account, home_of
 from obuilder.backends.sandboxes.launched import LaunchedSandbox, mounted
-from obuilder.backends.sandboxes.local import secret_files, unix_user
+from obuilder.backends.sandboxes.local import secret_files
 from obuilder.backends.sandboxes.mountpoints import MountPoints
 from obuilder.errors import SandboxError
 from obuilder.oci.platforms import host_platform
 from obuilder.system.cgroups import Hierarchies
 from obuilder.system.launcher import Launch, piece
-from obuilder.values import IdMap, Policy
+from obuilder.values import IdMap, Policy, UnixUser
 
 _SHOWN = ("/etc/hosts", "/etc/resolv.conf")
 
@@ -38,6 +38,8 @@ class HostSandbox(LaunchedSandbox):
             platforms=(host_platform(),),
             isolation=False,
             policies=frozenset({"no_new_privileges"}),
+            named_users=True,
+            mounts=True,
             domain="host",
             warning="NO ISOLATION: steps use the network, the devices and the kernel of this "
             "machine, whatever the spec says",
@@ -64,17 +66,22 @@ class HostSandbox(LaunchedSandbox):
         return f"host: {self.features.warning}; limits: {limits}"
 
     def _launch(self, stack: ExitStack, bundle: str, root: str, command: Command) -> Launch:
-        user = unix_user(command.user)
+        user, groups = account(root, command.user)
         places = stack.enter_context(MountPoints(root, (self._idmap.to_disk(0),) * 2))
         for target in ("/proc", "/dev", "/sys", "/etc"):
             places.fixed(target)
         places.directory(command.cwd, keep=True)
         ids = self._idmap
+
+        def owned(owner: UnixUser | None) -> tuple[int, int]:
+            mine = owner or user
+            return ids.to_disk(mine.uid), ids.to_disk(mine.gid)
+
         try:
-            owner = (ids.to_disk(user.uid), ids.to_disk(user.gid))
+            secrets = secret_files(stack, bundle, command.secrets, owned)
+            owned(user)
         except ValueError as error:
             raise SandboxError(str(error)) from error
-        secrets = secret_files(stack, bundle, command.secrets, owner)
         pieces = [piece("tree", name, source=name, whole=True) for name in ("/dev", "/sys")]
         pieces += [
             piece("tree", places.file(name), source=os.path.realpath(name), readonly=True)
@@ -82,6 +89,10 @@ class HostSandbox(LaunchedSandbox):
             if os.path.exists(name)
         ]
         pieces += mounted(places, command, secrets, shifted=lambda _: False)
+        own = {"mode": "0755", "uid": str(ids.to_disk(0)), "gid": str(ids.to_disk(0))}
+        for tmpfs in command.tmpfs:
+            room = {} if tmpfs.size is None else {"size": str(tmpfs.size)}
+            pieces.append(piece("memory", places.directory(tmpfs.target), options=own | room))
         pieces.append(piece("processes", "/proc"))
         return Launch(
             argv=list(command.argv),
@@ -89,6 +100,7 @@ class HostSandbox(LaunchedSandbox):
             env=[("HOME", home_of(root, user.uid)), *command.env],
             uid=0 if ids.single else user.uid,
             gid=0 if ids.single else user.gid,
+            groups=[] if ids.single else list(groups),
             root=root,
             sealed=False,
             apart=False,

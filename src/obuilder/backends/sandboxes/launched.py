@@ -13,7 +13,12 @@ from typing import ClassVar
 import msgspec
 
 from obuilder.backends.protocols import Command
-from obuilder.backends.sandboxes.local import LocalSandbox, directory_of, write_new
+from obuilder.backends.sandboxes.local import (
+    LocalSandbox,
+    directory_of,
+    secret_variables,
+    write_for_starter,
+)
 from obuilder.backends.sandboxes.mountpoints import MountPoints
 from obuilder.errors import SandboxError
 from obuilder.system import launcher
@@ -37,7 +42,8 @@ class LaunchedSandbox(LocalSandbox):
         self, stack: ExitStack, bundle: str, root: str, command: Command, *, terminal: bool
     ) -> None:
         launch = self._launch(stack, bundle, root, command)
-        write_new(os.path.join(bundle, "launch.json"), msgspec.json.encode(launch), 0o600)
+        launch["env"] += secret_variables(command.secrets)
+        write_for_starter(bundle, "launch.json", msgspec.json.encode(launch), command.secrets)
 
     def _unstarted(self, bundle: str, said: bytes) -> SandboxError:
         text = said.decode(errors="replace").strip()
@@ -45,15 +51,16 @@ class LaunchedSandbox(LocalSandbox):
 
 
 def mounted(
-    places: MountPoints, command: Command, secrets: list[str], *, shifted: Callable[[str], bool]
-) -> list[Piece]:
+    places: MountPoints, command: Command, secrets: list[tuple[str, str]], *,
+    shifted: Callable[[str], bool],
+) -> list[Piece]:  # fmt: skip
     """The cache volumes and secrets of a step, at places made for them in its root.
 
     `shifted` tells of a volume's source whether its ids are to be.
     """
     pieces = [
-        piece("tree", places.file(secret.target), source=os.path.realpath(path), readonly=True)
-        for path, secret in zip(secrets, command.secrets, strict=True)
+        piece("tree", places.file(target), source=os.path.realpath(path), readonly=True)
+        for path, target in secrets
     ]
     for mount in command.mounts:
         source = directory_of(mount.source)

@@ -13,12 +13,22 @@ from typing import ClassVar
 import anyio
 import anyio.to_thread
 
-from obuilder.backends.protocols import Command, Exit, Features, HostDir, Root, SecretFile
+from obuilder.backends.protocols import (
+    Command,
+    Exit,
+    Features,
+    HostDir,
+    Placing,
+    Root,
+    SecretFile,
+)
 from obuilder.backends.sandboxes.cells import Cell, Cells
+from obuilder.backends.sandboxes.homes import account
 from obuilder.errors import SandboxError, Unsupported, of_disk
 from obuilder.system import linux, process
 from obuilder.system.cgroups import Hierarchies
 from obuilder.system.files import remove_tree
+from obuilder.system.picking import Selection
 from obuilder.system.sessions import alive
 from obuilder.system.tree import Manifest
 from obuilder.values import IdMap, UnixUser, User, shown
@@ -79,12 +89,21 @@ class LocalSandbox(ABC):
         """Copy in, in a thread. CopyError."""
         from obuilder.system.copying import copy_in
 
-        inside, outside, user = directory_of(root), directory_of(source), unix_user(owner)
+        inside, outside = directory_of(root), directory_of(source)
+        user = account(inside, owner).user
         await anyio.to_thread.run_sync(
             lambda: copy_in(
                 inside, tree, outside, to=to, owner=(user.uid, user.gid), idmap=self._idmap
             )
         )
+
+    async def add(
+        self, root: Root, selection: Selection, source: Root, how: Placing, *, to: str,
+        owner: User | None,
+    ) -> None:  # fmt: skip
+        """Copy in as a Dockerfile does, in a thread. CopyError, BadImage, Unsupported."""
+        user = None if owner is None else account(directory_of(root), owner).user
+        await add_files(root, selection, source, how, to=to, owner=user, idmap=self._idmap)
 
     async def recover(self) -> None:
         """End and remove what dead sessions left."""
@@ -145,6 +164,23 @@ class LocalSandbox(ABC):
         return ended
 
 
+async def add_files(
+    root: Root, selection: Selection, source: Root, how: Placing, *, to: str,
+    owner: UnixUser | None, idmap: IdMap,
+) -> None:  # fmt: skip
+    """See `Sandbox.add`."""
+    from obuilder.oci.additions import add
+
+    inside, outside = directory_of(root), directory_of(source)
+    await anyio.to_thread.run_sync(
+        lambda: add(
+            inside, selection, outside, to=to, into=how.into,
+            owner=None if owner is None else (owner.uid, owner.gid),
+            permissions=how.permissions, link=how.link, unpack=how.unpack, idmap=idmap,
+        )
+    )  # fmt: skip
+
+
 def directory_of(root: Root) -> str:
     """The directory of a root that is one. SandboxError."""
     if not isinstance(root, HostDir):
@@ -152,17 +188,17 @@ def directory_of(root: Root) -> str:
     return root.path
 
 
-def unix_user(user: User) -> UnixUser:
-    """A user by number. Unsupported."""
-    if not isinstance(user, UnixUser):
-        raise Unsupported("this sandbox takes users by number: (user (uid N) (gid N))")
-    return user
-
-
 def secret_files(
-    stack: ExitStack, bundle: str, secrets: tuple[SecretFile, ...], owner: tuple[int, int]
-) -> list[str]:
-    """Files on memory with the secrets' values, mode 0400, gone with `stack`. OSError."""
+    stack: ExitStack,
+    bundle: str,
+    secrets: tuple[SecretFile, ...],
+    owned: Callable[[UnixUser | None], tuple[int, int]],
+) -> list[tuple[str, str]]:
+    """Files on memory with the secrets' values, gone with `stack`, each with its target. OSError.
+
+    `owned` gives the ids that a file's owner has on disk; None is the step's user. The directory
+    is the bundle's `secrets`, there if any secret is, if only as a variable.
+    """
     if not secrets:
         return []
     folder = os.path.join(bundle, "secrets")
@@ -170,11 +206,28 @@ def secret_files(
     # Not noexec: a flag more than the bind inside has would be locked there.
     linux.mount("tmpfs", folder, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=711")
     stack.callback(linux.unmount, folder, linux.MNT_DETACH)
-    paths = [os.path.join(folder, str(number)) for number in range(len(secrets))]
-    for path, secret in zip(paths, secrets, strict=True):
-        write_new(path, secret.value, 0o400)
-        os.chown(path, *owner)
-    return paths
+    shown = []
+    for number, secret in enumerate(secrets):
+        if not secret.env:
+            path = os.path.join(folder, str(number))
+            write_new(path, secret.value, secret.permissions)
+            os.chown(path, *owned(secret.owner))
+            shown.append((path, secret.target))
+    return shown
+
+
+def secret_variables(secrets: tuple[SecretFile, ...]) -> list[tuple[str, str]]:
+    """The variables that show secrets to a step."""
+    return [(secret.env, os.fsdecode(secret.value)) for secret in secrets if secret.env]
+
+
+def write_for_starter(bundle: str, name: str, data: bytes, secrets: tuple[SecretFile, ...]) -> None:
+    """Write what the starter reads; where it holds a secret's variable, on memory too. OSError."""
+    place = os.path.join(bundle, name)
+    if any(secret.env for secret in secrets):
+        os.symlink(os.path.join("secrets", name), place)
+        place = os.path.join(bundle, "secrets", name)
+    write_new(place, data, 0o600)
 
 
 def write_new(path: str, data: bytes, mode: int) -> None:

@@ -9,12 +9,13 @@ import anyio
 import msgspec
 
 from obuilder.backends.protocols import Command, Features, HostDir
-from obuilder.backends.sandboxes.homes import home_of
+from obuilder.backends.sandboxes.homes import account, home_of
 from obuilder.backends.sandboxes.local import (
     LocalSandbox,
     directory_of,
     secret_files,
-    unix_user,
+    secret_variables,
+    write_for_starter,
     write_new,
 )
 from obuilder.backends.sandboxes.mountpoints import MountPoints
@@ -77,6 +78,8 @@ class OciSandbox(LocalSandbox):
             platforms=(host_platform(),),
             isolation=True,
             policies=frozenset(Policy.__struct_fields__) - self._kind.lacks,
+            named_users=True,
+            mounts=True,
         )
 
     @classmethod
@@ -164,7 +167,7 @@ class OciSandbox(LocalSandbox):
         self, stack: ExitStack, bundle: str, root: str, command: Command, *, terminal: bool
     ) -> None:
         box = self._box(stack, bundle, root, command, terminal=terminal)
-        write_new(os.path.join(bundle, "config.json"), runtime_config(box), 0o600)
+        write_for_starter(bundle, "config.json", runtime_config(box), command.secrets)
 
     def _unstarted(self, bundle: str, said: bytes) -> SandboxError:
         words = said + _read(os.path.join(bundle, _SAID))
@@ -190,7 +193,7 @@ class OciSandbox(LocalSandbox):
     def _box(
         self, stack: ExitStack, bundle: str, root: str, command: Command, *, terminal: bool
     ) -> Box:
-        user = unix_user(command.user)
+        user, groups = account(root, command.user)
         if unknown := set(command.network) - {"host"}:
             raise Unsupported(f"this sandbox has no network called {min(unknown)!r}")
         host_network = "host" in command.network
@@ -207,12 +210,13 @@ class OciSandbox(LocalSandbox):
         if host_network and os.path.exists("/etc/resolv.conf"):
             places.file("/etc/resolv.conf")
             resolv = os.path.realpath("/etc/resolv.conf")
-        owner = (self._idmap.to_disk(user.uid), self._idmap.to_disk(user.gid))
-        shown = secret_files(stack, bundle, command.secrets, owner)
-        binds = [
-            Bind(path, places.file(secret.target), readonly=True)
-            for path, secret in zip(shown, command.secrets, strict=True)
-        ]
+
+        def owned(owner: UnixUser | None) -> tuple[int, int]:
+            mine = owner or user
+            return self._idmap.to_disk(mine.uid), self._idmap.to_disk(mine.gid)
+
+        shown = secret_files(stack, bundle, command.secrets, owned)
+        binds = [Bind(path, places.file(target), readonly=True) for path, target in shown]
         binds += [
             Bind(root + place, place, readonly=False)
             for place in map(places.directory, self._kind.hidden)
@@ -221,13 +225,19 @@ class OciSandbox(LocalSandbox):
             source = directory_of(mount.source)
             place = places.like(source, mount.target)
             binds.append(Bind(source, place, readonly=mount.readonly))
+        memory = tuple((places.directory(tmpfs.target), tmpfs.size) for tmpfs in command.tmpfs)
         offered = host_network and self._policy.ca_bundle
         return Box(
             root=root,
             argv=command.argv,
             cwd=command.cwd,
             user=user,
-            env=(("HOME", home_of(root, user.uid)), *command.env),
+            groups=() if self._idmap.single else groups,
+            env=(
+                ("HOME", home_of(root, user.uid)),
+                *command.env,
+                *secret_variables(command.secrets),
+            ),
             hostname=command.hostname,
             idmap=self._idmap,
             policy=self._policy,
@@ -238,6 +248,8 @@ class OciSandbox(LocalSandbox):
             resolv_conf=resolv,
             ca_bundle=next((p for p in _BUNDLES if os.path.exists(p)), None) if offered else None,
             binds=tuple(binds),
+            memory=memory,
+            insecure=command.insecure,
             seccomp=self._seccomp,
             seccomp_bpf=self._seccomp_bpf,
             open_files=resource.getrlimit(resource.RLIMIT_NOFILE),

@@ -14,10 +14,10 @@ from typing import final
 import anyio.to_thread
 import msgspec
 
-from obuilder.backends.protocols import Command, Exit, Features, Root
+from obuilder.backends.protocols import Command, Exit, Features, Placing, Root
 from obuilder.backends.sandboxes.accounts import Account, LinuxAccounts, Pool, need
 from obuilder.backends.sandboxes.launched import LaunchedSandbox, mounted
-from obuilder.backends.sandboxes.local import directory_of, secret_files, unix_user, write_new
+from obuilder.backends.sandboxes.local import directory_of, secret_files, write_new
 from obuilder.backends.sandboxes.mountpoints import MountPoints
 from obuilder.errors import BackendUnavailable, SandboxError
 from obuilder.oci.bpf import compiled
@@ -26,6 +26,7 @@ from obuilder.oci.seccomp import filter_for
 from obuilder.system import linux, shifting
 from obuilder.system.cgroups import Hierarchies
 from obuilder.system.launcher import Launch, Piece, piece
+from obuilder.system.picking import Selection
 from obuilder.system.sessions import alive
 from obuilder.system.tree import Manifest
 from obuilder.values import ROOT, IdMap, Policy, UnixUser, User
@@ -118,6 +119,13 @@ class LinuxUsersSandbox(LaunchedSandbox):
         """See `Sandbox`. There is one owner, whatever the spec says."""
         await super().put(root, tree, source, to=to, owner=ROOT)
 
+    async def add(
+        self, root: Root, selection: Selection, source: Root, how: Placing, *, to: str,
+        owner: User | None,
+    ) -> None:  # fmt: skip
+        """See `Sandbox`. There is one owner, whatever the spec says."""
+        await super().add(root, selection, source, how, to=to, owner=ROOT)
+
     async def recover(self) -> None:
         """See `Sandbox`."""
         await super().recover()
@@ -143,7 +151,8 @@ class LinuxUsersSandbox(LaunchedSandbox):
         return shifting.shift(self._idmap.to_disk(0), (account.uid, account.gid))
 
     def _launch(self, stack: ExitStack, bundle: str, root: str, command: Command) -> Launch:
-        user = unix_user(command.user)
+        user = command.user
+        assert isinstance(user, UnixUser)  # the account's: see `_run`
         ids = self._shifts[user.uid]
         owner = (user.uid, user.gid)
         shown = [root, *(directory_of(mount.source) for mount in command.mounts)]
@@ -155,7 +164,7 @@ class LinuxUsersSandbox(LaunchedSandbox):
             self._check_owner(root, places.directory(place), place, here)
         if command.cwd != "/":
             places.directory(command.cwd, keep=True)
-        secrets = secret_files(stack, bundle, command.secrets, owner)
+        secrets = secret_files(stack, bundle, command.secrets, lambda _: owner)
         pieces = [*self._own(bundle, root, owner, shifted=shifted)]
         resolv = os.path.realpath("/etc/resolv.conf")
         if "host" in command.network and resolv.startswith("/run/") and os.path.exists(resolv):
@@ -175,6 +184,7 @@ class LinuxUsersSandbox(LaunchedSandbox):
             env=[("HOME", HOME), *command.env],
             uid=user.uid,
             gid=user.gid,
+            groups=[],
             root="/",
             sealed=True,
             apart=True,
