@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import os
 import socket
+from collections.abc import AsyncIterator
 from typing import Self
 from urllib.parse import quote
 
@@ -43,16 +44,27 @@ class DockerEngine:
         """What the engine has at `path`; `timeout` is for each piece of it. Not asked for yet."""
         return Answer(self.path, quote(path, safe="/:@"), timeout)
 
+    def load(self, *, timeout: float) -> "Load":
+        """A file to write an archive of `docker save` to, which the engine takes images from."""
+        return Load(self.path, "/images/load?quiet=1", timeout)
+
 
 class _Refusal(msgspec.Struct):
     message: str = ""
 
 
-class Answer:
-    """An engine's answer: asked for on entering, which blocks, and let go of on leaving.
+class _Said(msgspec.Struct):
+    """A line of what an engine says while it works."""
 
-    Entering raises NotFound with the engine's own words if it has no such thing, Denied,
-    Unreachable. `abort`, from any thread and at any time, ends whoever waits for it.
+    stream: str = ""
+    error: str = ""
+
+
+class _Link:
+    """A connection to an engine: made on entering, which blocks, and let go of on leaving.
+
+    Entering raises Denied, Unreachable. `abort`, from any thread and at any time, ends whoever
+    waits for it.
     """
 
     def __init__(self, engine: str, target: str, timeout: float) -> None:
@@ -72,6 +84,9 @@ class Answer:
             raise
         return self
 
+    def _ask(self) -> None:
+        """Send the request."""
+
     def _connect(self) -> None:
         try:
             self._socket.connect(self._engine)
@@ -87,12 +102,12 @@ class Answer:
             ) from error
         if self._aborted:
             self.abort()
-
-    def _ask(self) -> None:
         # http.client knows hosts and ports only: it is given a socket that is connected already
         self._http.sock = self._socket
+
+    def _answered(self) -> None:
+        """Wait for the answer. NotFound with the engine's own words, Unreachable."""
         try:
-            self._http.request("GET", self._target)
             self._response = response = self._http.getresponse()
             if response.length is None and not response.chunked:
                 # http.client takes a head that is cut off for a whole one
@@ -141,3 +156,78 @@ class Answer:
             self._response.close()
         self._http.close()
         self._socket.close()
+
+
+class Answer(_Link):
+    """An engine's answer, to be read. Entering raises NotFound if it has no such thing, as well."""
+
+    def _ask(self) -> None:
+        try:
+            self._http.request("GET", self._target)
+        except (OSError, http.client.HTTPException) as error:
+            raise self._broken(error) from error
+        self._answered()
+
+
+class Load(_Link):
+    """What is written goes to the engine; `finish` says what came of it."""
+
+    def _ask(self) -> None:
+        try:
+            self._http.putrequest("POST", self._target)
+            self._http.putheader("Content-Type", "application/x-tar")
+            self._http.putheader("Transfer-Encoding", "chunked")
+            self._http.endheaders()
+        except (OSError, http.client.HTTPException) as error:
+            raise self._broken(error) from error
+
+    def write(self, data: bytes) -> int:
+        """Send the next bytes. Unreachable, with what the engine said if it said something."""
+        try:
+            if data:
+                self._http.send(b"%x\r\n%b\r\n" % (len(data), data))
+        except OSError as error:
+            self._answered()
+            raise self._broken(error) from error
+        return len(data)
+
+    def finish(self) -> list[str]:
+        """Send the end: the engine's words. Unreachable if it did not take the images."""
+        try:
+            self._http.send(b"0\r\n\r\n")
+        except OSError as error:
+            raise self._broken(error) from error
+        self._answered()
+        words = []
+        for line in self.read(1 << 20).splitlines():
+            with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+                said = msgspec.json.decode(line, type=_Said)
+                if said.error:
+                    raise Unreachable(
+                        f"the Docker engine at {self._engine} does not take the image: {said.error}"
+                    )
+                words.append(said.stream.strip())
+        return [word for word in words if word]
+
+
+@contextlib.asynccontextmanager
+async def aborted(link: _Link) -> AsyncIterator[None]:
+    """Whoever waits for an engine in a thread within this context need not once it is cancelled."""
+    import anyio
+
+    async def abort_at_the_end() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            link.abort()
+
+    failed: Exception | None = None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(abort_at_the_end)
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 # raised below, outside of the task group
+            failed = error
+        tasks.cancel_scope.cancel()
+    if failed is not None:
+        raise failed

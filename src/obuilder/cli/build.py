@@ -5,6 +5,7 @@ import os
 import sys
 
 import msgspec
+from msgspec import Struct
 
 from obuilder import events
 from obuilder.cli.options import (
@@ -17,10 +18,13 @@ from obuilder.cli.options import (
     is_verbose,
     secrets,
 )
+from obuilder.cli.outputs import add_wishes, wishes
 from obuilder.cli.specs import Chosen, add_spec, chosen, settings_of_build
 from obuilder.engine.cached import replay
+from obuilder.engine.outputs import Output, Wishes, check, parse_output
 from obuilder.engine.result import Result
 from obuilder.engine.settings import Settings
+from obuilder.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,8 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="build that nested build or stage; OUTER/INNER for a build in another",
     )
     parser.add_argument(
-        "-o", "--output", metavar="OUTPUT", help="write the result out, as `obuilder export` does"
-    )
+        "-o", "--output", action="append", default=[], metavar="OUTPUT",
+        help="write the result out, as `obuilder export` does; repeatable",
+    )  # fmt: skip
     parser.add_argument(
         "--no-cache", action="store_true", help="run every step again, but for base images"
     )
@@ -52,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--parallel", type=count, metavar="N", help="steps at one time; one for each core"
     )
     add_images(parser, spec=True)
+    add_wishes(parser)
     parser.add_argument(
         "--ssh", action="append", default=[], metavar="ID[=SOCKET]",
         help="an agent of SSH keys for steps; $SSH_AUTH_SOCK if not given; repeatable",
@@ -64,55 +70,78 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sandbox(parser)
 
 
+class Job(Struct, frozen=True):
+    """What to build for one platform."""
+
+    setup: Settings
+    chosen: Chosen
+
+
 def run(args: argparse.Namespace) -> int:
     """Build."""
-    setup = msgspec.structs.replace(
-        settings_of_build(args), insecure="security.insecure" in args.allow, agents=agents(args.ssh)
-    )
-    wanted = chosen(args, setup)
+    outputs, asked = [parse_output(text) for text in args.output], wishes(args)
+    jobs = _jobs(args)
+    check(outputs, asked, platforms=len(jobs))
     values = secrets(args.secret)
-    if args.output is not None:
-        from obuilder.engine.export import check_output
-
-        check_output(args.output)
     if is_quiet(args) and args.progress in ("auto", "plain", "live"):
         args.progress = "quiet"
-    with screen(args) as sink:
+    piped = any(output.piped for output in outputs)
+    if piped:
+        args.progress = "quiet"  # standard output is the result's
+
+    def build(sink: events.Sink) -> list[Result]:
+        return _build(args, jobs, values, outputs, asked, sink)
+
+    with Screen(args.progress, args.color) as sink:
         result = None
-        if not args.no_cache and args.output is None:
-            result = replay(wanted.spec, wanted.contexts, setup, sink, name=wanted.name)
-        if result is None and _wants_live(args.progress):
+        if not args.no_cache and not outputs and len(jobs) == 1:
+            wanted = jobs[0].chosen
+            result = replay(wanted.spec, wanted.contexts, jobs[0].setup, sink, name=wanted.name)
+        if result is not None:
+            results = [result]
+        elif _wants_live(args.progress):
             # Only here: a fully cached build has no use for a live screen, and never loads it.
             from obuilder.ui.live import LiveScreen
             from obuilder.ui.messages import colour_wanted
 
             with LiveScreen(sys.stdout, colour=colour_wanted(args.color, sys.stdout)) as live:
-                result = _build(args, wanted, setup, values, live)
-        elif result is None:
-            result = _build(args, wanted, setup, values, sink)
-    if is_verbose(args):
-        taken = f"{result.cached} steps from cache, {result.ran} run, in {result.seconds:.2f} s"
-        sys.stderr.write(f"{taken}\n")
-    if args.output == "-":
-        return 0  # standard output is the result's
-    if args.progress in ("auto", "plain", "live"):
-        sys.stdout.write(f'Got: "{result.key}"\n')
-    elif args.progress == "quiet":
-        sys.stdout.write(f"{result.key}\n")
+                results = build(live)
+        else:
+            results = build(sink)
+    for result in results:
+        if is_verbose(args):
+            taken = f"{result.cached} steps from cache, {result.ran} run, in {result.seconds:.2f} s"
+            sys.stderr.write(f"{taken}\n")
+        if piped:
+            continue
+        if args.progress in ("auto", "plain", "live"):
+            sys.stdout.write(f'Got: "{result.key}"\n')
+        elif args.progress == "quiet":
+            sys.stdout.write(f"{result.key}\n")
     return 0
+
+
+def _jobs(args: argparse.Namespace) -> list[Job]:
+    """One build for each platform that is asked for. SpecError, UsageError."""
+    jobs = []
+    for platform in [None] if args.platform is None else args.platform.split(","):
+        args.platform = platform
+        setup = msgspec.structs.replace(
+            settings_of_build(args),
+            insecure="security.insecure" in args.allow,
+            agents=agents(args.ssh),
+        )
+        jobs.append(Job(setup, chosen(args, setup)))
+    platforms = [job.setup.images.platform for job in jobs]
+    if len(set(platforms)) < len(platforms):
+        raise UsageError("a platform is asked for twice", hint="--platform A,B has different ones")
+    return jobs
 
 
 def _wants_live(progress: str) -> bool:
     if progress == "auto":
         return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     return progress == "live"
-
-
-def screen(args: argparse.Namespace) -> "Screen":
-    """The sink that the options ask for."""
-    if args.output == "-" and args.progress != "quiet":
-        args.progress = "quiet"
-    return Screen(args.progress, args.color)
 
 
 class Screen:
@@ -141,25 +170,29 @@ class Screen:
 
 def _build(
     args: argparse.Namespace,
-    wanted: Chosen,
-    setup: Settings,
+    jobs: list[Job],
     values: dict[str, bytes],
+    outputs: list[Output],
+    asked: Wishes,
     sink: events.Sink,
-) -> Result:
+) -> list[Result]:
     from obuilder.cli.session import in_session
     from obuilder.engine.builder import Builder
     from obuilder.engine.export import export
 
-    async def build(builder: Builder) -> Result:
+    async def build(builder: Builder) -> list[Result]:
         if is_verbose(args):
             picked = await builder.sandbox.describe()
-            sys.stderr.write(f"store: {setup.named_store}\nsandbox: {picked}\n")
-        result = await builder.build(
-            wanted.spec, wanted.contexts, secrets=values, sink=sink, fresh=args.no_cache,
-            name=wanted.name,
-        )  # fmt: skip
-        if args.output is not None:
-            await export(builder, result.key, args.output)
-        return result
+            sys.stderr.write(f"store: {jobs[0].setup.named_store}\nsandbox: {picked}\n")
+        results = [
+            await builder.build(
+                job.chosen.spec, job.chosen.contexts, secrets=values, sink=sink,
+                fresh=args.no_cache, name=job.chosen.name, images=job.setup.images,
+            )
+            for job in jobs
+        ]  # fmt: skip
+        for output in outputs:
+            await export(builder, [result.key for result in results], output, asked, sink=sink)
+        return results
 
-    return in_session(setup, build)
+    return in_session(jobs[0].setup, build)

@@ -14,7 +14,7 @@ VERBS = {
     "show": "tell all that is known of a result",
     "du": "tell what takes the space",
     "shell": "enter a result, or a failed step",
-    "export": "take a result out, as a directory or a tar archive",
+    "export": "take a result out: as files, an image, or into a registry",
     "delete": "delete a result and all that was made from it",
     "prune": "delete what was not used for long",
     "clean": "delete every result that nothing holds",

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from obuilder import events
-from obuilder.engine.index import Index
+from obuilder.engine.index import Final, Index
 from obuilder.engine.inputs import (
     Context,
     Contexts,
@@ -26,8 +26,10 @@ from obuilder.engine.logs import replay_log
 from obuilder.engine.result import Result
 from obuilder.engine.settings import Images, Settings
 from obuilder.errors import FetchError
+from obuilder.plan.keys import layer_keys
 from obuilder.plan.lower import lower, wanted
-from obuilder.plan.model import Base, Inputs, Plan
+from obuilder.plan.model import Base, Inputs, LayerAction, Plan
+from obuilder.spec.image import begun
 from obuilder.spec.model import Spec
 from obuilder.values import Key, shown
 
@@ -131,6 +133,23 @@ def remember(index: Index, plan: Plan, context: str | Contexts, name: str) -> No
         index.put_build(identity, plan.result, record(plan))
 
 
+def remember_finals(index: Index, plan: Plan, found: Mapping[Key, Key]) -> None:
+    """Note what images of a plan's results say of themselves: of its stages, and of what they began
+    from. `found` has the results of its steps.
+    """
+    finals: dict[Key, Final] = {}
+    for last, context in plan.contexts.items():
+        step = plan.steps[last]
+        while step.base is not None:
+            step = plan.steps[step.base]
+        assert isinstance(step.action, LayerAction)
+        base = step.action.base
+        top = layer_keys(base)[-1]
+        finals.setdefault(found.get(top, top), Final(base, begun(base.config)))
+        finals[found.get(last, last)] = Final(base, context.config)
+    index.put_finals(finals)
+
+
 def last_build(settings: Settings, context: str | Contexts, name: str) -> bytes | None:
     """The record of the last build of the spec `name` in `context`."""
     try:
@@ -185,6 +204,7 @@ def replay(
             sink(events.Note(text=heading))
         index.touch(found.values())
         remember(index, plan, context, name)
+        remember_finals(index, plan, found)
     finally:
         index.close()
     result = Result(

@@ -1,7 +1,7 @@
 """Indexes and manifests: from what a name stands for to one config and its layers."""
 
 import hashlib
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from msgspec import Struct
 
@@ -35,6 +35,10 @@ _LAYERS = frozenset(
     )
     for packed in packings
 )
+
+
+Form = Literal["tar", "gzip", "zstd"]
+"""How a layer is packed; `tar` is not at all."""
 
 
 class Described(Struct, omit_defaults=True):
@@ -127,6 +131,19 @@ def of_platform(found: list[Descriptor], platform: Platform, name: str) -> Descr
         f"{name} has no image for {platform}",
         hint=f"it has: {', '.join(known)}" if known else None,
     )
+
+
+def form_of(media_type: str) -> Form:
+    """How a layer of that type is packed."""
+    if media_type.endswith("gzip"):
+        return "gzip"
+    return "zstd" if media_type.endswith("zstd") else "tar"
+
+
+def blob_of(source: str) -> tuple[str, int, Form]:
+    """Digest, size and form of the blob that the `source` of a registry's layer names."""
+    digest, size, form = source.split(" ")
+    return digest, int(size), form  # type: ignore[return-value] # as `form_of` had it
 
 
 def check_layer(layer: Descriptor, what: str) -> None:

@@ -28,13 +28,14 @@ class Manner(Struct, frozen=True):
     """No time is later than this, in seconds since 1970."""
 
 
-class _Out:
-    """What tarfile needs of a file that it writes to."""
+class Out:
+    """What tarfile needs of a file that it writes to, which need not seek."""
 
     def __init__(self, write: Callable[[bytes], object]) -> None:
         self.write = write
 
     def tell(self) -> int:
+        """Where it began: nobody goes back."""
         return 0
 
 
@@ -44,7 +45,7 @@ class Members:
     def __init__(self, file: BinaryIO, manner: Manner) -> None:
         self._manner = manner
         self._tar = tarfile.TarFile(
-            fileobj=_Out(file.write), mode="w", format=tarfile.PAX_FORMAT,  # type: ignore[arg-type] # all it uses
+            fileobj=Out(file.write), mode="w", format=tarfile.PAX_FORMAT,  # type: ignore[arg-type] # all it uses
             encoding="utf-8", errors="surrogateescape", copybufsize=_BLOCK,
         )  # fmt: skip
         self._links: dict[tuple[int, int], str] = {}

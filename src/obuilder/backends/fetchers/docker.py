@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 from msgspec import Struct, field
 
-from obuilder.backends.docker_api import Answer, DockerEngine
+from obuilder.backends.docker_api import Answer, DockerEngine, aborted
 from obuilder.backends.fetchers import directory_of, in_thread
 from obuilder.errors import BadImage, NotFound, ObuilderError, StoreError, Unreachable
 from obuilder.oci.config import Config, Rootfs, Settings, base_of, decode
@@ -18,6 +18,8 @@ from obuilder.values import IdMap, Platform
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from anyio import Lock
+
     from obuilder.backends.protocols import Progress, Root
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*([:/@][A-Za-z0-9][\w.-]*)*", re.ASCII)
@@ -54,6 +56,7 @@ class DockerFetcher:
 
     def __init__(self) -> None:
         self._exports: dict[str, _Export] = {}
+        self._exporting: Lock | None = None
 
     async def resolve(self, name: str, platform: Platform) -> Base:
         """The image by the engine's id for it. NotFound, Denied, Unreachable, BadImage."""
@@ -99,6 +102,27 @@ class DockerFetcher:
         else:
             self._exports[base.digest] = export
 
+    async def blob(self, base: Base, index: int, file: BinaryIO) -> bool:
+        """A layer as the engine exports it."""
+        from anyio import Lock
+
+        from obuilder.oci.streams import Window
+
+        self._exporting = self._exporting or Lock()
+
+        def copy(_: Callable[[str], None]) -> None:
+            from shutil import copyfileobj
+
+            offset, size = export.spans[index]
+            export.file.seek(offset)
+            copyfileobj(Window(export.file, size), file, _PIECE)
+
+        async with self._exporting:
+            export = self._exports.get(base.digest) or await _exported(base)
+            self._exports[base.digest] = export
+            await in_thread(copy, lambda _: None)
+        return True
+
     async def close(self) -> None:
         """Let go of what was kept for layers that nobody asked for."""
         for export in self._exports.values():
@@ -136,21 +160,12 @@ async def _exported(base: Base) -> _Export:
     # An engine makes all of an export ready before it sends the first piece.
     answer = DockerEngine.found().get(f"/images/{base.digest}/get", timeout=600)
     outcome: _Export | ObuilderError | None = None
-
-    async def abort_at_the_end() -> None:
-        try:
-            await anyio.sleep_forever()
-        finally:
-            answer.abort()
-
     try:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(abort_at_the_end)
+        async with aborted(answer):
             try:
                 outcome = await anyio.to_thread.run_sync(_take, answer, base)
             except ObuilderError as error:
                 outcome = error
-            tasks.cancel_scope.cancel()
         await anyio.lowlevel.checkpoint_if_cancelled()
     except BaseException:
         if isinstance(outcome, _Export):
