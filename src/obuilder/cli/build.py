@@ -192,7 +192,9 @@ def _build(
             for job in jobs
         ]  # fmt: skip
         for output in outputs:
-            await export(builder, [result.key for result in results], output, asked, sink=sink)
+            keys = [result.key for result in results]
+            finals = {str(r.key): r.final for r in results if r.final is not None}
+            await export(builder, keys, output, asked, finals=finals, sink=sink)
         return results
 
     return in_session(jobs[0].setup, build)

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import BinaryIO
 
 import anyio
+import msgspec
 
 from obuilder import events
 from obuilder.backends.fetchers import Sources
@@ -236,10 +237,10 @@ class Builder:
                 plan, context, secrets, sink, keep_failed=self.settings.keep_failed,
             )  # fmt: skip
             result = await runner.run()
-            remember_finals(self._index, plan, self._index.find(plan.steps))
+            final = remember_finals(self._index, plan, self._index.find(plan.steps))
         if result.ran:
             await self.sync()
-        return result
+        return msgspec.structs.replace(result, final=final)
 
     async def _forget(self, plan: Plan) -> None:
         """Delete what the steps of a plan have made before; base images stay."""

@@ -133,9 +133,9 @@ def remember(index: Index, plan: Plan, context: str | Contexts, name: str) -> No
         index.put_build(identity, plan.result, record(plan))
 
 
-def remember_finals(index: Index, plan: Plan, found: Mapping[Key, Key]) -> None:
+def remember_finals(index: Index, plan: Plan, found: Mapping[Key, Key]) -> Final:
     """Note what images of a plan's results say of themselves: of its stages, and of what they began
-    from. `found` has the results of its steps.
+    from. `found` has the results of its steps. What an image of its own result says.
     """
     finals: dict[Key, Final] = {}
     for last, context in plan.contexts.items():
@@ -148,6 +148,7 @@ def remember_finals(index: Index, plan: Plan, found: Mapping[Key, Key]) -> None:
         finals.setdefault(found.get(top, top), Final(base, begun(base.config)))
         finals[found.get(last, last)] = Final(base, context.config)
     index.put_finals(finals)
+    return finals[found.get(plan.result, plan.result)]
 
 
 def last_build(settings: Settings, context: str | Contexts, name: str) -> bytes | None:
@@ -204,11 +205,12 @@ def replay(
             sink(events.Note(text=heading))
         index.touch(found.values())
         remember(index, plan, context, name)
-        remember_finals(index, plan, found)
+        final = remember_finals(index, plan, found)
     finally:
         index.close()
     result = Result(
-        key=found[plan.result], cached=len(found), ran=0, seconds=time.monotonic() - began
-    )
+        key=found[plan.result], cached=len(found), ran=0, seconds=time.monotonic() - began,
+        final=final,
+    )  # fmt: skip
     sink(events.BuildDone(result=result.key, seconds=result.seconds, cached=result.cached, ran=0))
     return result

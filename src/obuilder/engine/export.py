@@ -3,7 +3,7 @@
 import io
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import BinaryIO
 
@@ -13,6 +13,7 @@ import anyio.to_thread
 from obuilder import events
 from obuilder.backends.docker_api import aborted
 from obuilder.engine.builder import Builder
+from obuilder.engine.index import Final
 from obuilder.engine.layers import Layer, Packing
 from obuilder.engine.outputs import Output, Wishes, check
 from obuilder.engine.run import first_error
@@ -42,11 +43,13 @@ async def export(
     output: Output,
     wishes: Wishes = Wishes(),  # noqa: B008 - frozen
     *,
+    finals: Mapping[str, Final] = {},
     sink: events.Sink = lambda _: None,
 ) -> None:
     """Write results to `output`: several are one image, for several platforms.
 
-    UsageError, StoreError, FetchError, OSError.
+    `finals` has what images of them say of themselves, by prefix, where that is not what the last
+    builds that ended with them had. UsageError, StoreError, FetchError, OSError.
     """
     check([output], wishes, platforms=len(prefixes))
     if output.kind == "directory":
@@ -55,7 +58,7 @@ async def export(
         async with written(output.path) as file:
             await export_tar(builder, prefixes[0], file, latest=wishes.latest)
     else:
-        await _Export(builder, output, wishes, sink).run(prefixes)
+        await _Export(builder, output, wishes, finals, sink).run(prefixes)
 
 
 async def export_tar(
@@ -112,8 +115,16 @@ Deliver = Callable[[Layer, Turn], Awaitable[Blob]]
 class _Export:
     """Images on their way to one place."""
 
-    def __init__(self, builder: Builder, output: Output, wishes: Wishes, sink: events.Sink) -> None:
+    def __init__(
+        self,
+        builder: Builder,
+        output: Output,
+        wishes: Wishes,
+        finals: Mapping[str, Final],
+        sink: events.Sink,
+    ) -> None:
         self._builder, self._output, self._wishes, self._sink = builder, output, wishes, sink
+        self._finals = finals
         self._layers = builder.layers(self._tell)
         plain = output.kind in ("docker-archive", "docker-daemon")
         self._packing = Packing("tar" if plain else wishes.compression, wishes.latest)
@@ -144,12 +155,12 @@ class _Export:
         for prefix in prefixes:
             key = self._builder.record(prefix).key
             with self._builder.held(key):
-                images.append(await self._image(key, deliver))
+                images.append(await self._image(key, self._finals.get(prefix), deliver))
         index = index_of(images, dict(self._wishes.annotations)) if len(images) > 1 else None
         return Finished(tuple(images), index, self._names)
 
-    async def _image(self, key: Key, deliver: Deliver) -> Image:
-        final, wishes = self._layers.final(key), self._wishes
+    async def _image(self, key: Key, said: Final | None, deliver: Deliver) -> Image:
+        final, wishes = said or self._layers.final(key), self._wishes
         layers = self._layers.of(key, final.base, squash=wishes.squash)
         width = anyio.CapacityLimiter(_AT_ONCE)
         done = [anyio.Event() for _ in layers]
@@ -201,10 +212,13 @@ class _Export:
 
         load = DockerEngine.found().load(timeout=600)
         async with aborted(load):
-            with await anyio.to_thread.run_sync(load.__enter__):
+            try:
+                await anyio.to_thread.run_sync(load.__enter__)
                 await self._write(prefixes, DockerArchive(load))  # type: ignore[arg-type] # writes like one
                 for line in await anyio.to_thread.run_sync(load.finish):
                     self._tell(line)
+            finally:
+                load.__exit__()
 
     # --- in registries -------------------------------------------------------------------------
 
