@@ -454,7 +454,9 @@ def test_bad_times_and_texts_are_one_error(built: Program, out: str) -> None:
     done = built.run("build", "-o", f"oci:{out}/l", "-o", f"tar:{out}/t")
     assert done.status == 2, done
     assert "no UTF-8" in done.err
-    assert os.listdir(out) == []
+    assert os.listdir(out) == ["l"]
+    built.ok("export", result, f"oci:{out}/l")  # what failed is gone on with
+    assert manifest(f"oci:{out}/l:latest")
 
 
 def test_intermediate_steps_have_the_settings_of_their_base(built: Program, out: str) -> None:
@@ -479,3 +481,44 @@ def test_memory_does_not_grow_with_layers(program: Program, out: str) -> None:
         process.returncode = status
     assert status == 0
     assert used.ru_maxrss < 150_000
+
+
+# --- single files --------------------------------------------------------------------------------
+
+
+def test_single_files_come_out_and_no_symlink_leads_out_of_a_result(
+    program: Program, out: str
+) -> None:
+    program.spec(
+        shell(
+            "mkdir -p /d/in && echo a > /d/a && ln /d/a /d/in/b && ln -s /etc /d/etc && ln -s "
+            "../../../../../../etc/hostname /d/up && echo mine > /etc/hostname && chown 7:8 /d/a && "
+            "chmod 640 /d/a && mkfifo /d/f && ln -s / /d/root"
+        )
+    )
+    result = key(program)
+    program.ok("cp", f"{result}:/d/a", out)
+    program.ok("cp", f"{result[:12]}:d/etc/hostname", f"{out}/host")
+    program.ok("cp", f"{result}:/d/root/d/root/d/etc/hostname", f"{out}/host")  # goes over it
+    program.ok("cp", f"{result}:/d", f"{out}/d")
+    program.ok("cp", f"{result}:/d/etc/", f"{out}/etc")
+    program.ok("cp", f"{result}:/../../d/up", out)
+    program.ok("cp", f"{result}:/", f"{out}/all")
+    status = os.stat(f"{out}/a")
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (7, 8, 0o640)
+    with open(f"{out}/host") as file:
+        assert file.read() == "mine\n"
+    assert os.readlink(f"{out}/up") == "../../../../../../etc/hostname"
+    assert os.stat(f"{out}/d/a").st_ino == os.stat(f"{out}/d/in/b").st_ino
+    assert os.path.exists(f"{out}/etc/passwd")
+    assert os.path.exists(f"{out}/all/d/a")
+    before = sorted(os.listdir(out))
+    for source, target, said in (
+        (f"{result}:/none", out, "has no /none"), (f"{result}:/d/a/x", out, "has no /d/a/x"),
+        (f"{result}:/d", out, "is a directory already"), (f"{result}:/", out, "no name of its own"),
+        (result, out, "names no file"), (f"{result}:/d/a", f"{out}/x/y", "there is no directory"),
+    ):  # fmt: skip
+        done = program.run("cp", source, target)
+        assert done.status == 2, done
+        assert said in done.err
+    assert sorted(os.listdir(out)) == before

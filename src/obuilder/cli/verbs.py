@@ -15,6 +15,7 @@ VERBS = {
     "du": "tell what takes the space",
     "shell": "enter a result, or a failed step",
     "export": "take a result out: as files, an image, or into a registry",
+    "cp": "copy a file or directory out of a result",
     "delete": "delete a result and all that was made from it",
     "prune": "delete what was not used for long",
     "clean": "delete every result that nothing holds",

@@ -90,7 +90,6 @@ class Layout:
         entries = made.entries()
         names = {entry["annotations"][_TAG] for entry in entries}
         others = [one for one in _manifests(index) if not names & {_tag(one)}]
-        self._write(os.path.join(self._path, "oci-layout"), io.BytesIO(_LAYOUT))
         self._write(index, io.BytesIO(_index_json([*others, *entries])))
 
     def _blob(self, digest: str) -> str:
@@ -98,7 +97,10 @@ class Layout:
 
     def _write(self, path: str, content: BinaryIO) -> None:
         """Write a file, at once or not at all."""
-        os.makedirs(self._blobs, exist_ok=True)
+        if not os.path.exists(self._blobs):
+            # What was begun and failed is a layout all the same, to be gone on with.
+            os.makedirs(self._blobs)
+            self._write(os.path.join(self._path, "oci-layout"), io.BytesIO(_LAYOUT))
         scratch = f"{path}.{os.getpid()}"
         try:
             with open(scratch, "wb") as file:
