@@ -42,7 +42,7 @@ class TestHost(_Suite):
     excused = frozenset(
         {
             "secret_owner", "alone", "loopback", "devices", "streams", "orphans", "hostile",
-            "nesting", "fast_sync",
+            "nesting", "fast_sync", "powers",
         }
     )  # fmt: skip
 
@@ -56,7 +56,7 @@ class TestUsers(_Suite):
     excused = frozenset(
         {
             "identity", "secret_owner", "alone", "loopback", "devices", "streams", "orphans",
-            "hostile", "privileges",
+            "hostile", "privileges", "names", "memory_places", "powers",
         }
     )  # fmt: skip
 

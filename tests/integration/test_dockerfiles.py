@@ -75,10 +75,10 @@ def test_a_fault_is_told_with_its_line_and_a_caret(program: Program) -> None:
         assert "Dockerfile:4:6" in done.err
         assert "COPY --chwon=1 a b\n" in done.err
         assert "     ^" in done.err
-    dockerfile(program, "FROM nowhere\n")
+    dockerfile(program, "FROM micro\nFROM No:where\n")
     done = program.run("build")
     assert done.status == 5
-    assert "Dockerfile: FROM nowhere: there is no image called 'nowhere'" in done.err
+    assert "Dockerfile:2:6: there is no image called 'No:where'" in done.err
 
 
 def test_a_url_is_added_if_it_is_what_it_should_be(program: Program, web: tuple[Path, str]) -> None:

@@ -43,7 +43,7 @@ def plan(spec: Spec) -> Plan:
 
 def there_and_back(spec: Spec) -> tuple[Spec, str, list[str]]:
     text, warnings = to_dockerfile(spec, buildkit=True, escape="unix")
-    return converted(text.encode("utf-8", "surrogateescape"), network=()), text, warnings
+    return converted(text.encode("utf-8", "surrogateescape")), text, warnings
 
 
 @pytest.mark.parametrize("name", CASES)

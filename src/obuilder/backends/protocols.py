@@ -23,10 +23,6 @@ from obuilder.spec.model import Tmpfs
 from obuilder.system.tree import Manifest
 from obuilder.values import IdMap, Key, Limits, Platform, Policy, UnixUser, User
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:  # fetchers that only resolve names meet no selection
-    from obuilder.system.picking import Selection
-
 
 class HostDir(Struct, frozen=True, tag="dir"):
     """A directory of this machine, seen from the process's own mount namespace.
@@ -239,15 +235,6 @@ class Exit(Struct, frozen=True):
     out_of_memory: bool = False
 
 
-class Placing(Struct, frozen=True):
-    """How an add places what it copies; see `Add` of the language."""
-
-    into: bool
-    permissions: str = ""
-    link: bool = False
-    unpack: bool = False
-
-
 class Features(Struct, frozen=True):
     """What a sandbox can do. A spec that needs more is refused before it starts."""
 
@@ -304,16 +291,6 @@ class Sandbox(Protocol):
         `to` is an absolute path inside; symlinks on the way are followed inside the root and
         never out of it. Content is hashed while it is copied: CopyError if it is not what the
         manifest says. Existing directories keep their owner and mode.
-        """
-
-    async def add(
-        self, root: Root, selection: "Selection", source: Root, how: Placing, *, to: str,
-        owner: User | None,
-    ) -> None:  # fmt: skip
-        """Copy in what `selection` lists from `source`, as a Dockerfile's COPY does: `add_in`.
-
-        A named owner is looked up in the root; with none, entries keep theirs.
-        CopyError; BadImage for an archive to unpack.
         """
 
     async def check(self) -> None:

@@ -134,7 +134,7 @@ def _options(args: argparse.Namespace, given: list[tuple[str, str]], setup: Sett
             values[name] = os.environ[name]
     return Options(
         host_platform(), setup.images.platform, tuple(values.items()), tuple(given),
-        getattr(args, "target", None) or "", ("host",) if args.network == "host" else (),
+        getattr(args, "target", None) or "", (args.network,),
     )  # fmt: skip
 
 

@@ -4,8 +4,6 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack
 from typing import BinaryIO
 
-import anyio
-import anyio.to_thread
 import msgspec
 
 from obuilder.backends.fetchers import Sources, fetcher_for
@@ -14,14 +12,12 @@ from obuilder.backends.protocols import (
     Draft,
     Fetcher,
     HostDir,
-    Placing,
     Progress,
     Sandbox,
     SecretFile,
     Store,
 )  # fmt: skip
-from obuilder.engine import bindings
-from obuilder.engine.bindings import written_out
+from obuilder.engine import additions, bindings
 from obuilder.engine.volumes import Volumes
 from obuilder.errors import LimitHit, StepFailed, StepTimedOut, Unsupported, UsageError
 from obuilder.plan.model import (
@@ -36,7 +32,7 @@ from obuilder.plan.model import (
     SecretMount,
 )
 from obuilder.system.emulation import check_runnable
-from obuilder.system.picking import NOTHING, Selection, everything
+from obuilder.system.picking import Selection
 from obuilder.system.tree import Manifest
 from obuilder.values import ROOT, Key, Limits, NamedUser, Platform, User
 
@@ -78,14 +74,16 @@ class Workshop:
         """Unsupported: store or sandbox lack something that the action needs."""
         if isinstance(action, LayerAction):
             return
-        if action.user is not None:
-            self._refuse_user(action.user)
         if isinstance(action, RunAction):
             self._refuse_run(action)
         elif isinstance(action, MkdirAction):
             self._refuse_place("make", action.path)
         else:
             self._refuse_place("copy to", action.dst)
+        # Names of who gets what is added are looked up here; all else is the sandbox's to do.
+        named = isinstance(action, AddAction | MkdirAction) and isinstance(action.user, NamedUser)
+        if action.user is not None and not named:
+            self._refuse_user(action.user)
 
     def _refuse_run(self, action: RunAction) -> None:
         features = self.sandbox.features
@@ -195,30 +193,16 @@ class Workshop:
                     draft.root, found, HostDir(path), to=action.dst, owner=action.user
                 )
             elif isinstance(action, AddAction) and isinstance(found, Selection):
-                await self._add(action, draft, found, HostDir(path))
+                owner = None if action.user is None else self._owner(action.user)
+                await additions.add(self.store, draft, action, found, path, owner)
 
-    async def _add(
-        self, action: AddAction, draft: Draft, found: Selection, source: HostDir
-    ) -> None:
-        how = Placing(action.into, action.permissions, action.link, action.unpack)
-        if action.src:
-            await self.sandbox.add(draft.root, found, source, how, to=action.dst, owner=action.user)
-        if not action.files:
-            return
-        how = msgspec.structs.replace(how, unpack=False)
-        with written_out(self.store.directory, self.store.session, action.files) as folder:
-            texts = await anyio.to_thread.run_sync(everything, folder)
-            await self.sandbox.add(
-                draft.root, texts, HostDir(folder), how, to=action.dst, owner=action.user
-            )
+    def _owner(self, user: User) -> User:
+        """Who gets what is added: where all steps are of one user, that one."""
+        return user if self.sandbox.features.users else ROOT
 
     async def mkdir(self, action: MkdirAction, draft: Draft) -> None:
         """Make a directory unless it is there."""
-        how = Placing(into=True)
-        await self.sandbox.add(
-            draft.root, NOTHING, HostDir(self.store.directory), how, to=action.path,
-            owner=action.user,
-        )  # fmt: skip
+        await additions.mkdir(self.store, draft, action, self._owner(action.user))
 
     async def run(
         self,
@@ -237,9 +221,10 @@ class Workshop:
         StepFailed, StepTimedOut, LimitHit.
         """
         limits = self.limits(action)
-        owner = action.user if self.sandbox.features.users else ROOT
         async with AsyncExitStack() as stack:
-            mounts = await stack.enter_async_context(self.volumes.mounted(action.caches, owner))
+            mounts = await stack.enter_async_context(
+                self.volumes.mounted(action.caches, self._owner(action.user))
+            )
             for bind in action.binds:
                 bound = bindings.bound(self.store, bind, results[bind.stage])
                 mounts.append(await stack.enter_async_context(bound))

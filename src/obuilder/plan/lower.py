@@ -33,7 +33,7 @@ from obuilder.plan.model import (
     Step,
 )  # fmt: skip
 from obuilder.spec.encode import heading
-from obuilder.spec.model import Add, Copy, Mkdir, Op, Run, Spec, Workdir
+from obuilder.spec.model import NO_NETWORK, Add, Copy, Mkdir, Op, Run, Spec, Workdir
 from obuilder.spec.sexp import quote
 from obuilder.spec.stages import Stage, needed
 from obuilder.values import Key, OpPath, shown
@@ -209,7 +209,7 @@ class _Lowering:
             cwd=cwd,
             user=context.user,
             env=tuple(sorted(context.env.items())),
-            network=op.network,
+            network=() if op.network == NO_NETWORK else op.network,
             secrets=tuple(
                 SecretMount(
                     s.id, normalise(s.target) if s.target else "", s.required, s.env, s.owner,

@@ -4,6 +4,7 @@ import re
 
 from obuilder.spec.dockerfile import Heredoc, Instruction, Stretch, chomped, heredoc
 from obuilder.spec.dockerfile_stage import Stage
+from obuilder.spec.dockerfile_words import as_pattern
 from obuilder.spec.model import Add, Spec
 from obuilder.spec.modes import is_mode
 from obuilder.values import User
@@ -136,5 +137,4 @@ def _remote(stage: Stage, at: Stretch, source: str, checksum: str) -> tuple[str,
         raise stage.fault(at, "--checksum is sha256: and 64 hexadecimal digits")
     path = re.sub(r"[?#].*", "", source.partition("://")[2]).rstrip("/")
     name = path.rpartition("/")[2] if "/" in path else ""
-    pattern = re.sub(r"([*?\[\]\\])", r"\\\1", name or "__unnamed__")
-    return source + (f"@{checksum}" if checksum else ""), pattern
+    return source + (f"@{checksum}" if checksum else ""), as_pattern(name or "__unnamed__")

@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from obuilder.spec.dockerfile import Instruction, Stretch, chomped, heredoc
 from obuilder.spec.dockerfile_stage import Stage
-from obuilder.spec.dockerfile_words import BadWord, expand
+from obuilder.spec.dockerfile_words import BadWord, as_pattern, expand
 from obuilder.spec.image import SHELL
 from obuilder.spec.model import Add, Bind, Cache, CacheMode, Run, Secret, Ssh, Tmpfs
 from obuilder.values import UnixUser
@@ -49,7 +49,7 @@ def run(stage: Stage, it: Instruction) -> None:
         if name == "network":
             if value not in ("default", "none", "host"):
                 raise stage.fault(at, f"there is no network {value!r}: default, none or host")
-            network = {"none": (), "host": ("host",)}.get(value, stage.network)
+            network = stage.network if value == "default" else (value,)
         elif name == "security":
             if value not in ("sandbox", "insecure"):
                 raise stage.fault(at, f"security is sandbox or insecure, not {value!r}")
@@ -257,13 +257,14 @@ def _secret(stage: Stage, mount: _Mount) -> Secret:
 
 def _bind(stage: Stage, mount: _Mount) -> Bind:
     target = _target(stage, mount)
-    source = "/" + mount.get("source").strip("/")
-    if ".." in source.split("/"):
+    if ".." in mount.get("source").split("/"):
         raise stage.fault(mount.at, "the source of a mount can't hold ..")
+    source = stage.path("/" + mount.get("source"))
     if mount.get("from"):
         build = stage.built(_word(mount, mount.get("from")))
     else:
-        build = stage.beside("context", (Add(("/",), "/"),), "scratch")
+        # No more of the context than is shown: what else changes in it is nothing to this step.
+        build = stage.beside("context", (Add((as_pattern(source),), source),), "scratch")
     return Bind(build, target, source, writable=mount.readonly is False)
 
 

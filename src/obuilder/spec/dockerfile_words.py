@@ -60,6 +60,11 @@ def bare(text: str, escape: str) -> tuple[str, bool]:
     return out, quoted
 
 
+def as_pattern(path: str) -> str:
+    """The pattern of COPY that matches this very path."""
+    return re.sub(r"([*?\[\]\\])", r"\\\1", path)
+
+
 def quoted_words(text: str, escape: str) -> list[str]:
     """The words of a line, quotes and escapes left in them."""
     return [text[start:end] for start, end in word_places(text, escape)]

@@ -103,6 +103,10 @@ class Ssh(Struct, frozen=True):
     permissions: int | None = None
 
 
+NO_NETWORK = ("none",)
+"""A run's network, where it is said in so many words that there is none but loopback."""
+
+
 class Run(Struct, frozen=True, tag="run"):
     """Runs a command in the sandbox: `shell` by the current shell, or `exec` as it stands."""
 

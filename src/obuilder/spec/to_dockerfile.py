@@ -15,6 +15,7 @@ from obuilder.spec.dockerfile_copy import is_remote
 from obuilder.spec.dockerfile_run import csv
 from obuilder.spec.encode import duration
 from obuilder.spec.model import (
+    NO_NETWORK,
     Add,
     Ambient,
     Arg,
@@ -205,10 +206,12 @@ class _Writer:
 
     def run(self, op: Run, user: User, stage: Stage) -> str:
         flags = ""
-        if op.network:
-            flags += "--network=host " if op.network == ("host",) and self.buildkit else ""
-            if not self.buildkit:
-                self.warnings.append("without BuildKit, a step's network can't be said")
+        if op.network == NO_NETWORK and self.buildkit:
+            flags += "--network=none "
+        elif op.network == NO_NETWORK:
+            self.warnings.append(
+                "that a step has no network needs BuildKit; without it, it has one"
+            )
         if (op.cache or op.secrets) and not self.buildkit:
             self.warnings.append("without BuildKit, caches and secrets are left out")
         if (op.binds or op.tmpfs or op.ssh or op.insecure) and not self.buildkit:

@@ -18,8 +18,9 @@ from typing import ClassVar, final
 
 import anyio
 import anyio.to_thread
+import msgspec
 
-from obuilder.backends.protocols import Command, Exit, Features, HostDir, Mount, Placing, Root
+from obuilder.backends.protocols import Command, Exit, Features, HostDir, Mount, Root
 from obuilder.backends.stores.directory import (
     DirectoryStore,
     disk_bytes,
@@ -30,7 +31,6 @@ from obuilder.backends.stores.directory import (
 from obuilder.errors import SandboxError, StoreError, Unsupported
 from obuilder.oci.platforms import host_platform
 from obuilder.system.copying import copy_in
-from obuilder.system.picking import Selection
 from obuilder.system.sessions import alive, open_session
 from obuilder.system.tree import Manifest
 from obuilder.testing.fake_shell import FakeShell, Files, Program
@@ -242,6 +242,8 @@ class FakeSandbox:
                 os.makedirs(files.host(command.cwd), exist_ok=True)
             except OSError as error:
                 raise SandboxError(f"can't make {command.cwd}: {error.strerror}") from error
+            shown = [(s.env, os.fsdecode(s.value)) for s in command.secrets if s.env]
+            command = msgspec.structs.replace(command, env=(*command.env, *shown))
             shell = FakeShell(command, files, output, programs=self.programs, stdin=stdin)
             with anyio.move_on_after(command.limits.seconds):
                 return Exit(await shell.run())
@@ -255,21 +257,6 @@ class FakeSandbox:
         await anyio.to_thread.run_sync(
             lambda: copy_in(inside, tree, outside, to=to, owner=(0, 0), idmap=self._idmap)
         )
-
-    async def add(
-        self, root: Root, selection: Selection, source: Root, how: Placing, *, to: str,
-        owner: User | None,
-    ) -> None:  # fmt: skip
-        """See `Sandbox`."""
-        from obuilder.oci.additions import add
-
-        inside, outside = _directory(root), _directory(source)
-        await anyio.to_thread.run_sync(
-            lambda: add(
-                inside, selection, outside, to=to, into=how.into, owner=(0, 0),
-                permissions=how.permissions, link=how.link, unpack=how.unpack, idmap=self._idmap,
-            )
-        )  # fmt: skip
 
     async def check(self) -> None:
         """See `Sandbox`."""
@@ -291,6 +278,8 @@ class FakeSandbox:
 def _secrets(command: Command, folder: str) -> list[Mount]:
     mounts = []
     for number, secret in enumerate(command.secrets):
+        if secret.env:
+            continue
         path = os.path.join(folder, str(number))
         with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o400)) as file:
             file.write(secret.value)

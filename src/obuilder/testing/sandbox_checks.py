@@ -288,8 +288,7 @@ _ISOLATING = (
 )
 _OTHERS: dict[Check, Concern] = {
     secrets: lambda features: features.secrets,
-    asked.additions: lambda features: features.users,
-    asked.archives: lambda _: True,
+    asked.variables: lambda features: features.secrets,
     asked.names: lambda features: features.named_users,
     asked.memory_places: lambda features: features.mounts,
     asked.powers: lambda features: features.mounts and features.isolation,

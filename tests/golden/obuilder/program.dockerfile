@@ -14,8 +14,6 @@ RUN apt-get update && apt-get install -y --no-install-recommends libsqlite3-0 ta
 COPY --from=dev /src/_build/default/main.exe /usr/local/bin/program
 RUN program --help
 # warning: if 'dune-project' is a directory, a Dockerfile copies what is in it, not itself
-# warning: without BuildKit, a step's network can't be said
 # warning: without BuildKit, caches and secrets are left out
 # warning: exclude needs a .dockerignore with: **/.git **/_build **/_opam
-# warning: without BuildKit, a step's network can't be said
 # warning: without BuildKit, caches and secrets are left out

@@ -1,5 +1,4 @@
 FROM debian:12
 WORKDIR /src
 RUN test -s /run/secrets/password && git clone https://git.example.org/closed.git .
-# warning: without BuildKit, a step's network can't be said
 # warning: without BuildKit, caches and secrets are left out

@@ -13,22 +13,13 @@ from typing import ClassVar
 import anyio
 import anyio.to_thread
 
-from obuilder.backends.protocols import (
-    Command,
-    Exit,
-    Features,
-    HostDir,
-    Placing,
-    Root,
-    SecretFile,
-)
+from obuilder.backends.protocols import Command, Exit, Features, HostDir, Root, SecretFile
 from obuilder.backends.sandboxes.cells import Cell, Cells
 from obuilder.backends.sandboxes.homes import account
 from obuilder.errors import SandboxError, Unsupported, of_disk
 from obuilder.system import linux, process
 from obuilder.system.cgroups import Hierarchies
 from obuilder.system.files import remove_tree
-from obuilder.system.picking import Selection
 from obuilder.system.sessions import alive
 from obuilder.system.tree import Manifest
 from obuilder.values import IdMap, UnixUser, User, shown
@@ -97,14 +88,6 @@ class LocalSandbox(ABC):
             )
         )
 
-    async def add(
-        self, root: Root, selection: Selection, source: Root, how: Placing, *, to: str,
-        owner: User | None,
-    ) -> None:  # fmt: skip
-        """Copy in as a Dockerfile does, in a thread. CopyError, BadImage, Unsupported."""
-        user = None if owner is None else account(directory_of(root), owner).user
-        await add_files(root, selection, source, how, to=to, owner=user, idmap=self._idmap)
-
     async def recover(self) -> None:
         """End and remove what dead sessions left."""
 
@@ -162,23 +145,6 @@ class LocalSandbox(ABC):
         if not ended.timed_out and not os.access(os.path.join(cell.bundle, "pid"), os.F_OK):
             raise self._unstarted(cell.bundle, b"".join(first))
         return ended
-
-
-async def add_files(
-    root: Root, selection: Selection, source: Root, how: Placing, *, to: str,
-    owner: UnixUser | None, idmap: IdMap,
-) -> None:  # fmt: skip
-    """See `Sandbox.add`."""
-    from obuilder.oci.additions import add
-
-    inside, outside = directory_of(root), directory_of(source)
-    await anyio.to_thread.run_sync(
-        lambda: add(
-            inside, selection, outside, to=to, into=how.into,
-            owner=None if owner is None else (owner.uid, owner.gid),
-            permissions=how.permissions, link=how.link, unpack=how.unpack, idmap=idmap,
-        )
-    )  # fmt: skip
 
 
 def directory_of(root: Root) -> str:

@@ -14,7 +14,7 @@ from typing import final
 import anyio.to_thread
 import msgspec
 
-from obuilder.backends.protocols import Command, Exit, Features, Placing, Root
+from obuilder.backends.protocols import Command, Exit, Features, Root
 from obuilder.backends.sandboxes.accounts import Account, LinuxAccounts, Pool, need
 from obuilder.backends.sandboxes.launched import LaunchedSandbox, mounted
 from obuilder.backends.sandboxes.local import directory_of, secret_files, write_new
@@ -26,7 +26,6 @@ from obuilder.oci.seccomp import filter_for
 from obuilder.system import linux, shifting
 from obuilder.system.cgroups import Hierarchies
 from obuilder.system.launcher import Launch, Piece, piece
-from obuilder.system.picking import Selection
 from obuilder.system.sessions import alive
 from obuilder.system.tree import Manifest
 from obuilder.values import ROOT, IdMap, Policy, UnixUser, User
@@ -118,13 +117,6 @@ class LinuxUsersSandbox(LaunchedSandbox):
     async def put(self, root: Root, tree: Manifest, source: Root, *, to: str, owner: User) -> None:
         """See `Sandbox`. There is one owner, whatever the spec says."""
         await super().put(root, tree, source, to=to, owner=ROOT)
-
-    async def add(
-        self, root: Root, selection: Selection, source: Root, how: Placing, *, to: str,
-        owner: User | None,
-    ) -> None:  # fmt: skip
-        """See `Sandbox`. There is one owner, whatever the spec says."""
-        await super().add(root, selection, source, how, to=to, owner=ROOT)
 
     async def recover(self) -> None:
         """See `Sandbox`."""

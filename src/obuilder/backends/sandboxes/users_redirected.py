@@ -14,21 +14,12 @@ from typing import ClassVar, Protocol, final
 import anyio
 import anyio.to_thread
 
-from obuilder.backends.protocols import (
-    Command,
-    Exit,
-    Features,
-    HostDir,
-    Mount,
-    Placing,
-    Root,
-)
+from obuilder.backends.protocols import Command, Exit, Features, HostDir, Mount, Root
 from obuilder.backends.sandboxes.accounts import Account, Accounts, Pool, end_processes
-from obuilder.backends.sandboxes.local import add_files, directory_of
+from obuilder.backends.sandboxes.local import directory_of
 from obuilder.errors import BackendUnavailable, SandboxError, Unsupported, of_disk
 from obuilder.oci.platforms import host_platform
 from obuilder.system import process
-from obuilder.system.picking import Selection
 from obuilder.system.sessions import alive
 from obuilder.system.tree import Manifest
 from obuilder.values import ROOT, IdMap, User
@@ -123,13 +114,6 @@ class RedirectedUsers:
                 inside, tree, outside, to=to, owner=(ROOT.uid, ROOT.gid), idmap=self._idmap
             )
         )
-
-    async def add(
-        self, root: Root, selection: Selection, source: Root, how: Placing, *, to: str,
-        owner: User | None,
-    ) -> None:  # fmt: skip
-        """See `Sandbox`. There is one owner, whatever the spec says."""
-        await add_files(root, selection, source, how, to=to, owner=ROOT, idmap=self._idmap)
 
     async def recover(self) -> None:
         """See `Sandbox`. Redirects end with their session by themselves."""
