@@ -3,13 +3,14 @@
 import hashlib
 import sys
 import tempfile
-import zlib
 from collections.abc import Callable
+from contextlib import closing
 from typing import BinaryIO, Protocol
 
 from msgspec import Struct
 
 from obuilder.errors import of_disk
+from obuilder.oci.deflate import BLOCK, Gzip
 from obuilder.oci.manifest import LAYER, Descriptor, Form
 from obuilder.oci.streams import decompressed
 
@@ -19,9 +20,7 @@ else:
     from backports import zstd
 
 _SUFFIXES: dict[Form, str] = {"tar": "", "gzip": "+gzip", "zstd": "+zstd"}
-_GZIP_LEVEL, _ZSTD_LEVEL = 6, 3
-_GZIP_HEADER = 31
-"""What zlib calls a gzip stream; its header has neither name nor time."""
+_ZSTD_LEVEL = 3
 _PIECE = 1 << 18
 
 
@@ -46,13 +45,16 @@ class _Compressor(Protocol):
 
 
 class Packer:
-    """A file to write a layer to, which is packed into `target`. `finish` tells what came of it."""
+    """A file to write a layer to, which is packed into `target`. `finish` tells what came of it.
+
+    To be closed.
+    """
 
     def __init__(self, target: BinaryIO, form: Form) -> None:
         self._target, self._form = target, form
         self._compressor: _Compressor | None = None
         if form == "gzip":
-            self._compressor = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, _GZIP_HEADER)
+            self._compressor = Gzip()
         elif form == "zstd":
             self._compressor = zstd.ZstdCompressor(_ZSTD_LEVEL)
         self._content, self._packed = hashlib.sha256(), hashlib.sha256()
@@ -62,13 +64,12 @@ class Packer:
     def write(self, data: bytes) -> int:
         """Take the next bytes."""
         self._pending += data
-        if len(self._pending) >= _PIECE:
-            self._flush()
+        while len(self._pending) >= BLOCK:
+            self._take(bytes(self._pending[:BLOCK]))
+            del self._pending[:BLOCK]
         return len(data)
 
-    def _flush(self) -> None:
-        data = bytes(self._pending)
-        self._pending.clear()
+    def _take(self, data: bytes) -> None:
         self._content.update(data)
         self._keep(data if self._compressor is None else self._compressor.compress(data))
 
@@ -79,7 +80,7 @@ class Packer:
 
     def finish(self) -> Blob:
         """End it."""
-        self._flush()
+        self._take(bytes(self._pending))
         if self._compressor is not None:
             self._keep(self._compressor.flush())
         self._target.flush()
@@ -87,6 +88,11 @@ class Packer:
             f"sha256:{self._content.hexdigest()}", f"sha256:{self._packed.hexdigest()}",
             self.size, self._form,
         )  # fmt: skip
+
+    def close(self) -> None:
+        """Let go of what packed it."""
+        if isinstance(self._compressor, Gzip):
+            self._compressor.close()
 
 
 def scratch(directory: str) -> BinaryIO:
@@ -98,9 +104,9 @@ def packed(write: Callable[[BinaryIO], None], directory: str, form: Form) -> tup
     """What `write` writes, packed into a scratch file that stands at its start. StoreFull."""
     file = scratch(directory)
     try:
-        packer = Packer(file, form)
-        write(packer)  # type: ignore[arg-type] # writes like one
-        blob = packer.finish()
+        with closing(Packer(file, form)) as packer:
+            write(packer)  # type: ignore[arg-type] # writes like one
+            blob = packer.finish()
         file.seek(0)
     except OSError as error:
         file.close()
