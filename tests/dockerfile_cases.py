@@ -1,7 +1,8 @@
-"""Dockerfiles that judges build as well, and the context that they are built in."""
+"""Dockerfiles that judges build as well, in what `dockerfile_world` has around them.
 
-import os
-import tarfile
+WEB and GIT in a text stand for where that serves files and a repository.
+"""
+
 from typing import NamedTuple
 
 HEAD = "FROM base\n"
@@ -13,48 +14,9 @@ class Case(NamedTuple):
     text: str
     options: tuple[str, ...] = ()
     newer: bool = False
-    """Of a syntax that Debian's judge is too old for: only tree and config are told here."""
-
-
-def make_context(place: str) -> None:
-    """Files of every kind that a COPY can meet."""
-    for name in ("dir/sub/deep", "dir/other", "up/down", "empty", "kept/out", "weird [x]"):
-        os.makedirs(f"{place}/{name}")
-    files = {
-        "a.txt": 0o644, "b.txt": 0o600, "run.sh": 0o755, "dir/one": 0o640, "dir/sub/two": 0o4755,
-        "dir/sub/deep/three": 0o444, "dir/other/four": 0o666, "up/five": 0o644, "c.md": 0o644,
-        "up/down/six": 0o644, "kept/in": 0o644, "kept/out/no": 0o644, "kept/out/yes": 0o644,
-        "weird [x]/f": 0o644, "hidden.log": 0o644,
-    }  # fmt: skip
-    for name, mode in files.items():
-        with open(f"{place}/{name}", "w") as file:
-            file.write(f"this is {name}\n")
-        os.chmod(f"{place}/{name}", mode)
-        os.utime(f"{place}/{name}", (1e9, 1e9))
-    os.chmod(f"{place}/dir/sub", 0o2770)
-    os.chmod(f"{place}/up", 0o711)
-    os.symlink("a.txt", f"{place}/link")
-    os.symlink("dir", f"{place}/dirlink")
-    os.symlink("nowhere", f"{place}/dir/dangling")
-    os.symlink("../a.txt", f"{place}/dir/back")
-    os.symlink("/up", f"{place}/absolute")
-    os.link(f"{place}/dir/one", f"{place}/dir/same")
-    with open(f"{place}/.dockerignore", "w") as file:
-        file.write("*.log\nkept/out\n!kept/out/yes\nDockerfile*\n.dockerignore\n")
-    for suffix, mode in (
-        (".tar", "w"),
-        (".tar.gz", "w:gz"),
-        (".tar.bz2", "w:bz2"),
-        (".txz", "w:xz"),
-    ):
-        with tarfile.open(f"{place}/archive{suffix}", mode) as tar:
-            for name in ("dir/sub", "up/five", "a.txt"):
-                tar.add(f"{place}/{name}", arcname=f"in/{os.path.basename(name)}", filter=_owned)
-
-
-def _owned(info: tarfile.TarInfo) -> tarfile.TarInfo:
-    info.uid, info.gid, info.uname, info.gname = 7, 8, "", ""
-    return info
+    """Of a syntax that Debian's BuildKit is too old for: a newer one was asked (`tests/buildkit`)."""
+    ignore: str = ""
+    """The Dockerfile's own ignore file."""
 
 
 CASES = {
@@ -123,9 +85,77 @@ CASES = {
                    "RUN --mount=type=cache,target=/ca,mode=0711,uid=5 stat -c '%a %u' /ca > /l5; "
                    "echo kept > /ca/f\nRUN --mount=type=cache,target=/ca,mode=0711,uid=5 cat /ca/f > /l6\n"
                    "RUN --mount=type=secret,id=none ls /run/secrets > /l7 2>&1 || true\n"),
-    "network": Case(HEAD + "RUN --network=none echo no > /x\n", newer=True),
+    "values-everywhere": Case(HEAD + "ARG P=8080\nENV U=app S=SIGUSR1 V=/vol L=lab\nEXPOSE $P ${P}/udp\n"
+                              'USER $U\nSTOPSIGNAL ${S}\nVOLUME $V ${V}2\nLABEL $L="$P"\nUSER root\n'
+                              "WORKDIR $V/w\nCOPY --chown=$U a.txt .\n"),
+    "scopes-of-args": Case("ARG A=out\nARG B=b\nFROM base AS one\nARG A=in\nRUN echo $A-$B > /one\n"
+                           "FROM base\nARG B\nCOPY --from=one /one /$B\nRUN echo $A-$B > /two\n"
+                           'ARG D=1\nARG E="2 3"\nRUN echo $E > /three\nENV E=$D\nRUN echo $E > /four\n',
+                           ("--build-arg", "B=given")),
+    "args-of-a-stage": Case("FROM base AS one\nARG A=1\nENV B=$A\nFROM one\nRUN echo $A $B > /x\n"),
+    "names-of-stages": Case("FROM base AS First\nRUN echo 1 > /f\nFROM base\nCOPY --from=first /f /a\n"
+                            "COPY --from=FIRST /f /b\nFROM base\nCOPY --from=0 /f /c\nCOPY --from=1 /a /d\n"),
+    "workdir-of-a-user": Case(HEAD + "USER app\nWORKDIR /tmp/mine/deep\nWORKDIR ../next\nRUN pwd > /tmp/x\n"
+                              "COPY a.txt .\n"),
+    "volume-written": Case(HEAD + "VOLUME /v\nRUN mkdir -p /v && echo x > /v/f\nCOPY a.txt /v/\n"),
+    "carriage-returns": Case("FROM base\r\nRUN echo a \\\r\n  b > /x\r\nENV A=b\r\n"),
+    "comments": Case("# top\n#\n  # indented\nFROM base\n# between\nRUN echo a # no comment > /x; echo b > /y\n"
+                     "  RUN echo b > /z # > /y\nENV A=1 \\\n# inside\n  B=2\n"),
+    "any-script": Case(HEAD + 'ENV L="日本" M=ß\nRUN echo $L $M > "/é"\nLABEL "ключ"="значение"\nWORKDIR /ö\n'),
+    "secrets": Case(HEAD + "RUN mkdir -p /run/secrets /t\nRUN --mount=type=secret,id=tok cat /run/secrets/tok > /a; "
+                    "stat -c '%a %u %g' /run/secrets/tok > /b\n"
+                    "RUN --mount=type=secret,id=tok,target=/t/k,mode=0440,uid=5,gid=6 stat -c '%a %u %g' /t/k > /c\n"
+                    "RUN --mount=type=secret,source=tok,dst=/tmp/t,required=true cat /tmp/t > /d\n"),
+    "ssh": Case(HEAD + "RUN mkdir -p /run/buildkit\nRUN --mount=type=ssh test -S $SSH_AUTH_SOCK && echo $SSH_AUTH_SOCK > /x; "
+                "stat -c '%a %u' $SSH_AUTH_SOCK > /y\n"
+                "RUN --mount=type=ssh,id=default,target=/tmp/s,mode=0666,uid=5 stat -c '%a %u' /tmp/s > /z\n"),
+    "binds": Case("FROM base AS one\nRUN mkdir /o && echo x > /o/f\nFROM base\nRUN mkdir /o /s /x\n"
+                  "RUN --mount=type=bind,source=a.txt,target=/x/a cat /x/a > /1\n"
+                  "RUN --mount=src=dir/sub,dst=/s,readonly=true ls /s > /2; cat /s/deep/three >> /2\n"
+                  "RUN --mount=from=one,source=/o,target=/o,readwrite touch /o/g && ls /o > /3\n"
+                  "RUN --mount=from=one,source=o/f,target=/f cat /f > /4\n"
+                  "RUN --mount=source=dirlink/one,target=/l cat /l > /5\n"),
+    "caches": Case(HEAD + "RUN mkdir /c /other\nRUN --mount=type=cache,id=c1,target=/c,sharing=locked echo 1 > /c/f\n"
+                   "RUN --mount=type=cache,id=c1,dst=/other,ro cat /other/f > /x; touch /other/n || echo ro >> /x\n"
+                   "RUN --mount=type=cache,id=c2,target=/c,sharing=private ls /c > /y\n"),
+    "own-ignore-file": Case(HEAD + "COPY . /all/\n", ignore="a.*\n# no\ndir\n!dir/one\n*/d*wn\n"),
+    "add-flags": Case(HEAD + "ADD --chown=5:6 dir /d\nADD --chmod=600 a.txt b.txt /there/\n"
+                      "ADD --chown=app c.md /by-name\n"),
+    "add-urls": Case(HEAD + "ADD http://WEB/one /u/\nADD --chown=5:6 http://WEB/two?x=1 /named\n"
+                     "ADD http://WEB/a.tgz /kept.tgz\n"),
+    "healthchecks": Case(HEAD + 'HEALTHCHECK --interval=2s CMD x\nHEALTHCHECK --start-period=1m30s '
+                         '--timeout=1.5s CMD ["a", "b c"]\n'),
+    "labels": Case(HEAD + 'LABEL a="one \\\n  two" b=\'$A\' c="q\\"q"\nLABEL d one two\nLABEL a=again\n'),
+    "onbuild-of-a-stage": Case("FROM base AS b\nONBUILD RUN echo t > /t\nONBUILD WORKDIR /w\nFROM b\nRUN pwd > /x\n"),
+    "network": Case(HEAD + "RUN --network=none echo no > /x\nRUN --network=default echo y > /y\n", newer=True),
+    "security": Case(HEAD + "RUN --security=sandbox echo s > /x\n", newer=True),
     "heredocs": Case(HEAD + 'ENV A=b\nRUN <<EOF\necho "$A" > /x\nEOF\nCOPY <<one <<-"two" /h/\n$A\none\n'
                      "\t$A\n\ttwo\nRUN <<S\n#!/bin/sh\necho s > /s\nS\n", newer=True),
+    "heredocs-of-commands": Case(HEAD + "RUN cat <<A > /a && cat <<'B' > /b\none $PATH\nA\ntwo $PATH\nB\n"
+                                 "RUN <<-E\n\techo tabs > /t\n\tcat <<I > /i\n\tinner\n\tI\n\tE\n"
+                                 'SHELL ["/bin/sh", "-ec"]\nRUN <<E\nfalse || echo on > /on\nE\n', newer=True),
+    "heredocs-as-files": Case(HEAD + "ARG V=1.2\nCOPY --chmod=750 --chown=app <<run.sh /bin/go\n#!/bin/sh\n"
+                              "echo ${V%.*} \\$x\nrun.sh\nADD <<a <<b a.txt /f/\n1\na\nb\n", newer=True),
     "excludes": Case(HEAD + "COPY --exclude=sub --exclude=**/four dir /d\n", newer=True),
+    "excludes-of-add": Case(HEAD + "ADD --exclude=*.txt --exclude=dir/**/t* . /x\n"
+                            "COPY --exclude=*.md --exclude=b* *.txt c.md /y/\n", newer=True),
     "parents": Case(HEAD + "COPY --parents dir/sub/two up/./down/six /p/\n", newer=True),
+    "parents-of-patterns": Case(HEAD + "COPY --parents --chown=5 */sub/t* a.txt /p/\n"
+                                "COPY --parents ./dir/./o* /q/\nCOPY --parents dir /r\n", newer=True),
+    "link": Case(HEAD + "RUN mkdir /real && ln -s real /lnk && ln -s real/f /flink\n"
+                 "COPY --link a.txt /lnk/a\nCOPY --link --chown=5:6 dir /ld\nCOPY --link b.txt /flink\n"
+                 "COPY --link=false c.md /lnk/\n", newer=True),
+    "modifiers": Case(HEAD + "ENV P=a/b/c.tar.gz E=\nENV A=${P#*/} B=${P##*/} C=${P%.*} D=${P%%.*} F=${P/b/X}\n"
+                      "ENV G=${P//\\//-} H=${E-un} I=${N-un} J=${E+set} K=${N+set} L=${E?no} M=${P:?no}\n"
+                      "RUN env | grep -E '^[A-M]=' | sort > /v\n", newer=True),
+    "checksum": Case(HEAD + "ADD --checksum=sha256:2c8b08da5ce60398e1f19af0e5dccc744df274b826abe585eaba68c525434806 "
+                     "http://WEB/one /u\n", newer=True),
+    "unpack": Case(HEAD + "ADD --unpack=true http://WEB/a.tgz /y/\nADD --unpack=false archive.tar /k\n", newer=True),
+    "repositories": Case(HEAD + "ADD git://GIT/repo#v1:sub /g\nADD --keep-git-dir=false git://GIT/repo#main /h/\n"
+                         "ADD --chown=5 git://GIT/repo#v1 /i\n", newer=True),
+    "memory-sizes": Case(HEAD + "RUN --mount=type=tmpfs,target=/m,size=1m head -c 2000000 /dev/zero > /m/f || "
+                         "echo full > /x\n", newer=True),
+    "secret-variables": Case(HEAD + "RUN --mount=type=secret,id=tok,env=TOK echo $TOK > /x; ls /run/secrets 2> /y || true\n"
+                             "RUN --mount=type=secret,id=tok,env=T,target=/tmp/t echo $T > /z; cat /tmp/t >> /z\n", newer=True),
+    "symbolic-modes": Case(HEAD + "COPY --chmod=u=rwX,go=rX dir /m\nADD --chmod=a-w,u+s run.sh a.txt /n/\n", newer=True),
 }  # fmt: skip

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess  # the judges are no part of the program
 import tarfile
 from collections.abc import Iterator
@@ -11,63 +12,42 @@ from typing import Any
 
 import pytest
 
-from dockerfile_cases import CASES, Case, make_context
+from buildkit import BuildKit, buildkit
+from dockerfile_cases import CASES, Case
+from dockerfile_world import DERIVED, World, world
+from obuilder import Settings
+from obuilder.engine.cached import look
+from obuilder.engine.dockerfiles import convert
+from obuilder.engine.inputs import Contexts
+from obuilder.oci.platforms import host_platform
+from obuilder.spec.dockerfile import parse
+from obuilder.spec.from_dockerfile import Options
+from obuilder.spec.image import ImageConfig
 from places import scratch
 from program import REPO, obuilder
 
 pytestmark = [pytest.mark.needs("root", "overlay", "docker"), pytest.mark.xdist_group("docker")]
 
-_BUSYBOX = ("sh", "cat", "ls", "id", "stat", "mkdir", "chmod", "chown", "ln", "rm", "touch", "env",
-            "grep", "sort", "pwd", "echo", "test", "true", "false", "sed", "tr", "find")  # fmt: skip
+_HEALTH = ("Test", "Interval", "Timeout", "StartPeriod", "Retries")
 _ENGINE = {".dockerenv", "dev", "proc", "sys", "etc/hosts", "etc/hostname", "etc/resolv.conf",
            "etc/mtab", "dev/console", "dev/pts", "dev/shm"}  # fmt: skip
-
-
-def make_root(place: str) -> None:
-    """A root with a shell, users, directories and links to copy over."""
-    for name in ("bin", "etc", "tmp", "there", "dev", "proc", "sys"):
-        os.makedirs(f"{place}/{name}")
-    os.chmod(f"{place}/tmp", 0o1777)
-    os.chmod(f"{place}/there", 0o750)
-    with open("/usr/bin/busybox", "rb") as file, open(f"{place}/bin/busybox", "wb") as made:
-        made.write(file.read())
-    os.chmod(f"{place}/bin/busybox", 0o755)
-    for name in _BUSYBOX:
-        os.symlink("busybox", f"{place}/bin/{name}")
-    texts = {
-        "passwd": "root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\ntwelve:x:12:13::/:\n",
-        "group": "root:x:0:\napp:x:1001:\nteam:x:77:app,twelve\nmore:x:78:app\n",
-    }
-    for name, text in texts.items():
-        Path(place, "etc", name).write_text(text)
-        os.chmod(f"{place}/etc/{name}", 0o644)
-    Path(place, "file").write_text("file\n")
-    os.symlink("there", f"{place}/to-there")
-    os.symlink("/file", f"{place}/to-file")
 
 
 class Judge:
     """A Docker engine with the base images, and a store that has them too."""
 
-    def __init__(self, place: str, host: str) -> None:
-        self.place, self.host = place, host
-        self.context = f"{place}/context"
-        self.store = f"overlayfs:{place}/store"
-        os.mkdir(self.context)
-        make_context(self.context)
-        os.mkdir(f"{place}/root")
-        make_root(f"{place}/root")
+    def __init__(self, world: World, host: str) -> None:
+        self.world, self.place, self.host = world, world.place, host
+        self.store = f"overlayfs:{self.place}/store"
         tar = subprocess.run(
-            ["tar", "-C", f"{place}/root", "-c", "."], capture_output=True, check=True
+            ["tar", "-C", f"{self.place}/root", "-c", "."], capture_output=True, check=True
         )
+        Path(f"{self.place}/base-root.tar").write_bytes(tar.stdout)
         self.docker("import", "--change", "ENV BASE=based PATH=/bin", "-", "base", data=tar.stdout)
-        for name, text in (
-            ("told", 'FROM base\nUSER app\nWORKDIR /tmp/w\nENV FROM_BASE=told\nCMD ["x"]\n'),
-            ("trigger", "FROM base\nONBUILD COPY a.txt /on\nONBUILD ENV SET=by\nONBUILD RUN echo $SET >> /on\n"),
-        ):  # fmt: skip
+        for name, text in DERIVED.items():
             self.docker("build", "-q", "-t", name, "-", data=text.encode())
-        for name in ("base", "told", "trigger"):
-            path = f"{place}/{name}.tar"
+        for name in ("base", *DERIVED):
+            path = f"{self.place}/{name}.tar"
             self.docker("save", "-o", path, name)
             done = obuilder("image", "import", name, f"docker-archive:{path}", cwd=REPO,
                             OBUILDER_STORE=self.store)  # fmt: skip
@@ -83,7 +63,8 @@ class Judge:
 
     def built_by_docker(self, file: str, *options: str) -> tuple[bytes, dict[str, Any]]:
         image = self.docker(
-            "build", "-q", "--network=none", "-f", file, *options, self.context
+            "build", "-q", "--network=none", f"--secret=id=tok,src={self.world.secret}",
+            f"--ssh=default={self.world.agent}", "-f", file, *options, self.world.context,
         ).decode().strip()  # fmt: skip
         config = json.loads(self.docker("inspect", image))[0]
         box = self.docker("create", image, "/none").decode().strip()
@@ -92,25 +73,63 @@ class Judge:
         finally:
             self.docker("rm", box)
 
-    def built_here(self, file: str, *options: str) -> tuple[bytes, dict[str, Any]]:
-        common = (*options, "--network=none", "-f", file)
+    def built_here(self, file: str, *options: str) -> tuple[bytes, ImageConfig]:
         path = f"{self.place}/result.tar"
-        done = obuilder("build", *common, "-o", f"tar:{path}", self.context, cwd=REPO,
-                        OBUILDER_STORE=self.store)  # fmt: skip
+        done = obuilder("build", *options, "--network=none", "-f", file, "-o", f"tar:{path}",
+                        f"--secret=tok:{self.world.secret}", f"--ssh=default={self.world.agent}",
+                        self.world.context, cwd=REPO, OBUILDER_STORE=self.store)  # fmt: skip
         assert done.status == 0, done.out + done.err
-        options = tuple(o for o in options if o != "--target")
-        if "--target" in common:
-            return Path(path).read_bytes(), {}
-        planned = obuilder("plan", "--json", *common, self.context, cwd=REPO,
-                           OBUILDER_STORE=self.store)  # fmt: skip
-        assert planned.status == 0, planned.err
-        return Path(path).read_bytes(), json.loads(planned.out)["config"]
+        return Path(path).read_bytes(), self.planned(file, *options)
+
+    def planned(self, file: str, *options: str) -> ImageConfig:
+        """What the result says of itself."""
+        pairs = list(zip(options[::2], options[1::2], strict=True))
+        args = tuple(tuple(value.split("=", 1)) for name, value in pairs if name == "--build-arg")
+        told = Options(
+            host_platform(), args=args, target=dict(pairs).get("--target", ""), network=("none",)
+        )  # fmt: skip
+        settings = Settings(store=self.store)
+        spec = convert(parse(Path(file).read_bytes(), file=file), told, settings).spec
+        plan, _ = look(spec, Contexts(self.world.context), settings)
+        return plan.contexts[plan.result].config
+
+    def added(self, data: bytes) -> dict[str, list[object]]:
+        """What a tree has and the base has not, with all contents that are text."""
+        found = tree(data)
+        for member, entry in tree(Path(f"{self.place}/base-root.tar").read_bytes()).items():
+            if found.get(member) == entry:
+                del found[member]
+        return {
+            name: [_kind(kind), *rest, _text(content)]
+            for name, (kind, *rest, content) in found.items()
+        }
+
+
+def _text(content: object) -> object:
+    assert isinstance(content, bytes)
+    try:
+        return None if b"\0" in content else content.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _kind(kind: object) -> str:
+    return {tarfile.DIRTYPE: "directory", tarfile.SYMTYPE: "symlink"}.get(kind, str(kind))
 
 
 @pytest.fixture(scope="module")
 def judge(docker_engine: Any) -> Iterator[Judge]:
-    with scratch("/var/tmp") as place:
-        yield Judge(place, docker_engine.host)
+    with scratch("/var/tmp") as place, world(place) as ready:
+        yield Judge(ready, docker_engine.host)
+
+
+@pytest.fixture(scope="module")
+def newer(judge: Judge) -> Iterator[BuildKit | None]:
+    if "RENEW_GOLDEN" in os.environ and shutil.which("buildkitd"):
+        with buildkit(judge.world) as running:
+            yield running
+    else:
+        yield None
 
 
 def tree(data: bytes) -> dict[str, tuple[object, ...]]:
@@ -152,44 +171,67 @@ def told(config: dict[str, Any]) -> dict[str, object]:
         "ports": sorted(inner.get("ExposedPorts") or {}),
         "volumes": sorted(inner.get("Volumes") or {}),
         "stop_signal": inner.get("StopSignal", ""),
-        "healthcheck": [health.get(k, 0) for k in ("Test", "Interval", "Timeout", "Retries")] if health else [],
+        "healthcheck": [health.get(k, 0) for k in _HEALTH] if health else [],
         "onbuild": inner.get("OnBuild") or [],
         "author": config["Author"],
     }  # fmt: skip
 
 
-def ours(config: dict[str, Any]) -> dict[str, object]:
-    health = config.get("healthcheck") or {}
+def ours(config: ImageConfig) -> dict[str, object]:
+    health = config.healthcheck
     return {
-        "env": sorted("=".join(pair) for pair in config.get("env", ())),
-        "user": config.get("user", ""),
-        "workdir": config.get("workdir") or "/",
-        "shell": config.get("shell", []),
-        "entrypoint": config.get("entrypoint", []),
-        "cmd": config.get("cmd", []),
-        "labels": dict(config.get("labels", ())),
-        "ports": config.get("ports", []),
-        "volumes": config.get("volumes", []),
-        "stop_signal": config.get("stop_signal", ""),
-        "healthcheck": [health.get(k, 0) for k in ("test", "interval", "timeout", "retries")] if health else [],
-        "onbuild": config.get("onbuild", []),
-        "author": config.get("author", ""),
+        "env": sorted("=".join(pair) for pair in config.env),
+        "user": config.user,
+        "workdir": config.workdir or "/",
+        "shell": list(config.shell),
+        "entrypoint": list(config.entrypoint),
+        "cmd": list(config.cmd),
+        "labels": dict(config.labels),
+        "ports": list(config.ports),
+        "volumes": list(config.volumes),
+        "stop_signal": config.stop_signal,
+        "healthcheck": []
+        if health is None
+        else [list(health.test), health.interval, health.timeout, health.start_period, health.retries],
+        "onbuild": list(config.onbuild),
+        "author": config.author,
     }  # fmt: skip
 
 
-JUDGED = {name: case for name, case in CASES.items() if not case.newer}
+GOLDEN = Path(__file__).parents[1] / "golden/buildkit"
+OLDER = [name for name, case in CASES.items() if not case.newer]
+NEWER = [name for name, case in CASES.items() if case.newer]
 
 
-@pytest.mark.parametrize("name", JUDGED)
+@pytest.mark.parametrize("name", OLDER)
 def test_buildkit_makes_the_same(judge: Judge, name: str) -> None:
-    case: Case = JUDGED[name]
-    file = f"{judge.place}/{name}.Dockerfile"
-    Path(file).write_text(case.text)
+    case: Case = CASES[name]
+    file = judge.world.written(name, case)
     theirs, their_config = judge.built_by_docker(file, *case.options)
     mine, my_config = judge.built_here(file, *case.options)
     assert different(tree(mine), tree(theirs)) == {}
-    if my_config:
-        assert different(ours(my_config), told(their_config)) == {}
+    assert different(ours(my_config), told(their_config)) == {}
+
+
+@pytest.mark.parametrize("name", NEWER)
+def test_a_newer_buildkit_made_the_same(judge: Judge, newer: BuildKit | None, name: str) -> None:
+    """Of `tests/golden/buildkit`: what is not in the base, and the config."""
+    case = CASES[name]
+    file = judge.world.written(name, case)
+    mine, config = judge.built_here(file, *case.options)
+    recorded = GOLDEN / f"{name}.json"
+    if newer is not None:
+        theirs, their_config = newer.built(file, case)
+        recorded.write_text(_lines(judge.added(theirs), told(their_config)))
+    theirs_now = json.loads(recorded.read_text())
+    assert different(judge.added(mine), theirs_now["tree"]) == {}
+    assert different(ours(config), theirs_now["config"]) == {}
+
+
+def _lines(entries: dict[str, list[object]], config: dict[str, object]) -> str:
+    """JSON with a line for each entry of a tree."""
+    rows = [f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in entries.items()]
+    return f'{{"config": {json.dumps(config)},\n"tree": {{\n' + ",\n".join(rows) + "\n}}\n"
 
 
 def different(mine: dict[str, Any], theirs: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -199,12 +241,8 @@ def different(mine: dict[str, Any], theirs: dict[str, Any]) -> dict[str, tuple[A
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-ALIKE = (
-    "files", "over-directories", "globs", "chown", "stages", "scratch",
-    "variables", "shell", "exec-form", "continued", "workdir", "add-archives", "target",
-    "everything", "onbuild",
-)  # fmt: skip
-"""Where buildah, which copies in its own way, makes of a Dockerfile what BuildKit makes."""
+ALIKE = ("over-directories", "globs", "chown", "stages", "variables", "add-archives", "onbuild")
+"""Some where buildah, which copies in its own way, makes of a Dockerfile what BuildKit makes."""
 
 
 class Buildah:
@@ -215,7 +253,7 @@ class Buildah:
         policy = f"{judge.place}/policy.json"
         Path(policy).write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
         self.policy = policy
-        for name in ("base", "told", "trigger"):
+        for name in ("base", *DERIVED):
             self.run(
                 "pull", f"--signature-policy={policy}", f"docker-archive:{judge.place}/{name}.tar"
             )
@@ -233,7 +271,7 @@ class Buildah:
     def built(self, file: str, *options: str) -> bytes:
         image = self.run(
             "bud", "-q", f"--signature-policy={self.policy}", "--pull-never", "--layers=false",
-            "--network=none", "-f", file, *options, self.judge.context,
+            "--network=none", "-f", file, *options, self.judge.world.context,
         ).decode().split()[-1]  # fmt: skip
         box = self.run("from", "--pull-never", image).decode().strip()
         root = self.run("mount", box).decode().strip()
@@ -251,8 +289,7 @@ def buildah(judge: Judge) -> Buildah:
 @pytest.mark.parametrize("name", ALIKE)
 def test_buildah_makes_the_same_tree(judge: Judge, buildah: Buildah, name: str) -> None:
     case = CASES[name]
-    file = f"{judge.place}/{name}.Dockerfile"
-    Path(file).write_text(case.text)
+    file = judge.world.written(name, case)
     mine, _ = judge.built_here(file, *case.options)
     theirs = tree(buildah.built(file, *case.options))
     assert different(_plain(tree(mine)), _plain(theirs)) == {}

@@ -48,11 +48,11 @@ def pick(
     """What the patterns `src` (relative to `root`, whatever they begin with) stand for. CopyError.
 
     A symlink that is named, or on the way, is followed inside the root; those further down are
-    copied as such. `exclude` are patterns of .dockerignore for what is below a source (and for a
-    named file's own name); what is `ignored` is as if it were not there. With `parents`, a source
-    is the root, or what stands before `/./`, with what matches the rest and the directories on the
-    way to that. With `idmap`, entries have owners. A pattern with wildcards may match nothing; a
-    plain name must be there.
+    copied as such. `exclude` are patterns of .dockerignore for what is below a source, never for
+    the source itself, as BuildKit has it; what is `ignored` is as if it were not there. With
+    `parents`, a source is the root, or what stands before `/./`, with what matches the rest and
+    the directories on the way to that. With `idmap`, entries have owners. A pattern with wildcards
+    may match nothing; a plain name must be there.
     """
     picker = _Picker(root, exclude, ignored, stats, idmap)
     try:
@@ -116,9 +116,6 @@ class _Picker:
                 if stat.S_ISDIR(status.st_mode) and not self.hidden(path, directory=True):
                     self.expand(path, [*names, name], rest[1:], found)
             elif not self.hidden(path, directory=stat.S_ISDIR(status.st_mode)):
-                file = not stat.S_ISDIR(status.st_mode)
-                if file and self.exclude is not None and self.exclude.matches(name):
-                    continue
                 found.append(self.source(name, self.real(path, path)))
 
     def names(self, place: str) -> list[str]:

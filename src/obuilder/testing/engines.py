@@ -53,10 +53,18 @@ def docker_command(directory: str) -> list[str]:
     the directory. All of it is in a process namespace, which is gone when the process started is,
     and that is killed when its parent thread ends, however it does.
     """
+    return in_namespaces(_DOCKER, directory)
+
+
+def in_namespaces(script: str, *arguments: str) -> list[str]:
+    """What runs a shell's script where an engine finds control groups, and ends with who started it.
+
+    Its mounts are its own, and all its processes are gone when the process started is.
+    """
     return [
         "setpriv", "--pdeathsig", "KILL",
         "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc",
-        "sh", "-ec", _CGROUPS + _DOCKER, "sh", directory,
+        "sh", "-ec", _CGROUPS + script, "sh", *arguments,
     ]  # fmt: skip
 
 

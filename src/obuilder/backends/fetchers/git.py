@@ -43,7 +43,7 @@ class GitFetcher(LocalFetcher):
         if not commit:
             commit = ref if _COMMIT.fullmatch(ref) else _asked(url, ref)
         layer = hashlib.sha256(f"{commit}\0{directory}".encode("utf-8", "surrogateescape"))
-        source = f"{url}#{ref}:{directory}@{commit}"
+        source = f"git:{url}#{ref}:{directory}@{commit}"
         return Base(
             name, f"git:{commit}", platform, (Layer(f"sha256:{layer.hexdigest()}", source),)
         )
