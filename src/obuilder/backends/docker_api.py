@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import os
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from typing import Self
 from urllib.parse import quote
@@ -60,7 +61,7 @@ class _Said(msgspec.Struct):
     error: str = ""
 
 
-class _Link:
+class _Link(ABC):
     """A connection to an engine: made on entering, which blocks, and let go of on leaving.
 
     Entering raises Denied, Unreachable. `abort`, from any thread and at any time, ends whoever
@@ -84,6 +85,7 @@ class _Link:
             raise
         return self
 
+    @abstractmethod
     def _ask(self) -> None:
         """Send the request."""
 

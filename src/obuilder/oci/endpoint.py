@@ -57,6 +57,7 @@ class _Token(Struct):
 
 
 Content = Callable[[], AsyncIterator[bytes]]
+"""Makes what a request sends."""
 
 
 class Endpoint:
@@ -117,7 +118,9 @@ class Endpoint:
         with self._translated():
             url = httpx2.URL(f"{self._base}/v2/{path}")
             if path.startswith(("/", "http://", "https://")):
-                url = httpx2.URL(self._base).join(path)
+                url = self._base.join(path)
+                if url.scheme != "https" and self._base.scheme == "https":
+                    raise Unreachable(f"{self.host} names {_shown(url)}, which is not encrypted")
             known, sent = self._authorization(scope), headers or {}
             response, away = await self._follow(method, url, sent, known, content)
             for _ in range(2):

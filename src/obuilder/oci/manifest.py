@@ -15,6 +15,9 @@ from obuilder.values import Platform
 
 T = TypeVar("T")
 
+Form = Literal["tar", "gzip", "zstd"]
+"""How a layer is packed; `tar` is not at all."""
+
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
@@ -35,10 +38,6 @@ _LAYERS = frozenset(
     )
     for packed in packings
 )
-
-
-Form = Literal["tar", "gzip", "zstd"]
-"""How a layer is packed; `tar` is not at all."""
 
 
 class Described(Struct, omit_defaults=True):
@@ -142,8 +141,8 @@ def form_of(media_type: str) -> Form:
 
 def blob_of(source: str) -> tuple[str, int, Form]:
     """Digest, size and form of the blob that the `source` of a registry's layer names."""
-    digest, size, form = source.split(" ")
-    return digest, int(size), form  # type: ignore[return-value] # as `form_of` had it
+    digest, size, *form = source.split(" ")
+    return digest, int(size), form_of(*form or ("",))
 
 
 def check_layer(layer: Descriptor, what: str) -> None:

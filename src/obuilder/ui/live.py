@@ -50,6 +50,7 @@ class LiveScreen:
 
     def __init__(self, stream: TextIO, *, colour: bool) -> None:
         self._running: dict[Key, _Running] = {}
+        self._sent: dict[Key, str] = {}
         self._total = self._finished = 0
         self._console = Console(file=stream, no_color=not colour, highlight=False)
         self._live = Live(
@@ -73,6 +74,7 @@ class LiveScreen:
     ) -> None:
         """Take the moving part away."""
         self._running.clear()
+        self._sent.clear()
         if self._live.is_started:
             self._live.stop()
 
@@ -91,9 +93,13 @@ class LiveScreen:
                     running.feed(event.data)
             case events.Progress():
                 running = self._running.get(event.key)
+                told = f" {event.done / 1e6:.1f} of {event.total / 1e6:.1f} MB"
                 if running is not None:
-                    done, total = event.done / 1e6, event.total / 1e6
-                    running.progress = f" {done:.1f} of {total:.1f} MB"
+                    running.progress = told
+                elif event.done < event.total:
+                    self._sent[event.key] = f"sending {event.key[:12]}{told}"
+                else:
+                    self._sent.pop(event.key, None)
             case events.StepCached():
                 self._finish(event.key, f'---> using "{event.key}" from cache', "yellow")
             case events.StepDone():
@@ -140,6 +146,7 @@ class LiveScreen:
                 Text(f"        {line}", style="dim", no_wrap=True, overflow="ellipsis")
                 for line in running.tail(_SHOWN_LINES)
             )
+        lines.extend(Text(line, style="cyan") for line in self._sent.values())
         return Group(*lines)
 
 
