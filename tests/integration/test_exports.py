@@ -11,7 +11,7 @@ import pytest
 
 import images
 from places import opened
-from program import Program, shell
+from program import Program, shell, until
 from registries import Gate, running
 from trees import differences
 
@@ -144,6 +144,44 @@ def test_paths_longer_than_the_kernel_takes(program: Program, out: str) -> None:
     program.use("other")
     program.spec(shell(CLIMB), base=f"oci:{out}/l")
     assert "deep\nmore\n" in program.ok("build")
+
+
+@pytest.mark.needs("gcc")
+def test_capabilities_of_files_are_for_root_of_any_machine(program: Program, out: str) -> None:
+    """The kernel notes whose root gave them, in a step's namespace: that stays here."""
+    source = os.path.join(program.context, "set")
+    code = (
+        "#include <sys/xattr.h>\nint main(void) { unsigned v[5] = {0x02000001, 1 << 10, 0, 0, 0};"
+        ' return setxattr("/capable", "security.capability", v, sizeof v, 0) != 0; }'
+    )
+    subprocess.run(
+        ["gcc", "-static", "-x", "c", "-o", source, "-"], input=code.encode(), check=True
+    )
+    program.spec(
+        shell("cp /bin/busybox /capable"), "(copy (src set) (dst /set))", shell("/set && rm /set")
+    )
+    program.ok("build", "-o", f"oci:{out}/l")
+    root = unpacked(f"{out}/l:latest", f"{out}/root")
+    bits = (1 << 10).to_bytes(4, "little") + bytes(12)
+    assert os.getxattr(f"{root}/capable", "security.capability") == b"\x01\0\0\x02" + bits
+
+
+def test_an_export_that_is_killed_leaves_nothing_in_the_store(program: Program, out: str) -> None:
+    program.spec(shell("head -c 100000000 /dev/urandom > /big"))
+    result = key(program)
+    before = sorted(os.listdir(program.store))
+    process = program.start("export", result, f"oci-archive:{out}/image")
+    place = f"/proc/{process.pid}/fd"
+    until(
+        lambda: any("(deleted)" in os.readlink(f"{place}/{fd}") for fd in os.listdir(place)),
+        "a scratch file",
+    )
+    process.kill()
+    process.communicate()
+    assert "image" not in os.listdir(out)
+    program.ok("export", result, f"oci-archive:{out}/image")
+    assert sorted(os.listdir(program.store)) == before
+    images.skopeo(f"oci-archive:{out}/image", f"oci:{out}/l:it")
 
 
 def test_settings_are_as_docker_would_have_them(program: Program, out: str) -> None:

@@ -152,9 +152,13 @@ def test_results_are_shown_exported_and_deleted(person: Person, context: Path) -
     person.ok("export", key[:12], "oci:image", cwd=context)
     person.ok("cp", f"{key[:12]}:/closed", "taken", cwd=context)
     assert (context / "taken/file").stat().st_uid == person.uid
-    image = json.loads(person.run("skopeo", "inspect", "--raw", "oci:image:latest", cwd=context).out)
+    image = json.loads(
+        person.run("skopeo", "inspect", "--raw", "oci:image:latest", cwd=context).out
+    )
     blobs = [layer["digest"].replace(":", "/") for layer in image["layers"]]
-    owners = person.run("tar", "--numeric-owner", "-tvf", f"image/blobs/{blobs[2]}", cwd=context).out
+    owners = person.run(
+        "tar", "--numeric-owner", "-tvf", f"image/blobs/{blobs[2]}", cwd=context
+    ).out
     assert re.search(rf"{theirs} +0 .* tmp/mine", owners)
     assert person.run("rm", "-r", "out", "out.tar", "image", "taken", cwd=context).status == 0
 

@@ -279,7 +279,10 @@ class Index(Database):
         rows = self._rows("SELECT said FROM finals WHERE key = ?", key)
         if not rows:
             return None
-        said = _told(_bytes(rows[0][0]))
+        try:
+            said = _told(_bytes(rows[0][0]))
+        except (msgspec.MsgspecError, ValueError):  # of another version, or another's stream
+            return None
         return Final(_paths(said.base, _as_path), said.config)
 
     def put_finals(self, finals: Mapping[Key, Final]) -> None:
@@ -292,6 +295,20 @@ class Index(Database):
         if new:
             with self._write() as db:
                 db.executemany("INSERT OR REPLACE INTO finals VALUES (?, ?)", new)
+
+    def final_rows(self) -> list[tuple[Key, bytes]]:
+        """What images of results say, as it is kept, to be put into another index."""
+        rows = self._rows("SELECT key, said FROM finals ORDER BY key")
+        return [(Key(str(key)), _bytes(said)) for key, said in rows]
+
+    def put_final_rows(self, rows: Iterable[tuple[Key, bytes]]) -> None:
+        """Take over what another index has, of results that are here and of which nothing is known."""
+        with self._write() as db:
+            db.executemany(
+                "INSERT OR IGNORE INTO finals SELECT ?1, ?2"
+                " WHERE EXISTS (SELECT 1 FROM results WHERE key = ?1)",
+                rows,
+            )
 
     def blob(self, key: Key, form: str) -> bytes | None:
         """What is remembered of a result's layer, packed in that form."""

@@ -46,9 +46,12 @@ class Parcel(msgspec.Struct, frozen=True, tag="parcel"):
 
 
 class Names(msgspec.Struct, frozen=True, tag="names"):
-    """The end of a transfer: the images that have names, as the index keeps them."""
+    """The end of a transfer: the images that have names, as the index keeps them, and what images of
+    results say of themselves.
+    """
 
     images: list[tuple[bytes, bytes]]
+    finals: list[tuple[Key, bytes]] = []
 
 
 Take = Callable[[Parcel, BinaryIO], Awaitable[None]]
@@ -87,7 +90,7 @@ async def send(store: Store, index: Index, take: Take, *, known: Callable[[Key],
             continue  # pruned meanwhile
         if name is None:
             sent.add(record.key)
-    return Names(index.image_rows())
+    return Names(index.image_rows(), index.final_rows())
 
 
 async def _opened(stack: AsyncExitStack, store: Store, key: Key) -> str:
@@ -216,11 +219,12 @@ class Receiver:
                 await self._store.delete(key)
 
     def names(self, names: Names) -> None:
-        """Give images their names; one that means something else here stays as it is."""
+        """Give images their names, and results what images of them say; what is here stays as it is."""
         known = dict(self._index.image_rows())
         for name, base in names.images:
             if name not in known:
                 self._index.put_image_row(name, base)
+        self._index.put_final_rows(names.finals)
 
 
 # --- through a pipe ----------------------------------------------------------------------------
