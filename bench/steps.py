@@ -107,7 +107,7 @@ class Runtime:
         box = Box(
             root=root, argv=("/bin/sh", "-c", ":"), cwd="/", user=UnixUser(0, 0),
             env=(("PATH", "/bin"),), hostname="builder", idmap=idmap, policy=Policy(),
-            host_network=False, terminal=False, init=shutil.which("tini-static") or "/bin/tini",
+            host_network=False, terminal=None, init=shutil.which("tini-static") or "/bin/tini",
             hosts=hosts, resolv_conf=None, ca_bundle=None, binds=(),
             open_files=resource.getrlimit(resource.RLIMIT_NOFILE), seccomp=seccomp,
             seccomp_bpf=bpf,
@@ -139,15 +139,15 @@ class Dockerfiles(ABC):
 
     def __init__(self, name: str, place: str) -> None:
         self.name = name
-        self._context = os.path.join(place, f"{name} context")
-        os.makedirs(os.path.join(self._context, "bin"))
-        shutil.copy("/bin/busybox", os.path.join(self._context, "bin", "sh"))
+        self.context = os.path.join(place, f"{name} context")
+        os.makedirs(os.path.join(self.context, "bin"))
+        shutil.copy("/bin/busybox", os.path.join(self.context, "bin", "sh"))
         self._cached = self._file("replay", CACHED)
 
     def prepare(self) -> None:
         """Build the base and what is replayed. CalledProcessError if it does not work here."""
-        self._build("FROM scratch\nCOPY bin/sh /bin/sh\n", "bench-base")
-        self._build(self._cached, "bench-replay")
+        self.build("FROM scratch\nCOPY bin/sh /bin/sh\n", "bench-base")
+        self.build(self._cached, "bench-replay")
 
     @abstractmethod
     def _command(self, tag: str) -> list[str]:
@@ -161,17 +161,18 @@ class Dockerfiles(ABC):
         runs = "".join(f"RUN : {mark} {number}\n" for number in range(steps))
         return f"FROM bench-base\n{runs}"
 
-    def _build(self, text: str, tag: str) -> float:
-        with open(os.path.join(self._context, "Dockerfile"), "w", encoding="utf-8") as file:
+    def build(self, text: str, tag: str) -> float:
+        """Milliseconds that a build of that Dockerfile takes."""
+        with open(os.path.join(self.context, "Dockerfile"), "w", encoding="utf-8") as file:
             file.write(text)
-        return timed([*self._command(tag), self._context])
+        return timed([*self._command(tag), self.context])
 
     def step(self, mark: str) -> float:
-        one = self._build(self._file(f"{mark} one", 1), "bench-one")
-        return (self._build(self._file(f"{mark} all", STEPS + 1), "bench-all") - one) / STEPS
+        one = self.build(self._file(f"{mark} one", 1), "bench-one")
+        return (self.build(self._file(f"{mark} all", STEPS + 1), "bench-all") - one) / STEPS
 
     def replay(self) -> float | None:
-        return self._build(self._cached, "bench-replay")
+        return self.build(self._cached, "bench-replay")
 
 
 class Buildah(Dockerfiles):

@@ -6,8 +6,9 @@ import os
 import re
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from obuilder.backends.sandboxes.accounts import Account, listed, processes_of
 from obuilder.system import linux
 
 _EMPTY = ("run", "drafts", "locks", "sessions", "mnt", "downloads")
@@ -22,11 +23,33 @@ def leftovers(store: str, temporary: str) -> list[str]:
     return [
         *(f"process {pid}: {what}" for pid, what in processes(store).items()),
         *(f"cgroup {path}" for path in cgroups(store)),
+        *(f"user {name}" for name in _users(store)),
         *_mounts(store),
         *_loop_devices(store),
         *(f"temporary {name}" for name in os.listdir(temporary)),
         *_files(store),
     ]
+
+
+def leftovers_of(users: Sequence[Account]) -> list[str]:
+    """Everything on the machine that users of steps left, themselves too; [] when all is well."""
+    names, numbers = {user.name for user in users}, {user.uid for user in users}
+    found = [f"process {pid}" for number in numbers for pid in processes_of(number)]
+    for table in ("passwd", "group", "subuid", "subgid"):
+        rows = _read(f"/etc/{table}").decode(errors="replace").splitlines()
+        found += [f"in {table}: {row}" for row in rows if row.partition(":")[0] in names]
+    for spool, _, _ in os.walk("/var/spool"):
+        found += [f"in {spool}: {name}" for name in _names(spool) & names]
+    for place in ("/tmp", "/var/tmp", "/dev/shm", "/dev/mqueue", "/home"):
+        paths = [os.path.join(place, name) for name in _names(place)]
+        found += [path for path in paths if _owner(path) in numbers]
+    for kind in ("shm", "msg", "sem"):
+        head, *rows = [line.split() for line in _read(f"/proc/sysvipc/{kind}").splitlines()]
+        owners = [dict(zip(head, row, strict=False)) for row in rows]
+        found += [
+            f"{kind} {row}" for row in owners if {int(row[b"uid"]), int(row[b"cuid"])} & numbers
+        ]
+    return found
 
 
 def processes(store: str) -> dict[int, str]:
@@ -77,6 +100,11 @@ def _hierarchies() -> dict[str, int]:
 def _identity(store: str) -> bytes:
     # The random name that the groups of a store bear.
     return _read(os.path.join(store, "sandbox-id"))
+
+
+def _users(store: str) -> list[str]:
+    mark = _identity(store).decode()
+    return [account.name for account in listed() if mark and mark in account.note]
 
 
 def _mounts(store: str) -> Iterator[str]:
@@ -139,6 +167,13 @@ def _names(*place: str) -> set[str]:
         return set(os.listdir(os.path.join(*place)))
     except FileNotFoundError:
         return set()
+
+
+def _owner(path: str) -> int | None:
+    try:
+        return os.lstat(path).st_uid
+    except OSError:
+        return None
 
 
 def _pids() -> list[int]:

@@ -104,6 +104,15 @@ def with_subordinate_ids(place: Path) -> Iterator[Person]:
 
 
 @contextmanager
+def gone_with(place: str) -> Iterator[None]:
+    """For tests that kill builders: users of steps of the stores in `place` are gone at the end."""
+    find = 'sed "s/.*/:obuilder-&-/" "$1"/*/sandbox-id | grep -F -f - /etc/passwd | cut -d: -f1'
+    remove = f'for user in $({find}); do pkill -KILL -U "$user"; userdel "$user"; done'
+    with _until_gone(f'{{ {remove}; [ -z "$({find})" ]; }}', place):
+        yield
+
+
+@contextmanager
 def without_subordinate_ids(place: Path) -> Iterator[Person]:
     """A user whom no file of this machine knows."""
     known = {entry.pw_uid for entry in pwd.getpwall()}

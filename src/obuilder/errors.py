@@ -15,7 +15,7 @@ A non-zero exit of a command is a value; a broken sandbox is an exception; cance
 
 import errno
 
-from obuilder.values import Key, Span
+from obuilder.values import Key, Span, shown
 
 
 class ObuilderError(Exception):
@@ -97,6 +97,14 @@ class Unsupported(UsageError):
     """The spec needs a feature this sandbox does not have; refused before anything runs."""
 
     code = "unsupported"
+
+
+def not_text(text: str) -> Unsupported:
+    """The error for bytes where a sandbox takes text only."""
+    return Unsupported(
+        f"this sandbox takes UTF-8 only, which '{shown(text)[:60]}' is not",
+        hint=r"let the command make such bytes itself, as with printf '\377'",
+    )
 
 
 class StepFailed(ObuilderError):

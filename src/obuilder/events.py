@@ -61,10 +61,14 @@ class Progress(Struct, frozen=True, tag="progress", tag_field="event"):
 
 
 class Note(Struct, frozen=True, tag="note", tag_field="event"):
-    """Something worth saying about a step, or about the whole build (`key` None)."""
+    """Something worth saying about a step, or about the whole build (`key` None).
+
+    A `warning` is for everybody to see; else it is the heading of an op that makes no step.
+    """
 
     text: str
     key: Key | None = None
+    warning: bool = False
 
 
 class StepCached(Struct, frozen=True, tag="step-cached", tag_field="event"):

@@ -2,54 +2,31 @@
 
 import os
 import pwd
-import signal
 import subprocess  # useradd is no part of the program
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from leftovers import leftovers
-from obuilder.backends.sandboxes.accounts import listed
-from places import each_shifted, scratch
-from program import Program, heard, running, shell
+from leftovers import leftovers, leftovers_of
+from obuilder.backends.sandboxes.accounts import LinuxAccounts, listed
+from obuilder.system import linux
+from people import gone_with
+from places import each_shifted
+from program import Program, heard, running, shell, until
 
 pytestmark = [
     pytest.mark.needs("root", "useradd", "overlay"),
     pytest.mark.xdist_group("users"),  # of the machine, which all processes share
 ]
 
-HOSTILE = """
-me=$1; meet=/home/builder/meet; cd /home/builder
-id -u > $meet/$me.uid
-for place in /home/builder /usr/local /run /tmp /var/tmp /dev/shm; do echo $me > $place/mine; done
-sleep 300 & echo $! > $meet/$me.pid
-touch $meet/$me.here
-until [ $(ls $meet | grep -c here) = 4 ]; do sleep 0.05; done
-for place in /home/builder /usr/local /run /tmp /var/tmp /dev/shm; do
-  [ "$(cat $place/mine)" = $me ] || echo "$me: $place is shared"
-done
-seen=$(ls /proc | grep -c '^[0-9]'); [ $seen -lt 9 ] || echo "$me: sees $seen processes"
-for place in STORE/mnt/* STORE/drafts/*/upper /proc/[0-9]*/root /proc/1/cwd; do
-  for file in home/builder usr/local run; do
-    found=$(cat $place/$file/mine 2>/dev/null) && [ "$found" != $me ] && echo "$me: reads $place/$file of $found"
-    [ $place = /proc/$$/root ] || [ "$found" = $me ] || ! echo x 2>/dev/null > $place/$file/mine || echo "$me: changes $place/$file"
-  done
-done
-ls STORE /root 2>/dev/null && echo "$me: sees the store"
-for pid in $(cat $meet/*.pid) $(seq 2 40); do [ $pid = $$ ] || [ $pid = $! ] || kill -9 $pid 2>/dev/null; done
-touch /etc/mine /usr/mine /opt/mine 2>/dev/null && echo "$me: changes the machine"
-(exec 3<>/dev/tcp/127.0.0.1/22) 2>/dev/null && echo "$me: reaches the network"
-touch $meet/$me.done
-until [ $(ls $meet | grep -c done) = 4 ]; do sleep 0.05; done
-echo "$me: survives"
-"""
-
 
 @pytest.fixture
-def builder(program: Program) -> Program:
+def builder(program: Program) -> Iterator[Program]:
     """The program, whose steps are users of the machine."""
     program.variables["OBUILDER_SANDBOX"] = "users"
-    return program
+    with gone_with(os.path.dirname(program.store)):
+        yield program
 
 
 def ours(program: Program) -> list[str]:
@@ -69,63 +46,98 @@ def stranger() -> Iterator[str]:
     subprocess.run(["userdel", name], check=True)
 
 
-@pytest.fixture
-def crowd() -> Iterator[Program]:
-    """The same, with a store at a place that a step would see if it were not kept from it."""
-    with scratch("/var/lib") as path:
-        found = Program(path)
-        found.variables["OBUILDER_SANDBOX"] = "users"
-        os.makedirs(found.store)
-        os.chmod(found.store, 0o755)  # as other sandboxes need it
-        yield found
+STUBBORN = (
+    "sleep MARK",
+    "trap '' TERM INT HUP; sleep MARK",
+    "(setsid sh -c 'trap \"\" TERM HUP; (sleep MARK &) ; sleep MARK' >/dev/null 2>&1 &); sleep MARK",
+    """ipcmk -M 4096 -Q -S 1 >/dev/null; touch /dev/shm/left /tmp/left /var/tmp/left
+    (unshare -Urpf sleep MARK || setsid sleep MARK) >/dev/null 2>&1 & sleep MARK""",
+)
+"""What steps may do to stay: ignore signals, leave their parents, sessions and namespaces."""
 
 
-def test_four_at_once_are_four_users_who_can_do_nothing_to_each_other(crowd: Program) -> None:
-    builder = crowd
-    builder.file("hostile.sh", HOSTILE.replace("STORE", builder.store).encode())
-    stages = "".join(
-        f"""(build s{number} ((from scratch)
-          (copy (src hostile.sh) (dst /home/builder/hostile.sh))
-          (run (cache (meet (target /home/builder/meet) (mode shared)))
-               (shell "bash /home/builder/hostile.sh {number}"))
-          (run (cache (meet (target /home/builder/meet) (mode shared)))
-               (shell "cat /home/builder/mine /usr/local/mine /run/mine; ls /tmp"))))
-        """
-        for number in range(4)
+def stages(*runs: list[str]) -> str:
+    """As many stages as each list is long, of one run out of each."""
+    return "".join(
+        f"(build s{number} ((from scratch) (shell /bin/sh -c) {' '.join(ops)}))\n"
+        for number, ops in enumerate(zip(*runs, strict=True))
     )
-    copies = [
-        f"(copy (from (build s{number})) (src /usr/local/mine) (dst /usr/local/of-{number}))"
-        for number in range(4)
-    ]
-    meeting = '(run (cache (meet (target /home/builder/meet) (mode shared))) (shell "sort -u /home/builder/meet/*.uid | wc -l"))'
-    builder.spec(*copies, meeting, shell("cat /usr/local/of-*"), before=stages, base="scratch")
-    said = builder.ok("build", "--parallel=4", "--timeout=90")
-    lines = said.splitlines()
-    for number in range(4):
-        about = [line for line in lines if line.startswith(f"{number}: ")]
-        assert about == [f"{number}: survives"], said
-        assert lines.count(str(number)) == 4, said  # kept: home, prefix, run; and what was copied
-    assert lines.count("4") == 1, said  # four users
-    assert ours(builder) == []
-    assert leftovers(builder.store, builder.temporary) == []
 
 
 @each_shifted
-def test_nothing_is_left_of_a_killed_builder(builder: Program, stranger: str) -> None:
-    mark = str(9_870_000 + os.getpid() % 10_000)
-    builder.spec(shell(f"echo start''ed; sleep {mark}"), base="scratch")
-    process = builder.start("build")
-    heard(process, b"started")
-    (user,) = ours(builder)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert ours(builder) == [user]
-    builder.spec(shell("id -un"), base="scratch")
-    builder.ok("build")
+def test_nothing_is_left_of_four_jobs_of_a_killed_builder(builder: Program, stranger: str) -> None:
+    mark = f"{os.getpid()}.{time.monotonic_ns() % 10**9}"
+    homes = os.listdir("/home")
+    copies = [
+        f"(copy (from (build s{number})) (src /home/builder/first) (dst /usr/local/of-{number}))"
+        for number in range(4)
+    ]
+    starts = [shell(f"echo kept-{number} > ~/first") for number in range(4)]
+    stays = [shell(f"echo start''ed; {how.replace('MARK', mark)}") for how in STUBBORN]
+    builder.spec(*copies, before=stages(starts, stays), base="scratch")
+    process = builder.start("build", "--parallel=4")
+    try:
+        for _ in range(4):
+            heard(process, b"started")
+        until(lambda: len(running("sleep", mark)) >= 7, "all their processes run")
+        users = [account for account in listed() if account.name in ours(builder)]
+        assert len({user.uid for user in users}) == 4
+    finally:
+        process.kill()
+        process.communicate()
+    assert len(ours(builder)) == 4
+
+    says = [shell("cat ~/first; ls /tmp /var/tmp /dev/shm | grep left; id -un") for _ in range(4)]
+    builder.spec(*copies, shell("cat /usr/local/of-*"), before=stages(starts, says), base="scratch")
+    lines = builder.ok("build", "--parallel=4").splitlines()
+    for number in range(4):
+        assert lines.count(f"kept-{number}") == 2, lines
+    assert sum("from cache" in line for line in lines) == 5, lines  # scratch, and what was done
+    assert "left" not in lines
+    assert not {user.name for user in users} & set(lines), "names are never another's"
     assert ours(builder) == []
     assert pwd.getpwnam(stranger)
     assert not running("sleep", mark)
+    assert leftovers_of(users) == []
+    assert os.listdir("/home") == homes
     assert leftovers(builder.store, builder.temporary) == []
+
+
+def test_a_user_that_is_made_while_the_builder_is_killed_goes_too(builder: Program) -> None:
+    tools = os.path.join(os.path.dirname(builder.context), "tools")
+    os.mkdir(tools)
+    with open(f"{tools}/useradd", "w", encoding="ascii") as file:
+        # The program itself waits so long for another that changes the tables.
+        file.write('#!/bin/sh\necho here > "$0.runs"; sleep 1.5; /usr/sbin/useradd "$@"\n')
+    os.chmod(f"{tools}/useradd", 0o755)
+    builder.spec(shell("true"), base="scratch")
+    builder.variables["PATH"] = f"{tools}:{os.environ['PATH']}"
+    process = builder.start("build")
+    try:
+        until(lambda: os.path.exists(f"{tools}/useradd.runs"), "a user is being made")
+    finally:
+        process.kill()
+        process.communicate()
+    assert ours(builder) == []
+    del builder.variables["PATH"]
+    builder.ok("build")
+    assert not running(f"{tools}/useradd")
+    assert ours(builder) == []
+
+
+def test_a_user_goes_with_its_group_whatever_the_machine_says(program: Program) -> None:
+    name, note = f"obuilder-{os.getpid():016x}-2", "obuilder-a-test"
+    accounts = LinuxAccounts("/home/builder")
+    accounts.add(name, note)
+    (account,) = (account for account in listed() if account.name == name)
+    changed = program.file("login.defs", b"USERGROUPS_ENAB no\n")
+    linux.mount(changed, "/etc/login.defs", None, linux.MS_BIND)  # in this process's namespace
+    try:
+        accounts.remove(account)
+        accounts.remove(account)
+    finally:
+        linux.unmount("/etc/login.defs", linux.MNT_DETACH)
+    assert leftovers_of([account]) == []
 
 
 @each_shifted
@@ -144,28 +156,6 @@ def test_a_package_is_built_and_used(builder: Program) -> None:
     user = said[said.index("hello") + 2]
     assert said[said.index("hello") :][:4] == ["hello", f"{user}:{user}:755", user, "1"], said
     assert leftovers(builder.store, builder.temporary) == []
-
-
-@pytest.mark.parametrize(
-    ("op", "what"),
-    [
-        ("(copy (src x) (dst /src/))", "copy to /src"),
-        ('(workdir /src)\n(run (shell "true"))', "start in /src"),
-        ('(run (cache (c (target /var/cache))) (shell "true"))', "mount on /var/cache"),
-        ('(run (secrets (s (target /etc/s))) (shell "true"))', "mount on /etc/s"),
-        ('(run (network other) (shell "true"))', "no network called 'other'"),
-    ],
-)
-def test_what_a_step_can_not_have_is_refused_before_the_first(
-    builder: Program, op: str, what: str
-) -> None:
-    builder.file("x", b"")
-    builder.file("secret", b"s")
-    builder.spec(shell("echo ran"), op, base="scratch")
-    done = builder.run("build", "--secret=s:secret")
-    assert done.status == 2
-    assert what in done.err
-    assert "ran" not in done.out
 
 
 def test_a_base_that_is_not_roots_is_named(builder: Program, tmp_path: os.PathLike[str]) -> None:

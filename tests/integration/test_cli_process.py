@@ -1,5 +1,6 @@
 """The program as people run it: a process, its streams and its exit status."""
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -28,10 +29,10 @@ def test_every_verb_has_help(verb: str, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["bild"], "did you mean 'build'?"),
-        (["build", "--stor=x"], "did you mean --store?"),
+        (["build", "--stroe=x"], "did you mean --store?"),
         (["build", "--store=overlayfs:relative"], "absolute path"),
         (["build", "--store=nope:/x"], "no store called 'nope'"),
-        (["build", "--secret", "nofile"], "is no secret"),
+        (["build", "--secret", "nofile"], "tells no value"),
         (["build", "--secret", "id:/missing/file"], "can't read /missing/file"),
         (["build", "-f", "missing.spec", "."], "can't read missing.spec"),
     ],
@@ -124,3 +125,23 @@ def test_build_and_look_and_cancel(program: Program) -> None:
     assert done.status == 1
     assert done.err.startswith("error: ")
     program.ok("delete", key)
+
+
+def test_fmt_changes_what_it_can_and_tells_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "good.spec").write_text("((from   x)  (env A b)) ; kept\n")
+    (tmp_path / "good.spec").chmod(0o640)
+    (tmp_path / "link.spec").symlink_to("good.spec")
+    (tmp_path / "bad.spec").write_text("((from x")
+    files = ("missing.spec", "bad.spec", "link.spec")
+    done = obuilder("fmt", "--check", *files, cwd=tmp_path)
+    assert (done.status, done.out) == (2, "link.spec: would be laid out anew\n")
+    done = obuilder("fmt", *files, cwd=tmp_path)
+    assert done.status == 2
+    assert "can't read missing.spec" in done.err
+    assert "bad.spec:1:2: error: this ( is never closed" in done.err
+    assert (tmp_path / "link.spec").is_symlink()
+    assert (tmp_path / "good.spec").read_text() == "((from x)\n (env A b)) ; kept\n"
+    assert (tmp_path / "good.spec").stat().st_mode & 0o777 == 0o640
+    assert sorted(os.listdir(tmp_path)) == ["bad.spec", "good.spec", "link.spec"]
+    assert obuilder("fmt", "--check", "good.spec", cwd=tmp_path).status == 0
+    assert obuilder("check", *files, cwd=tmp_path).out == "link.spec: ok\n"

@@ -228,7 +228,7 @@ def test_docker_loads_and_runs_it(built: Program, out: str, docker_engine, way) 
     name = f"exported/{way}"
     if way == "daemon":
         done = built.run("build", "-o", f"docker-daemon:{name}", "-t", f"{name}:more")
-        assert "Loaded image: exported/daemon:latest" in done.out, done
+        assert "Loaded image: exported/daemon:latest" in done.err, done
     elif way == "archive":
         built.ok("build", "-o", f"docker-archive:{out}/d:{name}")
         docker(docker_engine, "load", "-i", f"{out}/d")
@@ -332,7 +332,7 @@ def test_what_is_in_a_registry_is_not_sent_again(built: Program, out: str, regis
             "build", "-o", f"docker://{gate.host}/new/app:1", "-t", f"{gate.host}/new/app:2"
         )
         assert first.status == 0, first
-        assert first.out.count("pushed ") == 2
+        assert first.err.count("pushed ") == 2
         sent = gate.sent
         assert sent > 100_000
         built.ok("export", key(built), f"docker://{gate.host}/new/app:3")
@@ -378,7 +378,7 @@ def test_where_the_base_can_not_be_had_its_layers_are_made_anew(program, out, la
         program.ok("build")
     done = program.run("build", "-o", f"docker-archive:{out}/d")
     assert done.status == 0, done
-    assert f"layers of {name} are made anew" in done.out
+    assert f"layers of {name} are made anew" in done.err
     images.skopeo(f"docker-archive:{out}/d", f"oci:{out}/l:it")
     assert layers(f"oci:{out}/l:it")[:2] != before
     root = unpacked(f"{out}/l:it", f"{out}/root")
@@ -466,7 +466,7 @@ def test_images_for_several_platforms_are_one_name(program: Program, out: str, r
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nothing:there"], "can't export to"), (["oci:"], "can't export to"),
+        (["nothing:there"], "can't export to"), (["oci:"], "can't export to"), ([""], "can't export"),
         (["docker://"], "needs a name"), (["docker://host/UPPER"], "no name of an image"),
         (["docker://host/a@sha256:" + "0" * 64], "under a tag"), (["oci:dir:a/b"], "is no tag"),
         (["tar:x", "--squash"], "is for images"), (["-", "-t", "a"], "is for images"),

@@ -4,6 +4,8 @@ import os
 import subprocess  # the redirect is a program
 import sys
 from collections.abc import Iterator
+from typing import NamedTuple
+from zipfile import ZipFile
 
 import pytest
 
@@ -15,34 +17,67 @@ pytestmark = pytest.mark.needs("root", "fuse")
 
 ONE, TWO = 60_001, 60_002
 
-PACKAGE = """
-set -e
-mkdir -p $PREFIX/src/package && cd $PREFIX/src/package
-echo 'int answer(void);' > answer.h
-echo 'int answer(void) { return NUMBER; }' > answer.c
-cat > main.c <<'EOF'
+MAKEFILE = """
+all: lib$(NAME).so $(NAME)
+lib$(NAME).so: answer.c
+\tgcc -shared -fPIC -o $@ $<
+$(NAME): main.c lib$(NAME).so
+\tgcc -I. -L. -Wl,-rpath,$(PREFIX)/lib -o $@ main.c -l$(NAME)
+install: all
+\tinstall -D $(NAME) $(PREFIX)/bin/$(NAME)
+\tinstall -D lib$(NAME).so $(PREFIX)/lib/lib$(NAME).so
+\tinstall -D -m 644 answer.h $(PREFIX)/include/answer.h
+\tln -sf $(NAME) $(PREFIX)/bin/tool
+"""
+
+MAIN = r"""
 #include <answer.h>
 #include <stdio.h>
 #include <unistd.h>
 int main(int count, char **words) {
   if (count > 1) sleep(1);
-  printf("%d\\n", answer());
+  printf("%d\n", answer());
   return 0;
 }
-EOF
-cat > Makefile <<'EOF'
-all: libanswer.so tool
-libanswer.so: answer.c
-\tgcc -shared -fPIC -DNUMBER=$(NUMBER) -o $@ $<
-tool: main.c libanswer.so
-\tgcc -I. -L. -Wl,-rpath,$(PREFIX)/lib -o $@ main.c -lanswer
-install: all
-\tinstall -D tool $(PREFIX)/bin/tool
-\tinstall -D libanswer.so $(PREFIX)/lib/libanswer.so
-\tinstall -D -m 644 answer.h $(PREFIX)/include/answer.h
-EOF
-make -s -j2 NUMBER=$NUMBER install
 """
+
+
+class Package(NamedTuple):
+    """What one user installs: a program with a library in C, and one in Python."""
+
+    name: str
+    number: int
+
+    def make(self) -> str:
+        """A script that builds and installs it below $PREFIX, in a source tree that is there too."""
+        return f"""set -e
+        mkdir -p $PREFIX/src/{self.name} && cd $PREFIX/src/{self.name}
+        echo 'int answer(void);' > answer.h
+        echo 'int answer(void) {{ return {self.number}; }}' > answer.c
+        cat > main.c <<'EOF'\n{MAIN}\nEOF
+        cat > Makefile <<'EOF'\n{MAKEFILE}\nEOF
+        make -s -j2 NAME={self.name} PREFIX=$PREFIX install
+        """
+
+    def wheel(self, folder: str) -> str:
+        """The path of a wheel of it, with a module `shared` that all such packages have."""
+        path, info = f"{folder}/{self.name}-1.0-py3-none-any.whl", f"{self.name}-1.0.dist-info"
+        files = {
+            f"{self.name}_module.py": f"number = {self.number}",
+            "shared.py": f"def main(): print('python', {self.number})",
+            f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {self.name}\nVersion: 1.0\n",
+            f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            f"{info}/entry_points.txt": f"[console_scripts]\npy-{self.name} = shared:main\n",
+        }
+        record = "".join(f"{name},,\n" for name in (*files, f"{info}/RECORD"))
+        with ZipFile(path, "w") as archive:
+            for name, text in {**files, f"{info}/RECORD": record}.items():
+                archive.writestr(name, text)
+        os.chmod(path, 0o644)
+        return path
+
+
+PACKAGES = {ONE: Package("medlar", 41), TWO: Package("quince", 42)}
 
 
 @pytest.fixture
@@ -53,25 +88,89 @@ def redirect() -> Iterator[Redirected]:
         yield found
 
 
-@pytest.mark.needs("gcc")
-def test_two_users_install_different_packages_at_once(redirect: Redirected) -> None:
-    numbers = {ONE: 41, TWO: 42}
-    builds = [
-        redirect.start_as(user, f"NUMBER={number}\n{PACKAGE}") for user, number in numbers.items()
-    ]
-    for build in builds:
-        said, _ = build.communicate(timeout=120)
-        assert build.returncode == 0, said
-    # Both run at once the program that both know by one name; pages of the one are not the other's.
-    tools = [redirect.start_as(user, "tool slowly; tool; which tool") for user in numbers]
-    for tool, number in zip(tools, numbers.values(), strict=True):
-        said, _ = tool.communicate(timeout=60)
-        assert said == f"{number}\n{number}\n{redirect.path}/bin/tool\n"
-    for user in numbers:
-        own = redirect.own(user)
-        assert sorted(os.listdir(own)) == ["bin", "include", "lib", "src"]
-        assert os.stat(os.path.join(own, "bin/tool")).st_uid == user
-    assert os.listdir(redirect.path) == ["machine"], "who has no link sees what was there"
+def listing(folder: str) -> list[str]:
+    """The paths of all that is below a directory, from there."""
+    return sorted(
+        os.path.relpath(os.path.join(place, name), folder)
+        for place, folders, names in os.walk(folder)
+        for name in (*folders, *names)
+    )
+
+
+def machine() -> dict[str, list[str]]:
+    """What the machine's own prefix has where packages put things."""
+    places = [f"/usr/local{name}" for name in ("", "/bin", "/include", "/lib", "/src")]
+    return {place: sorted(os.listdir(place)) for place in places if os.path.isdir(place)}
+
+
+def pip() -> str:
+    """The pip that a Python brings along for environments: a file that can be run as it is."""
+    find = """if True:
+        import ensurepip, glob, os
+        folders = (os.path.dirname(ensurepip.__file__) + "/_bundled", "/usr/share/python-wheels")
+        print(*(path for folder in folders for path in glob.glob(folder + "/pip-*.whl")))
+        """
+    said = subprocess.run(["/usr/bin/python3", "-c", find], stdout=subprocess.PIPE, check=True)
+    return said.stdout.decode().split()[0] + "/pip"
+
+
+def at_once(redirect: Redirected, scripts: dict[int, str]) -> dict[int, str]:
+    """What the users' scripts said, which ran at one time and succeeded."""
+    started = {user: redirect.start_as(user, script) for user, script in scripts.items()}
+    said = {}
+    for user, process in started.items():
+        said[user], _ = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    return said
+
+
+@pytest.mark.needs("gcc", "system-python")
+def test_two_users_install_different_packages_into_usr_local_at_once() -> None:
+    before = machine()
+    with scratch() as place, redirected(place, "/usr/local") as redirect:
+        owns = {user: redirect.own(user) for user in PACKAGES}
+        at_once(redirect, {user: package.make() for user, package in PACKAGES.items()})
+        # Both run at once the program that both know by one name; pages of the one are not the other's.
+        said = at_once(redirect, dict.fromkeys(PACKAGES, "tool slowly; tool; which tool"))
+        for user, package in PACKAGES.items():
+            assert said[user] == f"{package.number}\n{package.number}\n/usr/local/bin/tool\n"
+        # gcc finds what was installed there where it always looks, and so does Python.
+        compiles = """set -e; cd $PREFIX/src; cp */main.c mine.c; gcc -o mine mine.c -l{name}
+        LD_LIBRARY_PATH=$PREFIX/lib ./mine"""
+        said = at_once(
+            redirect,
+            {user: compiles.format(name=package.name) for user, package in PACKAGES.items()},
+        )
+        assert said == {user: f"{package.number}\n" for user, package in PACKAGES.items()}
+        installs = """set -e; /usr/bin/python3 -m venv --without-pip $PREFIX
+        python3 {pip} install -q --no-index --no-deps --no-cache-dir --disable-pip-version-check {wheel}
+        py-{name}; python3 -c 'import shared; shared.main()'; basename $PREFIX/lib/python3*/site-packages/*.dist-info"""
+        said = at_once(
+            redirect,
+            {
+                user: installs.format(pip=pip(), wheel=package.wheel(place), name=package.name)
+                for user, package in PACKAGES.items()
+            },
+        )
+        for user, package in PACKAGES.items():
+            line = f"python {package.number}\n"
+            assert said[user] == f"{line}{line}{package.name}-1.0.dist-info\n"
+        # Each has its own, and nothing of the other's; who has no link has the machine's.
+        seen = {user: listing(own) for user, own in owns.items()}
+        for user, package in PACKAGES.items():
+            (other,) = (other for other in PACKAGES.values() if other is not package)
+            assert f"bin/{package.name}" in seen[user]
+            assert f"bin/py-{package.name}" in seen[user]
+            assert not [path for path in seen[user] if other.name in path]
+            assert {os.lstat(os.path.join(owns[user], path)).st_uid for path in seen[user]} == {
+                user
+            }
+            assert redirect.run_as(user, "cd $PREFIX && find . | sort") == "".join(
+                f"{path}\n" for path in sorted([".", *(f"./{path}" for path in seen[user])])
+            )
+        names = redirect.run_as(0, "ls -A $PREFIX").splitlines()
+        assert sorted(names) == sorted(os.listdir("/usr/local"))
+    assert machine() == before
 
 
 def test_nothing_of_another_is_seen_or_changed(redirect: Redirected) -> None:
@@ -87,6 +186,32 @@ def test_nothing_of_another_is_seen_or_changed(redirect: Redirected) -> None:
         == f"secret\nx\n{ONE} 600\n"
     )
     assert redirect.run_as(TWO, "cat file; stat -c %u file . ") == f"mine\n{TWO}\n{TWO}\n"
+
+
+def test_rights_are_those_of_the_process_that_asks(redirect: Redirected) -> None:
+    path = os.path.join(redirect.own(ONE), "file")
+    with open(path, "w", encoding="ascii") as file:
+        file.write("the group's\n")
+    os.chown(path, 0, TWO)
+    os.chmod(path, 0o040)
+    for _ in range(2):
+        assert redirect.run_as(ONE, "cat file", groups=f"5,{TWO}") == "the group's\n"
+        assert "denied" in redirect.run_as(ONE, "cat file || true")
+
+
+def test_users_need_not_be_allowed_to_pass_what_is_above_their_directory(
+    redirect: Redirected,
+) -> None:
+    closed = f"{redirect.own(TWO)}/closed"
+    os.makedirs(f"{closed}/own")
+    os.chown(f"{closed}/own", ONE, ONE)
+    os.chmod(closed, 0o700)
+    os.unlink(f"{redirect.links}/{ONE}")
+    os.symlink(f"{closed}/own", f"{redirect.links}/{ONE}")
+    redirect.run_as(ONE, "echo seen > file")
+    before = redirect.open_files()
+    assert redirect.run_as(ONE, "for _ in 1 2 3 4 5 6; do cat file; done") == "seen\n" * 6
+    until(lambda: redirect.open_files() <= before, "no more files are open")
 
 
 def test_attributes_and_directories_are_right_while_users_take_turns(redirect: Redirected) -> None:

@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from obuilder.backends.protocols import Command, Exit, HostDir, Mount
-from obuilder.backends.sandboxes.accounts import Account, LinuxAccounts, Pool, listed
+from obuilder.backends.sandboxes.accounts import LinuxAccounts, Pool, listed
 from obuilder.backends.sandboxes.users_redirected import RedirectedUsers
 from obuilder.errors import SandboxError, Unsupported
 from obuilder.system.sessions import open_session
@@ -21,6 +21,7 @@ from obuilder.system.tree import scan
 from obuilder.values import ROOT, IdMap, Limits
 from places import scratch
 from program import running
+from setpriv_system import SetprivSystem
 
 pytestmark = [
     pytest.mark.needs("root", "fuse", "useradd"),
@@ -29,37 +30,6 @@ pytestmark = [
 ]
 
 IDS = IdMap(first=1_700_000_000, count=65536)
-
-
-class LinuxSystem:
-    """See `users_redirected.System`."""
-
-    def __init__(self, place: str) -> None:
-        self.home, self.prefix = f"{place}/home", f"{place}/prefix"
-        self.accounts = LinuxAccounts(self.home)
-
-    def command(
-        self, account: Account, env: dict[str, str], cwd: str, argv: tuple[str, ...]
-    ) -> list[str]:
-        rights = [f"--reuid={account.uid}", f"--regid={account.gid}", "--clear-groups"]
-        words = ["env", "-i", *(f"{key}={value}" for key, value in env.items())]
-        return [
-            "setpriv",
-            *rights,
-            "--",
-            *words,
-            "/bin/sh",
-            "-c",
-            'cd "$0" && exec "$@"',
-            cwd,
-            *argv,
-        ]
-
-    def temporary(self, account: Account) -> str | None:
-        return None
-
-    def unlocked(self, path: str) -> list[str] | None:
-        return None
 
 
 class Machine:
@@ -96,9 +66,11 @@ async def machine() -> AsyncIterator[Machine]:
         for name in ("home", "prefix", "store"):
             os.mkdir(os.path.join(place, name))
             os.chmod(os.path.join(place, name), 0o755)
+        os.mkdir(os.path.join(place, "tmp"))
+        os.chmod(os.path.join(place, "tmp"), 0o1777)
         store = os.path.join(place, "store")
         session = open_session(store)
-        sandbox = await RedirectedUsers.open(LinuxSystem(place), store, IDS, session=session.name)
+        sandbox = await RedirectedUsers.open(SetprivSystem(place), store, IDS, session=session.name)
         await sandbox.check()
         try:
             yield Machine(place, sandbox)
@@ -156,6 +128,19 @@ async def test_what_outlives_a_step_is_ended_and_time_is_kept(machine: Machine) 
     assert not running("97431")
 
 
+async def test_no_step_finds_what_another_left_in_places_of_the_machine(machine: Machine) -> None:
+    shared = os.path.join(machine.place, "tmp")
+    with open(f"{shared}/others", "w", encoding="ascii"):
+        pass
+    leave = f"""for place in {shared} $TMPDIR; do
+      mkdir -p $place/mine/deep && echo x > $place/mine/deep/file && ln -s {shared}/others $place/link
+    done; ls {shared}; ls $TMPDIR"""
+    for _ in range(2):  # the same user, who can't tell whose it was
+        ended, lines = await machine.run(machine.root("root"), leave)
+        assert (ended.status, lines) == (0, ["link", "mine", "others", "link", "mine"])
+        assert os.listdir(shared) == ["others"]
+
+
 async def test_copies_and_caches_are_the_steps_own(machine: Machine) -> None:
     root, cache = machine.root("root"), os.path.join(machine.place, "cache")
     source = os.path.join(machine.place, "source")
@@ -192,11 +177,15 @@ async def test_users_of_dead_sessions_are_removed_and_no_others(machine: Machine
     dead = f"obuilder-{place.st_dev:x}-{place.st_ino:x}-{'0' * 16}"
     name = f"obuilder-{'0' * 16}-1"
     accounts.add(name, dead)
+    left = os.path.join(machine.place, "tmp", "left")
+    os.mkdir(left)
+    os.chown(left, pwd.getpwnam(name).pw_uid, -1)
     with pytest.raises(SandboxError, match="useradd"):
         accounts.add(name, dead)
     await machine.sandbox.recover()
     with pytest.raises(KeyError):
         pwd.getpwnam(name)
+    assert not os.path.exists(left)
     assert {account.name for account in listed()} == alive
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-import subprocess  # a shell to complete in, and tools to look with
+import subprocess  # tools to look with
 import tarfile
 
 import pytest
@@ -50,12 +50,13 @@ def test_a_build_can_write_its_result_out(program: Program, tmp_path) -> None:
     program.ok("build", "-o", f"tar:{tmp_path}/out.tar", "-q")
     with tarfile.open(tmp_path / "out.tar") as tar:
         assert tar.extractfile("made").read() == b"content\n"
-    done = program.run("build", "-o", "nonsense")
+    done = program.run("build", "-o", "nonsense:x")
     assert done.status == 2
     assert "directory:DIR" in done.err
     process = program.start("build", "-o", "-")
     with process, tarfile.open(fileobj=process.stdout, mode="r|") as tar:
         assert "made" in tar.getnames()
+        process.stdout.read()  # what fills the last record up
     assert process.returncode == 0
 
 
@@ -153,23 +154,6 @@ def test_limits_that_are_none_are_refused(program: Program, option: str) -> None
     assert done.err.startswith(f"error: argument {option.partition('=')[0]}")
 
 
-def test_completion_completes(program: Program) -> None:
-    assert shutil.which("bash")
-    script = program.ok("completion", "bash")
-    ask = 'COMP_WORDS=({}); COMP_CWORD=$((${{#COMP_WORDS[@]}}-1)); _shtab_obuilder; echo "${{COMPREPLY[@]}}"'
-    for words, expected in (
-        ("obuilder heal", "healthcheck"),
-        ("obuilder build --no-c", "--no-ca-bundle --no-cache"),
-        ("obuilder image imp", "import"),
-        ("obuilder build --progress js", "json"),
-    ):
-        done = subprocess.run(
-            ["bash", "--norc", "-c", script + "\n" + ask.format(words)],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        assert sorted(done.stdout.split()) == sorted(expected.split()), done.stderr
-
-
 def test_stores_that_are_none(program: Program, tmp_path) -> None:
     program.spec(shell("true"))
     (tmp_path / "file").write_text("")
@@ -188,3 +172,83 @@ def test_a_spec_from_standard_input(program: Program) -> None:
         env={**os.environ, **program.variables, "SPEC": text, "PYTHON": shutil.which("python")},
     )  # fmt: skip
     assert "piped\n" in done.stdout
+
+
+def test_explain_names_files_the_build_before_and_what_is_lost(program: Program) -> None:
+    for name in ("kept", "edited", "removed"):
+        program.file(name, b"1")
+    program.spec("(copy (src .) (dst /c/) (exclude obuilder.spec))", shell("ls /c"))
+    program.ok("build")
+    program.file("edited", b"2")
+    os.unlink(f"{program.context}/removed")
+    for number in range(7):
+        program.file(f"added{number}", b"")
+    why = program.ok("explain").splitlines()
+    copy = "/: (copy (src .) (dst /c/) (exclude obuilder.spec)): "
+    assert why == [
+        copy + "edited: changed",
+        copy + "added0, added1, added2, added3, added4 and 2 more files: new",
+        copy + "removed: gone",
+    ]
+    program.ok("build")
+    after = program.ok("explain").splitlines()
+    assert after[0] == "nothing differs from the last build"
+    assert [line.strip() for line in after[2:]] == why
+    program.ok("delete", _key(program, "ls /c"))
+    assert program.ok("explain") == (
+        '/: (run (shell "ls /c")): as before, but it has no result: it failed, or was deleted\n'
+    )
+    program.spec("(user (uid 7) (gid 8))", shell("exit 3"))
+    assert program.run("build").status == 1
+    assert "exit 3" in program.ok("explain")
+    program.spec("(user (uid 7) (gid 9))", shell("exit 3"))
+    assert "the user changed from '7:8' to '7:9'" in program.ok("explain")
+
+
+def test_lists_logs_and_sizes(program: Program) -> None:
+    left = f"(build left ((from micro) (shell /bin/sh -c) {shell('echo of the left > /l')}))"
+    program.spec(
+        "(copy (from (build left)) (src /l) (dst /l))", "(env A 1)",
+        '(run (cache (downloads (target /d))) (shell "printf one; touch /d/x"))', shell("echo two; exit 5"),
+        before=left,
+    )  # fmt: skip
+    assert program.run("build", "--no-keep-failed").status == 1
+    kinds = [line.split()[3] for line in program.ok("ls").splitlines()]
+    assert kinds == ["failed", "run", "copy", "run", "layer"]
+    assert "[left] /: (run" in program.ok("ls")
+    failed = program.ok("ls", "--kind=failed", "-q").strip()
+    assert len(failed) == 64
+    assert program.ok("log") == program.ok("log", failed) == "two\n"
+    whole = program.ok("log", "--all").splitlines()
+    assert whole[0] == "(from micro)"
+    assert whole[-3:] == ["one", '/: (run (shell "echo two; exit 5"))', "two"]
+    assert program.ok("log", program.ok("ls", "--kind=copy", "-q").strip()) == ""
+    assert "volume  downloads" in program.ok("du")
+    assert "0 B" in program.ok("du")  # of the failed step only the log was kept
+    volume = json.loads(program.ok("cache", "ls", "--json"))
+    assert [row["name"] for row in volume] == ["downloads"]
+    program.ok("image", "import", "mine", "micro")
+    assert set(json.loads(program.ok("image", "ls", "--json"))) == {"mine"}
+    program.ok("image", "rm", "mine")
+    assert program.ok("image", "ls") == ""
+    program.ok("prune", "--keep-bytes=1")
+    assert program.ok("ls") == ""
+    assert "no command has been run" in program.run("log").err
+
+
+def test_help_is_for_every_verb_and_tells_nothing_twice(program: Program) -> None:
+    assert program.ok("help") == program.ok("--help")
+    assert program.ok("help", "image", "import") == program.ok("image", "import", "--help")
+    text = program.ok("build", "--help")
+    assert "None" not in text
+    assert "[]" not in text
+    assert program.ok("config", "--js", "--mem=1g") == program.ok("config", "--json", "--memory=1g")
+    assert "could be check or cp or clean" in program.run("c").err
+    assert "options after it" in program.run("--store=x", "build").err
+    done = program.run("build", "--no-c")
+    assert "--no-cache" in done.err
+    assert "--no-ca-bundle" in done.err
+    program.spec(shell("exit 1"))
+    assert "to run" in program.ok("build", "--dry-run")
+    done = program.run("build", "nowhere")
+    assert done.err.startswith("error: there is no directory nowhere\n")

@@ -3,6 +3,7 @@
 import os
 import socket
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -209,6 +210,61 @@ def test_what_is_ignored_can_be_taken_back(context, patterns, copied):
         (context / name).write_text(name)
     found = look(context, ".", into=True, ignored=IgnoreFile.parse(patterns))
     assert [entry.path for entry in found.entries] == copied
+
+
+@pytest.mark.parametrize(
+    ("pattern", "ignored", "kept"),
+    [
+        ("*.o", ["x.o", "x.o/y"], ["a/x.o", "x.oo"]),
+        ("**/*.o", ["x.o", "a/x.o", "a/b/x.o"], ["xo"]),
+        ("a/**", ["a/x", "a/b/c"], ["a"]),
+        ("**", ["a", "a/b"], []),
+        ("**a", ["a", "b/a", "ba"], ["ab"]),
+        ("a**b", ["ab", "a/x/b", "ax/b"], ["axb"]),
+        ("/a/./b/../c//", ["a/c", "a/c/d"], ["a/b", "c"]),
+        ("../a", [], ["a"]),
+        ("[ab]?", ["ax", "b1"], ["cx", "a/", "a"]),
+        ("[^ab]", ["c"], ["a", "/"]),
+        ("[!a]", ["!", "a"], ["c"]),
+        ("[\\]]", ["]"], ["a"]),
+        (r"\*x", ["*x"], ["ax"]),
+        (" # a ", ["# a"], []),
+        ("\ufeffa", ["a"], []),
+        ("a.b", ["a.b"], ["axb"]),
+        ("a|b", ["a|b"], ["a", "b"]),
+        ("[a||b&&c]", ["a", "|", "&"], ["d"]),
+    ],
+)
+def test_patterns_mean_what_they_mean_to_docker(pattern, ignored, kept):
+    found = IgnoreFile.parse(f"{pattern}\n")
+    assert [path for path in [*ignored, *kept] if found.matches(path)] == ignored
+
+
+@pytest.mark.parametrize("pattern", ["a[", "[]", "x\n[a-"])
+def test_what_is_no_pattern_is_told_with_its_line(pattern):
+    with pytest.raises(ValueError, match=r"line \d: .* is no pattern"):
+        IgnoreFile.parse(pattern)
+
+
+def test_what_is_ignored_can_not_be_named(context):
+    (context / "d").mkdir()
+    (context / "d/f").write_text("")
+    for patterns in ("d", "d\n!other"):
+        for source in ("d", "d/f"):
+            with pytest.raises(CopyError, match="is left out by"):
+                look(context, source, into=True, ignored=IgnoreFile.parse(patterns))
+    found = look(context, "d", into=True, ignored=IgnoreFile.parse("d\n!d/f"))
+    assert [entry.path for entry in found.entries] == ["d", "d/f"]
+    found = look(context, "d/f", ignored=IgnoreFile.parse("d\n!d/f"))
+    assert [entry.path for entry in found.entries] == [""]
+
+
+def test_many_patterns_take_little_time():
+    found = IgnoreFile.parse("\n".join(f"**/name{n}*/x\n!keep{n}" for n in range(50)))
+    began = time.process_time()
+    for number in range(5_000):
+        found.matches(f"some/directory/deep/down/file{number}")
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("far", [False, True], ids=["one file system", "two"])

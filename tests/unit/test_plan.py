@@ -139,3 +139,14 @@ def test_paths_are_normalised() -> None:
     assert normalise("x", "/w") == "/w/x"
     assert normalise("../../..", "/w") == "/"
     assert normalise("", "/w") == "/w"
+
+
+def test_a_chain_of_stages_may_be_as_long_as_it_likes() -> None:
+    builds = "".join(
+        f"(build b{n} ((from a) (copy (from (build b{n - 1})) (src x) (dst /y))))"
+        for n in range(1, 3_000)
+    )
+    found = plan(
+        f"((build b0 ((from a))) {builds} (from a) (copy (from (build b2999)) (src x) (dst /y)))"
+    )
+    assert len(found.steps) == 3_001

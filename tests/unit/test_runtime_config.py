@@ -13,7 +13,7 @@ def config(**changes):
     options = {
         "root": "/r", "argv": ("a",), "cwd": "/", "user": UnixUser(1000, 100), "env": (("A", "1"),),
         "hostname": "builder", "idmap": IdMap(5000, 65536),
-        "policy": Policy(), "host_network": False, "terminal": False, "init": "/i", "hosts": "/h",
+        "policy": Policy(), "host_network": False, "terminal": None, "init": "/i", "hosts": "/h",
         "resolv_conf": None, "ca_bundle": None, "binds": (), "open_files": (4096, 8192),
         "seccomp": {"defaultAction": "SCMP_ACT_ERRNO"}, "seccomp_bpf": None,
     }  # fmt: skip

@@ -5,9 +5,10 @@ import time
 
 import pytest
 
-from obuilder.errors import SpecErrors
+from obuilder.errors import SpecError, SpecErrors
 from obuilder.spec.decode import parse
-from obuilder.spec.encode import print_spec
+from obuilder.spec.encode import heading, one_line, print_spec
+from obuilder.spec.format import format_text
 from obuilder.spec.model import (
     Cache,
     Comment,
@@ -21,6 +22,7 @@ from obuilder.spec.model import (
     Workdir,
 )  # fmt: skip
 from obuilder.spec.sexp import Atom, List, Source, quote, read
+from obuilder.spec.to_dockerfile import to_dockerfile
 from obuilder.values import Limits, NamedUser, UnixUser
 
 
@@ -99,22 +101,43 @@ def test_depth_costs_no_stack() -> None:
     assert faults(b"(" * 100_000 + b")" * 100_000)
 
 
+def cost(work, text: bytes) -> float:
+    best = 1e9
+    for _ in range(3):
+        began = time.process_time()
+        with contextlib.suppress(SpecErrors, SpecError):
+            work(text)
+        best = min(best, time.process_time() - began)
+    return best
+
+
 @pytest.mark.parametrize(
     "piece",
-    [b"(comment x)\n", b'(comment "a\\n")', b"(bad)\n", b'"\\x41\\x41"', b'#| " |# " |#\n', b"#;"],
-)
-def test_reading_takes_time_in_proportion(piece: bytes) -> None:
-    def work(count: int) -> float:
-        text = b'((from a) (env A "' + b"\\n\\x41" * count + b'")' + piece * count + b")"
-        best = 1e9
-        for _ in range(3):
-            began = time.process_time()
-            with contextlib.suppress(SpecErrors):
-                parse(text, file="t")
-            best = min(best, time.process_time() - began)
-        return best
+    [
+        b"(comment x)", b'(comment "a\\n") ; c\n', b"(bad)", b'"\\x41\\x41"', b'#| " |# " |#\n', b"#;",
+        b"()", b"(run (limits (memory x)))", b"(copy (from (build no)) (src a) (dst b))",
+    ],
+)  # fmt: skip
+def test_time_is_in_proportion_also_in_one_line(piece: bytes) -> None:
+    def text(count: int) -> bytes:
+        return b'((from a) (env A "' + b"\\n\\x41" * count + b'")' + piece * count + b")"
 
-    assert work(8_000) < 24 * max(work(1_000), 0.005)
+    for work in (lambda text: parse(text, file="t"), format_text):
+        assert cost(work, text(2_400)) < 24 * max(cost(work, text(300)), 0.005)
+
+
+def test_time_is_in_proportion_to_the_number_of_builds() -> None:
+    def text(count: int) -> bytes:
+        builds = (
+            f"(build b{n} ((from a) (copy (from (build b{n - 1})) (src x) (dst y))))"
+            for n in range(1, count)
+        )
+        return f"((build b0 ((from a))) {' '.join(builds)} (from a))".encode()
+
+    def work(text: bytes) -> None:
+        to_dockerfile(parse(text, file="t").spec, buildkit=True, escape="unix")
+
+    assert cost(work, text(2_400)) < 24 * max(cost(work, text(300)), 0.005)
 
 
 @pytest.mark.parametrize(
@@ -293,3 +316,16 @@ def test_builds_see_what_stands_before_them() -> None:
             (from w) (copy (from (build b)) (src f) (dst g)))"""
     )
     assert [name for name, _ in found.children] == ["a", "b"]
+
+
+def test_a_heading_shows_a_long_command_line_by_line_and_parses_again() -> None:
+    op = spec(r'((from a) (run (network host) (shell "set -e\n\n  \"make\" é\n")))').ops[0]
+    shown = heading(op)
+    assert shown.splitlines() == [
+        "(run (network host)",
+        r'     (shell "set -e\ '.rstrip(),
+        r"           \n\ ".rstrip(),
+        r'           \n  \"make\" \195\169\n"))',
+    ]
+    assert one_line(shown) == r'(run (network host) (shell "set -e\n\n  \"make\" \195\169\n"))'
+    assert spec(f"((from a) {shown})").ops == (op,)

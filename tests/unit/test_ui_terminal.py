@@ -1,11 +1,14 @@
 """What a step writes can't steer the terminal of whoever watches."""
 
 import io
+import re
+import typing
+from pathlib import Path
 
 import pytest
 
 from obuilder import events
-from obuilder.errors import SpecErrors, UsageError
+from obuilder.errors import ObuilderError, SpecErrors, UsageError
 from obuilder.spec.decode import parse
 from obuilder.ui.jsonl import JsonSink
 from obuilder.ui.messages import render
@@ -100,3 +103,47 @@ def test_a_message_can_not_steer_the_terminal() -> None:
 
 def test_a_hint_stands_after_a_blank_line() -> None:
     assert render(UsageError("no", hint="yes")) == "error: no\n\nhint: yes\n"
+
+
+def test_the_page_of_events_has_all_of_them() -> None:
+    import msgspec
+
+    page = (Path(__file__).parents[2] / "docs/reference/events.md").read_text()
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| (.*?) \|", page, re.MULTILINE))
+    told = {name: set(re.findall(r"\w+", text)) for name, text in rows.items() if name != "event"}
+    step = {field.name for field in msgspec.structs.fields(events.StepInfo)}
+    kinds = typing.get_args(events.Event)
+    assert set(told) == {kind.__struct_config__.tag for kind in kinds}
+    for kind in kinds:
+        fields = {field.name for field in msgspec.structs.fields(kind)}
+        more = step if kind is events.BuildStarted else set()
+        assert told[kind.__struct_config__.tag] == fields | more
+    assert f"schema is version {events.SCHEMA_VERSION}" in page
+    codes = {kind.code for kind in _errors(ObuilderError)} | {"cancelled"}
+    assert set(re.findall(r"`([a-z-]+)`", page.partition("`code` is that")[2])) <= codes
+
+
+def _errors(kind: type[ObuilderError]) -> list[type[ObuilderError]]:
+    return [kind, *(found for below in kind.__subclasses__() for found in _errors(below))]
+
+
+def test_lines_of_stages_that_run_at_once_are_told_apart() -> None:
+    out = io.BytesIO()
+    sink = PlainSink(out, colour=False, guard=False)
+    one, two = Key("1" * 64), Key("2" * 64)
+    steps = tuple(
+        events.StepInfo(key=key, stage=stage, heading="h", cached=False)
+        for key, stage in ((one, "dev"), (two, ""))
+    )
+    sink(events.BuildStarted(steps=steps))
+    sink(events.StepStarted(key=one, stage="dev", heading="a\nb", notes=("n",)))
+    sink(events.StepStarted(key=two, stage="", heading="c"))
+    sink(events.Output(one, b"half "))
+    sink(events.Output(two, b"whole\nopen"))
+    sink(events.Output(one, b"of it\n\nmore"))
+    sink(events.StepDone(key=two, seconds=0.1))
+    sink(events.StepEnded(key=one, code="step-failed", message="it failed", seconds=0.1))
+    assert out.getvalue().decode() == (
+        "[dev] n\n[dev] a\n[dev] b\nc\nwhole\n[dev] half of it\n[dev] \nopen\n"
+        f'---> saved as "{two}"\n[dev] more\n[dev] ---> it failed\n'
+    )

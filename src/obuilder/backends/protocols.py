@@ -255,6 +255,10 @@ class Features(Struct, frozen=True):
     """Users by name, not by number alone; a name may have a group behind a colon."""
     mounts: bool = False
     """Directories on memory, parts of other results, sockets of agents; `insecure` as well."""
+    readonly_mounts: bool = True
+    """A step can be kept from writing to a volume that it sees."""
+    utf8_only: bool = False
+    """Commands, variables and paths may not hold bytes that are no text."""
     places: tuple[str, ...] = ("/",)
     """A step's files are below these: where a copy may go, and what a run may start in or mount
     on. A run may start in / too."""

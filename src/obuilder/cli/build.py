@@ -10,6 +10,7 @@ from msgspec import Struct
 from obuilder import events
 from obuilder.cli.options import (
     add_images,
+    add_limits,
     add_sandbox,
     add_store,
     agents,
@@ -18,56 +19,70 @@ from obuilder.cli.options import (
     is_verbose,
     secrets,
 )
-from obuilder.cli.outputs import add_wishes, wishes
+from obuilder.cli.outputs import Teller, add_wishes, wishes
 from obuilder.cli.specs import Chosen, add_spec, chosen, settings_of_build
 from obuilder.engine.cached import replay
 from obuilder.engine.outputs import Output, Wishes, check, parse_output
 from obuilder.engine.result import Result
 from obuilder.engine.settings import Settings
-from obuilder.errors import UsageError
+from obuilder.errors import ObuilderError, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from obuilder.ui.jsonl import JsonSink
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     add_spec(parser, context=True)
     parser.add_argument(
-        "--secret", action="append", default=[], metavar="ID:FILE", help="or ID=env:VAR; repeatable"
-    )
+        "--secret", action="append", default=[], metavar="ID:FILE",
+        help="a secret's value, from a file (- is standard input) or with ID=env:VAR from a variable;"
+        " one for each time it is given",
+    )  # fmt: skip
     parser.add_argument(
         "--target",
         metavar="NAME",
-        help="build that nested build or stage; OUTER/INNER for a build in another",
+        help="only that nested build, or stage of a Dockerfile; OUTER/INNER for one in another",
     )
     parser.add_argument(
         "-o", "--output", action="append", default=[], metavar="OUTPUT",
-        help="write the result out, as `obuilder export` does; repeatable",
+        help="write the result out, as `obuilder export` does: DIR, tar:FILE, - for the pipe, or an"
+        " image; one for each time it is given",
     )  # fmt: skip
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be done, as `obuilder plan` does"
+    )
     parser.add_argument(
         "--no-cache", action="store_true", help="run every step again, but for base images"
     )
     parser.add_argument(
         "--progress", choices=("auto", "plain", "live", "json", "quiet"), default="auto",
-        help="live: a screen that moves, for terminals; json: a line for each event",
+        help="plain: lines, as OBuilder prints them; live: a screen that moves; json: a line for each"
+        " event; quiet: the result's key alone; auto: live on a terminal, else plain",
     )  # fmt: skip
     parser.add_argument(
         "--keep-failed", action=argparse.BooleanOptionalAction,
-        help="keep the root of a failed step, to be entered (as is done)",
+        help="keep the root of a failed step, for `obuilder shell`; on",
     )  # fmt: skip
     parser.add_argument(
-        "--parallel", type=count, metavar="N", help="steps at one time; one for each core"
-    )
-    add_images(parser, spec=True)
-    add_wishes(parser)
+        "--parallel", type=count, metavar="N",
+        help="steps at one time; one for each core, and at least two, if not given",
+    )  # fmt: skip
     parser.add_argument(
         "--ssh", action="append", default=[], metavar="ID[=SOCKET]",
-        help="an agent of SSH keys for steps; $SSH_AUTH_SOCK if not given; repeatable",
+        help="an agent of SSH keys for steps; $SSH_AUTH_SOCK if not given; one for each time it is"
+        " given",
     )  # fmt: skip
     parser.add_argument(
         "--allow", action="append", default=[], choices=("security.insecure",),
         help="let steps ask for this",
     )  # fmt: skip
+    add_images(parser, spec=True)
+    add_wishes(parser)
     add_store(parser)
     add_sandbox(parser)
+    add_limits(parser)
 
 
 class Job(Struct, frozen=True):
@@ -80,34 +95,16 @@ class Job(Struct, frozen=True):
 def run(args: argparse.Namespace) -> int:
     """Build."""
     outputs, asked = [parse_output(text) for text in args.output], wishes(args)
-    jobs = _jobs(args)
-    check(outputs, asked, platforms=len(jobs))
-    values = secrets(args.secret)
-    if is_quiet(args) and args.progress in ("auto", "plain", "live"):
-        args.progress = "quiet"
+    if args.dry_run:
+        from obuilder.cli.plan import show
+
+        setup = settings_of_build(args)
+        return show(chosen(args, setup), setup)
     piped = any(output.piped for output in outputs)
-    if piped:
+    if piped or (is_quiet(args) and args.progress != "json"):
         args.progress = "quiet"  # standard output is the result's
-
-    def build(sink: events.Sink) -> list[Result]:
-        return _build(args, jobs, values, outputs, asked, sink)
-
     with Screen(args.progress, args.color) as sink:
-        result = None
-        if not args.no_cache and not outputs and len(jobs) == 1:
-            wanted = jobs[0].chosen
-            result = replay(wanted.spec, wanted.contexts, jobs[0].setup, sink, name=wanted.name)
-        if result is not None:
-            results = [result]
-        elif _wants_live(args.progress):
-            # Only here: a fully cached build has no use for a live screen, and never loads it.
-            from obuilder.ui.live import LiveScreen
-            from obuilder.ui.messages import colour_wanted
-
-            with LiveScreen(sys.stdout, colour=colour_wanted(args.color, sys.stdout)) as live:
-                results = build(live)
-        else:
-            results = build(sink)
+        results = _made(args, outputs, asked, sink)
     for result in results:
         if is_verbose(args):
             taken = f"{result.cached} steps from cache, {result.ran} run, in {result.seconds:.2f} s"
@@ -119,6 +116,28 @@ def run(args: argparse.Namespace) -> int:
         elif args.progress == "quiet":
             sys.stdout.write(f"{result.key}\n")
     return 0
+
+
+def _made(
+    args: argparse.Namespace, outputs: list[Output], asked: Wishes, sink: events.Sink
+) -> list[Result]:
+    """The results, from the index alone if it has all that is wanted."""
+    jobs = _jobs(args)
+    check(outputs, asked, platforms=len(jobs))
+    values = secrets(args.secret)
+    if not args.no_cache and not outputs and len(jobs) == 1:
+        wanted = jobs[0].chosen
+        result = replay(wanted.spec, wanted.contexts, jobs[0].setup, sink, name=wanted.name)
+        if result is not None:
+            return [result]
+    if not _wants_live(args.progress):
+        return _build(args, jobs, values, outputs, asked, sink)
+    # Only here: a fully cached build has no use for a live screen, and never loads it.
+    from obuilder.ui.live import LiveScreen
+    from obuilder.ui.messages import colour_wanted
+
+    with LiveScreen(sys.stdout, colour=colour_wanted(args.color, sys.stdout)) as live:
+        return _build(args, jobs, values, outputs, asked, live)
 
 
 def _jobs(args: argparse.Namespace) -> list[Job]:
@@ -149,13 +168,15 @@ class Screen:
 
     def __init__(self, progress: str, color: str) -> None:
         self._progress, self._color = progress, color
+        self._json: JsonSink | None = None
 
     def __enter__(self) -> events.Sink:
         """Start showing."""
         if self._progress == "json":
             from obuilder.ui.jsonl import JsonSink
 
-            return JsonSink(sys.stdout.buffer)
+            self._json = JsonSink(sys.stdout.buffer)
+            return self._json
         if self._progress == "quiet":
             return lambda _: None
         from obuilder.ui.messages import colour_wanted
@@ -163,8 +184,12 @@ class Screen:
 
         return plain(colour_wanted(self._color, sys.stdout))
 
-    def __exit__(self, *_: object) -> None:
-        """Stop showing."""
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        """Stop showing. A stream for programs has an end, also of a build that never began."""
+        if self._json is not None and isinstance(error, ObuilderError):
+            self._json.fail(error)
         sys.stdout.flush()
 
 
@@ -191,10 +216,11 @@ def _build(
             )
             for job in jobs
         ]  # fmt: skip
+        tell = sink if args.progress == "json" else Teller(quiet=is_quiet(args)).tell
         for output in outputs:
             keys = [result.key for result in results]
             finals = {str(r.key): r.final for r in results if r.final is not None}
-            await export(builder, keys, output, asked, finals=finals, sink=sink)
+            await export(builder, keys, output, asked, finals=finals, sink=tell)
         return results
 
     return in_session(jobs[0].setup, build)

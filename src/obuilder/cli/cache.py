@@ -2,20 +2,21 @@
 
 import argparse
 import sys
-import time
 
-from obuilder.cli.options import add_store, settings
-from obuilder.cli.results import opened
+from obuilder.cli.options import add_store, add_verb, settings
+from obuilder.cli.results import opened, show, when
 from obuilder.cli.session import in_session
 from obuilder.engine.builder import Builder
 from obuilder.errors import UsageError
+from obuilder.ui.jsonl import as_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     verbs = parser.add_subparsers(dest="action", required=True, metavar="ls|rm")
-    listing = verbs.add_parser("ls", help="list cache volumes, with their last use")
-    remove = verbs.add_parser("rm", help="delete cache volumes and all that is in them")
+    listing = add_verb(verbs, "ls", "list cache volumes, with their last use")
+    listing.add_argument("--json", action="store_true", help="an array, for programs")
+    remove = add_verb(verbs, "rm", "delete cache volumes and all that is in them")
     remove.add_argument("names", nargs="+", metavar="NAME", help="as `obuilder cache ls` lists it")
     for sub in (listing, remove):
         add_store(sub)
@@ -26,10 +27,15 @@ def run(args: argparse.Namespace) -> int:
     chosen = settings(args)
     if args.action == "ls":
         with opened(chosen) as index:
-            for _, name, generation, used in index.volumes():
-                when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(used))
-                line = f"{(generation or 'shared')[:12]:12}  {when}  {name}\n"
-                sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape"))
+            volumes = index.volumes()
+        if args.json:
+            found = [{"name": name, "content": key, "used": used} for _, name, key, used in volumes]
+            sys.stdout.buffer.write(as_json(found) + b"\n")
+        else:
+            show(
+                f"{(key or 'shared')[:12]:12}  {when(used)}  {name}"
+                for _, name, key, used in volumes
+            )
         return 0
 
     async def delete(builder: Builder) -> list[str]:

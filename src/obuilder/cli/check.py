@@ -5,14 +5,16 @@ import sys
 
 from obuilder.cli.options import read_file
 from obuilder.cli.specs import is_dockerfile
-from obuilder.errors import SpecErrors
+from obuilder.errors import UsageError
 from obuilder.spec.decode import parse
 from obuilder.ui.messages import complain
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("files", nargs="*", default=["obuilder.spec"], metavar="FILE")
+    parser.add_argument(
+        "files", nargs="*", default=["obuilder.spec"], metavar="FILE", help="- is standard input"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -21,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     for path in args.files:
         try:
             _check(path, read_file(path))
-        except SpecErrors as error:
+        except UsageError as error:
             complain(error)
             status = error.exit_status
         else:

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from obuilder.cli.options import add_sandbox, add_store, settings
+from obuilder.cli.options import add_limits, add_sandbox, add_store, settings
 from obuilder.config import FileConfig, merged
 from obuilder.engine.settings import Settings
 from obuilder.ui.jsonl import as_json
@@ -12,9 +12,12 @@ from obuilder.ui.jsonl import as_json
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("--json", action="store_true", help="value and source of each setting")
+    parser.add_argument(
+        "--json", action="store_true", help="value and source of each setting, for programs"
+    )
     add_store(parser)
     add_sandbox(parser)
+    add_limits(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -3,14 +3,14 @@
 import argparse
 import sys
 
-from obuilder.cli.options import add_store, settings
+from obuilder.cli.options import add_id, add_store, settings
 from obuilder.cli.session import in_session
 from obuilder.engine.builder import Builder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("id", help="a key, or as much of it as tells it from the others")
+    add_id(parser)
     add_store(parser)
 
 

@@ -11,8 +11,13 @@ from obuilder.spec.to_dockerfile import to_dockerfile
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     add_spec(parser, context=False)
-    parser.add_argument("--buildkit", action="store_true", help="use BuildKit's RUN --mount")
-    parser.add_argument("--escape", choices=("unix", "windows"), default="unix")
+    parser.add_argument(
+        "--buildkit", action="store_true", help="use BuildKit's RUN --mount for caches and secrets"
+    )
+    parser.add_argument(
+        "--escape", choices=("unix", "windows"), default="unix",
+        help="what escapes a line end: \\ or, for Windows, `",
+    )  # fmt: skip
     add_images(parser, spec=True)
     add_store(parser)
 

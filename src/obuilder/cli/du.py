@@ -5,6 +5,7 @@ import sys
 
 from obuilder.backends.protocols import Usage
 from obuilder.cli.options import add_store, human, settings
+from obuilder.cli.results import row, show
 from obuilder.cli.session import in_session
 from obuilder.engine.builder import Builder
 from obuilder.engine.index import Record
@@ -30,9 +31,7 @@ def run(args: argparse.Namespace) -> int:
         found = {"results": {r.key: size for size, r in sizes}, "total": total, "disk": usage}
         sys.stdout.buffer.write(as_json(found) + b"\n")
         return 0
-    for size, record in sizes:
-        line = f"{human(size):>10}  {record.key[:12]}  {record.heading.partition(chr(10))[0]}\n"
-        sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape"))
+    lines = [f"{human(size):>10}  {row(record)}" for size, record in sizes]
     free, whole = human(usage.free), human(usage.total)
-    sys.stdout.write(f"{human(total):>10}  in {len(sizes)} results; {free} of {whole} free\n")
+    show([*lines, f"{human(total):>10}  in {len(sizes)} results; {free} of {whole} free"])
     return 0

@@ -3,35 +3,58 @@
 import argparse
 import os
 import sys
+from contextlib import suppress
 
 from obuilder.cli.options import read_file
+from obuilder.errors import UsageError
 from obuilder.spec.format import format_text
+from obuilder.ui.messages import complain
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("files", nargs="*", default=["obuilder.spec"], metavar="FILE")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if it would")
+    parser.add_argument(
+        "files", nargs="*", default=["obuilder.spec"], metavar="FILE", help="- is standard input"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit status 1 if one would be changed"
+    )
     parser.add_argument("--stdout", action="store_true", help="print in place of rewriting")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Lay out each file."""
+    """Lay out each file; those that are wrong are told, and stay as they are."""
     status = 0
     for path in args.files:
-        old = read_file(path)
-        new = format_text(old, file=path)
+        try:
+            old = read_file(path)
+            new = format_text(old, file=path)
+        except UsageError as error:
+            complain(error)
+            status = error.exit_status
+            continue
         if args.stdout or path == "-":
             sys.stdout.buffer.write(new)
+        elif new != old and args.check:
+            sys.stdout.write(f"{path}: would be laid out anew\n")
+            status = status or 1
         elif new != old:
-            if args.check:
-                sys.stdout.write(f"{path}: would be laid out anew\n")
-                status = 1
-                continue
-            temporary = f"{path}.new"
-            with open(temporary, "wb") as file:
-                file.write(new)
-            os.chmod(temporary, os.stat(path).st_mode & 0o777)
-            os.replace(temporary, path)
+            _replace(path, new)
             sys.stdout.write(f"{path}: laid out anew\n")
     return status
+
+
+def _replace(path: str, data: bytes) -> None:
+    """Give a file other content, at once or not at all. A symlink stays one. UsageError."""
+    place = os.path.realpath(path)
+    temporary = f"{place}.{os.getpid()}.new"
+    try:
+        mode = os.stat(place).st_mode & 0o777
+        with open(temporary, "xb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+        os.replace(temporary, place)
+    except OSError as error:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise UsageError(f"can't write {path}: {error.strerror}") from error

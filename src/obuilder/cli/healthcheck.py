@@ -30,7 +30,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("--json", action="store_true", help="an array of findings")
+    parser.add_argument("--json", action="store_true", help="an array of findings, for programs")
     add_store(parser)
     add_sandbox(parser)
 

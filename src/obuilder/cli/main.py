@@ -1,6 +1,7 @@
 """The command line: finds the verb, loads its module alone, and turns errors into exit statuses."""
 
 import gc
+import io
 import os
 import signal
 import sys
@@ -17,67 +18,95 @@ if "typing_extensions" not in sys.modules:
 from obuilder.cli.verbs import VERBS
 from obuilder.errors import ObuilderError
 
+_USAGE = """usage: obuilder VERB [OPTION]…
 
-def _usage() -> str:
-    lines = ["usage: obuilder VERB …", "", "verbs:"]
-    lines += [f"  {name:12} {summary}" for name, summary in VERBS.items()]
-    return "\n".join([*lines, "", "obuilder VERB --help tells more."]) + "\n"
+verbs:
+{verbs}
+
+A verb and the name of an option may be cut short, as long as one only begins so. `obuilder VERB --help`
+tells more; `obuilder build` alone builds ./obuilder.spec.
+
+exit status: 0 done, 1 a step failed, 2 the request or the spec is wrong, 3 something is missing on this
+machine, 4 the store or the sandbox failed, 5 a base image could not be had, 130 interrupted.
+"""
 
 
 def run(argv: list[str]) -> int:
     """Carry out one command line. The exit status; ObuilderError for what a person should read."""
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        sys.stdout.write(_usage())
+    first, *rest = argv or [""]
+    if first == "help" and rest:
+        first, rest = rest[0], [*rest[1:], "--help"]
+    if first in ("", "-h", "--help", "help"):
+        verbs = "\n".join(f"  {name:12} {summary}" for name, summary in VERBS.items())
+        sys.stdout.write(_USAGE.format(verbs=verbs))
         return 0 if argv else 2
-    if argv[0] in ("--version", "version"):
+    if first in ("-V", "--version", "version"):
         from obuilder import __version__
 
         sys.stdout.write(f"obuilder {__version__}\n")
         return 0
-    verb = argv[0]
-    if verb not in VERBS:
-        from difflib import get_close_matches
-
-        from obuilder.errors import UsageError
-
-        close = get_close_matches(verb, list(VERBS), n=1)
-        raise UsageError(
-            f"there is no verb {verb!r}",
-            hint=f"did you mean {close[0]!r}?" if close else "obuilder --help lists them",
-        )
+    verb = _verb(first)
     from importlib import import_module
 
     from obuilder.cli.options import parser_for
 
     module = import_module(f"obuilder.cli.{verb}")
-    status: int = module.run(parser_for(verb, module).parse_args(argv[1:]))
+    status: int = module.run(parser_for(verb, module).parse_args(rest))
     return status
+
+
+def _verb(word: str) -> str:
+    """The verb that a word means. UsageError."""
+    if word in VERBS:
+        return word
+    from difflib import get_close_matches
+
+    from obuilder.errors import UsageError
+
+    if word.startswith("-"):
+        raise UsageError(
+            f"{word!r} stands before the verb", hint="write options after it: obuilder build -v"
+        )
+    found = [name for name in VERBS if name.startswith(word)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(f"{word!r} could be {' or '.join(found)}")
+    close = get_close_matches(word, list(VERBS), n=1)
+    raise UsageError(
+        f"there is no verb {word!r}",
+        hint=f"did you mean {close[0]!r}?" if close else "obuilder --help lists them",
+    )
 
 
 def main() -> NoReturn:
     """The `obuilder` program: ends the process."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     gc.disable()  # a short run makes little garbage; a session turns it on again
+    _open_streams()
     status = 0
     try:
-        status = run(sys.argv[1:])
+        try:
+            status = run(sys.argv[1:])
+        except SystemExit:  # argparse has shown the help
+            status = 0
         sys.stdout.flush()
     except ObuilderError as error:
-        from obuilder.ui.messages import complain
-
-        complain(error)
-        status = error.exit_status
+        status = _complain(error)
     except KeyboardInterrupt:
         status = 130
     except BrokenPipeError:
         status = 141
     except OSError as error:
         from obuilder.errors import StoreError
-        from obuilder.ui.messages import complain
 
         place = f": {error.filename}" if error.filename else ""
-        complain(StoreError(f"{error.strerror or error}{place}"))
-        status = StoreError.exit_status
+        try:
+            sys.stdout.flush()
+            said = f"{error.strerror or error}{place}"
+        except OSError:
+            said = f"can't write the output: {error.strerror or error}"
+        status = _complain(StoreError(said))
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -85,6 +114,29 @@ def main() -> NoReturn:
             continue  # whoever read it is gone
     # All is closed by now: the interpreter's own end would only take its time.
     os._exit(status)
+
+
+def _complain(error: ObuilderError) -> int:
+    from obuilder.ui.messages import complain
+
+    complain(error)
+    return error.exit_status
+
+
+def _open_streams() -> None:
+    """Give a stream that was closed to nobody, so that no file of ours is taken for it.
+
+    Standard output has a buffer, whatever $PYTHONUNBUFFERED says: without, what is written at once
+    may be written in part.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            while os.open(os.devnull, os.O_RDWR) < number:
+                pass
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+    out = sys.stdout
+    if isinstance(out.buffer, io.RawIOBase):
+        sys.stdout = open(1, "w", encoding=out.encoding, errors=out.errors, closefd=False)  # noqa: SIM115 # open to the end
 
 
 if __name__ == "__main__":

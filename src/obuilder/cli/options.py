@@ -4,19 +4,23 @@ import argparse
 import os
 import sys
 from types import ModuleType
-from typing import NoReturn, get_args
+from typing import Any, NoReturn, get_args
 
 from obuilder.backends.registry import SANDBOXES, STORES
 from obuilder.config import FileConfig, load
 from obuilder.engine.settings import RsyncMode, Settings
 from obuilder.errors import UsageError
+from obuilder.ui.terminal import width
 
 _SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _TIMES = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with our way of telling errors."""
+    """argparse, with our way of telling errors and usage. Options may be cut short."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=_formatter, **options)
 
     def error(self, message: str) -> NoReturn:
         """Raise in place of exiting."""
@@ -32,27 +36,57 @@ class Parser(argparse.ArgumentParser):
         close = get_close_matches(unknown[0].partition("=")[0], known, n=1)
         return f"did you mean {close[0]}?" if close else None
 
+    def format_help(self) -> str:
+        """The help; its usage line has what is given by place, the options follow below."""
+        words = [self.prog, "[OPTION]…"]
+        for action in self._actions:
+            if not action.option_strings:
+                name = str(action.metavar or action.dest.upper())
+                several = f"{name}…" if action.nargs in ("*", "+") else name
+                words.append(f"[{several}]" if action.nargs in ("*", "?") else several)
+        self.usage = " ".join(words).replace("%", "%%")
+        return super().format_help()
+
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
     # argparse makes one for each option; left to itself, it loads shutil to ask for the width.
-    try:
-        columns = int(os.environ.get("COLUMNS") or os.get_terminal_size().columns)
-    except (OSError, ValueError):
-        columns = 100
-    return argparse.ArgumentDefaultsHelpFormatter(prog, width=max(columns - 2, 40))
+    return _Help(prog, width=max((width() or 100) - 2, 40), max_help_position=30)
+
+
+class _Help(argparse.HelpFormatter):
+    """Tells defaults where they are values."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return explained(action).replace("%", "%%")
+
+
+def explained(action: argparse.Action) -> str:
+    """What an option means, and its default where that is a value."""
+    text = "" if action.help in (None, argparse.SUPPRESS) else str(action.help)
+    default = action.default
+    if default in (None, False, [], argparse.SUPPRESS, 0):
+        return text
+    shown = " ".join(default) if isinstance(default, list) else default
+    return f"{text} (default: {shown})".strip()
+
+
+def sentence(summary: str) -> str:
+    """A summary as a sentence."""
+    return f"{summary[:1].upper()}{summary[1:]}."
 
 
 def parser_for(verb: str, module: ModuleType) -> Parser:
     """The parser of one verb."""
     from obuilder.cli.verbs import VERBS
 
-    parser = Parser(
-        prog=f"obuilder {verb}",
-        description=VERBS[verb],
-        allow_abbrev=False,
-        formatter_class=_formatter,
-    )
+    parser = Parser(prog=f"obuilder {verb}", description=sentence(VERBS[verb]))
     module.add_arguments(parser)
+    return parser
+
+
+def add_verb(verbs: "argparse._SubParsersAction[Any]", name: str, summary: str) -> Parser:
+    """A verb of a verb: `obuilder image import`."""
+    parser: Parser = verbs.add_parser(name, help=summary, description=sentence(summary))
     return parser
 
 
@@ -116,61 +150,92 @@ def add_store(parser: argparse.ArgumentParser) -> None:
     """--store and what every verb on a store takes."""
     group = parser.add_argument_group("store")
     forms = ", ".join(row.form(kind) for kind, row in STORES.items())
-    group.add_argument("--store", metavar="KIND:PLACE", help=forms)
-    modes = get_args(RsyncMode)
-    group.add_argument("--rsync-mode", choices=modes, help="of a store rsync:/path")
+    group.add_argument(
+        "--store", metavar="KIND:PLACE",
+        help=f"where results are: {forms}; overlayfs in the user's data directory if not given",
+    )  # fmt: skip
+    group.add_argument("--rsync-mode", choices=get_args(RsyncMode), help="of a store rsync:/path")
+    add_messages(parser)
+
+
+def add_id(parser: argparse.ArgumentParser) -> None:
+    """What one result is named by."""
+    parser.add_argument(
+        "id", metavar="ID", help="a key, or as much of its beginning as tells it from the others"
+    )
+
+
+def add_messages(parser: argparse.ArgumentParser) -> None:
+    """How much is said, and how it looks."""
     group = parser.add_argument_group("messages")
     group.add_argument(
-        "--color", choices=("auto", "always", "never"), default="auto", help="of what is printed"
-    )
+        "--color", choices=("auto", "always", "never"), default="auto",
+        help="colour what is printed; auto: on a terminal that can, and without NO_COLOR",
+    )  # fmt: skip
     group.add_argument("-v", "--verbose", action="count", default=0, help="say what was picked")
-    group.add_argument(
-        "--verbosity",
-        choices=("quiet", "error", "warning", "info", "debug"),
-        help="OBuilder's word for -v (info, debug) and -q",
-    )
     group.add_argument("-q", "--quiet", action="store_true", help="print results and errors only")
+    group.add_argument(
+        "--verbosity", choices=("quiet", "error", "warning", "info", "debug"), metavar="LEVEL",
+        help="as OBuilder has it: info and debug are -v, quiet and error are -q, warning is neither",
+    )  # fmt: skip
 
 
 def add_sandbox_kind(group: "argparse._ActionsContainer") -> None:
     """--sandbox alone: all of it that a plan depends on."""
-    kinds = " or ".join(SANDBOXES)
+    kinds = ", ".join(SANDBOXES)
     group.add_argument(
         "--sandbox", metavar="KIND", help=f"{kinds}; the first that fits the store if not given"
     )
 
 
 def add_sandbox(parser: argparse.ArgumentParser) -> None:
-    """The sandbox's options."""
+    """What steps run in, and what they may do."""
     group = parser.add_argument_group("sandbox")
     add_sandbox_kind(group)
     group.add_argument(
-        "--runtime", help="crun, runc or runsc; the best of crun and runc if not given"
+        "--runtime",
+        metavar="NAME",
+        help="crun, runc or runsc, or a path; the best of crun and runc if not given",
     )
     flag = argparse.BooleanOptionalAction
+    group.add_argument("--fast-sync", action=flag, help="let sync calls return at once; on")
+    group.add_argument("--nested-userns", action=flag, help="let steps make user namespaces; on")
     group.add_argument(
-        "--fast-sync", action=flag, help="let sync calls of steps return at once (as they do)"
+        "--no-new-privileges", action="store_true", default=None,
+        help="take the power of setuid programs, sudo among them, from steps; off",
+    )  # fmt: skip
+    group.add_argument(
+        "--ca-bundle", action=flag,
+        help="offer this machine's certificates to steps that use its network; on",
+    )  # fmt: skip
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """What a step may use."""
+    group = parser.add_argument_group("limits of each step that sets none of its own")
+    group.add_argument(
+        "--memory", type=size, metavar="SIZE", help="bytes, or with k, m, g, t; none if not given"
     )
     group.add_argument(
-        "--nested-userns", action=flag, help="let steps make user namespaces (as they may)"
+        "--cpus",
+        type=positive,
+        metavar="N",
+        help="cores' worth of time, 0.5 say; none if not given",
     )
     group.add_argument(
-        "--no-new-privileges",
-        action="store_true",
-        default=None,
-        help="take the power of setuid programs, sudo among them, from steps",
+        "--pids",
+        type=count,
+        metavar="N",
+        help="processes and threads at one time; 1024 if not given",
     )
     group.add_argument(
-        "--ca-bundle",
-        action=flag,
-        help="offer the host's certificates to steps with its network (as is done)",
-    )
-    group = parser.add_argument_group("limits of a step that sets none of its own")
-    group.add_argument("--memory", type=size, metavar="SIZE", help="bytes, or with k, m, g, t")
-    group.add_argument("--cpus", type=positive, metavar="N", help="cores' worth of time")
-    group.add_argument("--pids", type=count, metavar="N", help="processes at one time; 1024")
-    group.add_argument("--timeout", type=seconds, metavar="TIME", help="seconds, or with m, h, d")
-    group.add_argument("--log", type=size, metavar="SIZE", help="of output that is kept; 64m")
+        "--timeout", type=seconds, metavar="TIME",
+        help="seconds, or with m, h, d; none if not given",
+    )  # fmt: skip
+    group.add_argument(
+        "--log", type=size, metavar="SIZE",
+        help="bytes of output that are kept, or with k, m, g, t; 64m if not given",
+    )  # fmt: skip
 
 
 def add_images(parser: argparse.ArgumentParser, *, spec: bool) -> None:
@@ -185,12 +250,12 @@ def add_images(parser: argparse.ArgumentParser, *, spec: bool) -> None:
     if spec:
         group.add_argument(
             "--pull", choices=("missing", "always", "never"),
-            help="ask registries what names stand for: if it was never asked (as is done), at each "
-            "build, or not at all",
+            help="ask registries what names stand for: if it was never asked, at each build, or not"
+            " at all; missing if not given",
         )  # fmt: skip
         group.add_argument(
             "--locked", action="store_true", default=None,
-            help="take only what SPEC.lock says, which `obuilder lock` writes",
+            help="take only what SPEC.lock says, which `obuilder lock` writes; off",
         )  # fmt: skip
 
 
@@ -224,7 +289,9 @@ def secrets(given: list[str]) -> dict[str, bytes]:
             continue
         name, colon, path = text.partition(":")
         if not colon or not name or not path:
-            raise UsageError(f"{text!r} is no secret", hint="write --secret ID:FILE or ID=env:VAR")
+            raise UsageError(
+                f"--secret {text!r} tells no value", hint="write --secret ID:FILE or ID=env:VAR"
+            )
         found[name] = read_file(path)
     return found
 

@@ -2,7 +2,10 @@
 
 import argparse
 import os
+import sys
 
+from obuilder import events
+from obuilder.cli.options import human
 from obuilder.engine.outputs import (
     COMPRESSIONS,
     Wishes,
@@ -47,3 +50,31 @@ def wishes(args: argparse.Namespace) -> Wishes:
         reproducible=args.reproducible,
         annotations=tuple(parse_annotation(text) for text in args.annotation),
     )
+
+
+class Teller:
+    """Says on standard error what is taken out; how far it got, where that is a terminal."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet, self._live = quiet, sys.stderr.isatty() and not quiet
+        self._line = ""
+
+    def tell(self, event: events.Event) -> None:
+        """Take an event."""
+        if isinstance(event, events.Note):
+            if self._quiet and not event.warning:
+                return
+            self._clear()
+            kind = "warning: " if event.warning else ""
+            sys.stderr.buffer.write(os.fsencode(f"{kind}{event.text}\n"))
+        elif isinstance(event, events.Progress) and self._live:
+            self._clear()
+            if event.done < event.total:
+                self._line = f"{human(event.done)} of {human(event.total)}"
+                sys.stderr.write(self._line)
+        sys.stderr.flush()
+
+    def _clear(self) -> None:
+        if self._line:
+            sys.stderr.write("\r" + " " * len(self._line) + "\r")
+            self._line = ""

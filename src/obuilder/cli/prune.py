@@ -1,10 +1,10 @@
 """`obuilder prune`."""
 
 import argparse
-import sys
 import time
 
 from obuilder.cli.options import add_store, count, seconds, settings, size
+from obuilder.cli.results import row, show
 from obuilder.cli.session import in_session
 from obuilder.engine.builder import Builder
 from obuilder.engine.index import Record
@@ -13,13 +13,15 @@ from obuilder.engine.index import Record
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument(
-        "--older-than", type=seconds, metavar="TIME", help="only what was not used for so long"
-    )
-    parser.add_argument("--limit", type=count, metavar="N", help="at most so many")
+        "--older-than", type=seconds, metavar="TIME",
+        help="only what was not used for so long: seconds, or with m, h, d",
+    )  # fmt: skip
+    parser.add_argument("--limit", type=count, metavar="N", help="at most so many results")
     parser.add_argument(
-        "--keep-bytes", type=size, metavar="SIZE", help="only until all results take no more"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="say what would go")
+        "--keep-bytes", type=size, metavar="SIZE",
+        help="only until all results together take no more: bytes, or with k, m, g, t",
+    )  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="delete nothing, say what would go")
     add_store(parser)
 
 
@@ -49,8 +51,5 @@ def pruned(
         return await builder.prune(before=before, limit=limit, keep=keep, dry_run=dry_run)
 
     gone = in_session(settings(args), prune, to_delete=True)
-    for record in gone:
-        line = f"{record.key[:12]}  {record.heading.partition(chr(10))[0]}\n"
-        sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape"))
-    sys.stdout.write(f"{'would delete' if dry_run else 'deleted'} {len(gone)}\n")
+    show([*map(row, gone), f"{'would delete' if dry_run else 'deleted'} {len(gone)}"])
     return 0

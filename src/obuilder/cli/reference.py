@@ -4,7 +4,7 @@ import argparse
 import sys
 from importlib import import_module
 
-from obuilder.cli.options import parser_for
+from obuilder.cli.options import explained, parser_for, sentence
 from obuilder.cli.verbs import VERBS
 
 _HEAD = """# The command line
@@ -24,18 +24,14 @@ def markdown() -> str:
     lines = [_HEAD]
     for verb, summary in VERBS.items():
         parser = parser_for(verb, import_module(f"obuilder.cli.{verb}"))
-        lines += [f"## obuilder {verb}", "", _sentence(summary), "", *_table(parser)]
+        lines += [f"## obuilder {verb}", "", sentence(summary), "", *_table(parser)]
         for action in parser._actions:  # noqa: SLF001 # argparse tells them no other way
             if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 # the same
                 helps = {choice.dest: choice.help for choice in action._choices_actions}  # noqa: SLF001 # the same
                 for name, sub in action.choices.items():
-                    lines += [f"### obuilder {verb} {name}", "", _sentence(helps[name] or ""), ""]
+                    lines += [f"### obuilder {verb} {name}", "", sentence(helps[name] or ""), ""]
                     lines += _table(sub)
     return "\n".join(lines).rstrip("\n") + "\n"
-
-
-def _sentence(summary: str) -> str:
-    return f"{summary[0].upper()}{summary[1:]}."
 
 
 def _table(parser: argparse.ArgumentParser) -> list[str]:
@@ -62,11 +58,7 @@ def _row(action: argparse.Action) -> str:
         names = ", ".join(
             f"`{name} {value}`" if value else f"`{name}`" for name in action.option_strings
         )
-    text = "" if action.help is None or action.help == argparse.SUPPRESS else action.help
-    default = action.default
-    if default not in (None, False, [], argparse.SUPPRESS, 0):
-        text += f" (default: {' '.join(default) if isinstance(default, list) else default})"
-    return f"| {names} | {text.strip().replace('|', chr(92) + '|')} |"
+    return f"| {names} | {explained(action).replace('|', chr(92) + '|')} |"
 
 
 if __name__ == "__main__":

@@ -2,17 +2,21 @@
 
 import argparse
 
-from obuilder.cli.options import add_sandbox, add_store, settings
+from obuilder.cli.options import add_id, add_limits, add_sandbox, add_store, settings
 from obuilder.cli.session import in_session
 from obuilder.engine.builder import Builder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("id", help="a result or a kept failed step, as `obuilder ls` lists them")
-    parser.add_argument("command", nargs="*", help="/bin/sh if not given")
+    add_id(parser)
+    parser.add_argument(
+        "command", nargs="*", default=[], metavar="COMMAND",
+        help="what to run there; /bin/sh if not given",
+    )  # fmt: skip
     add_store(parser)
     add_sandbox(parser)
+    add_limits(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -3,10 +3,9 @@
 import argparse
 import os
 import sys
-import time
 
-from obuilder.cli.options import add_store, human, settings
-from obuilder.cli.results import find, opened
+from obuilder.cli.options import add_id, add_store, human, settings
+from obuilder.cli.results import find, opened, when
 from obuilder.engine.index import Record
 from obuilder.engine.logs import log_size
 from obuilder.ui.jsonl import as_json
@@ -14,8 +13,8 @@ from obuilder.ui.jsonl import as_json
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("id", help="a key, or as much of it as tells it from the others")
-    parser.add_argument("--json", action="store_true", help="the record")
+    add_id(parser)
+    parser.add_argument("--json", action="store_true", help="the record, for programs")
     add_store(parser)
 
 
@@ -41,11 +40,7 @@ def _lines(record: Record, log: int | None) -> list[tuple[str, str]]:
         *(("", line) for line in rest),
         ("stage", record.stage or "the last"),
         ("made on", record.base or "nothing"),
-        ("made at", f"{_when(record.created)}, in {record.seconds:.2f} s"),
-        ("used at", _when(record.used)),
+        ("made at", f"{when(record.created)}, in {record.seconds:.2f} s"),
+        ("used at", when(record.used)),
         ("log", "none" if log is None else human(log)),
     ]
-
-
-def _when(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

@@ -32,25 +32,30 @@ class Chosen(Struct, frozen=True):
 
 def add_spec(parser: argparse.ArgumentParser, *, context: bool) -> None:
     """-f, the context, and what a Dockerfile is told besides."""
+    where = "DIR/" if context else ""
     parser.add_argument(
         "-f", "--file", metavar="SPEC",
-        help="the spec or Dockerfile; obuilder.spec, else Dockerfile, if not given",
+        help="the spec or Dockerfile, - for standard input; "
+        f"{where}obuilder.spec, else {where}Dockerfile, if not given",
     )  # fmt: skip
     if context:
-        parser.add_argument("context", nargs="?", default=".", help="directory to copy files from")
+        parser.add_argument(
+            "context", nargs="?", default=".", metavar="DIR", help="where files are copied from"
+        )
         parser.add_argument(
             "--build-context", action="append", default=[], metavar="NAME=DIR",
             help="one more directory to copy from; for a Dockerfile also docker-image://NAME, "
-            "oci-layout://DIR, or a git URL; repeatable",
+            "oci-layout://DIR, or a git URL; one for each time it is given",
         )  # fmt: skip
     group = parser.add_argument_group("Dockerfiles")
     group.add_argument(
         "--build-arg", action="append", default=[], metavar="NAME[=VALUE]",
-        help="a value for an ARG; from the environment if not given; repeatable",
+        help="a value for an ARG, from the environment if not given; one for each time it is given",
     )  # fmt: skip
     group.add_argument(
-        "--network", choices=("host", "none"), default="host", help="of a RUN that names none"
-    )
+        "--network", choices=("host", "none"), default="host",
+        help="of a RUN that names none; host if not given",
+    )  # fmt: skip
 
 
 def spec_path(args: argparse.Namespace) -> str:
@@ -101,9 +106,13 @@ def chosen(args: argparse.Namespace, setup: Settings) -> Chosen:
 
     `setup` says where a Dockerfile's base images are looked for. SpecError, UsageError, FetchError.
     """
-    path = spec_path(args)
-    text = read_file(path, hint="name one with -f SPEC")
-    where = getattr(args, "context", ".")
+    path, where = spec_path(args), getattr(args, "context", ".")
+    if args.file is None and not os.path.isdir(where):
+        raise UsageError(
+            f"there is no directory {where}",
+            hint="name the one to copy files from, and the spec with -f",
+        )
+    text = read_file(path, hint="name the spec with -f SPEC")
     given = [_pair(item) for item in getattr(args, "build_context", ())]
     name = path if path == "-" else os.path.abspath(path)
     if not is_dockerfile(path, text):

@@ -5,18 +5,19 @@ import sys
 
 import msgspec
 
-from obuilder.cli.options import settings
+from obuilder.cli.options import add_verb, settings
 from obuilder.cli.session import in_session
 from obuilder.engine.builder import Builder
 from obuilder.engine.index import Record
 from obuilder.engine.settings import Settings
 from obuilder.errors import UsageError
+from obuilder.spec.encode import one_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     verbs = parser.add_subparsers(dest="action", required=True, metavar="copy")
-    copy = verbs.add_parser("copy", help="bring results, cache volumes and images to another store")
+    copy = add_verb(verbs, "copy", "bring results, cache volumes and images to another store")
     copy.add_argument("source", metavar="FROM", help="KIND:PLACE, or - for what standard input has")
     copy.add_argument("target", metavar="TO", help="KIND:PLACE, or - for standard output")
     copy.add_argument("-q", "--quiet", action="store_true", help="tell no single result")
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
     def tell(record: Record) -> None:
         if not args.quiet:
-            line = f"{record.key[:12]}  {record.heading.partition(chr(10))[0]}\n"
+            line = f"{record.key[:12]}  {one_line(record.heading)}\n"
             sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape"))
             sys.stdout.buffer.flush()
 

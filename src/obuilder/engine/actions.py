@@ -19,7 +19,14 @@ from obuilder.backends.protocols import (
 )  # fmt: skip
 from obuilder.engine import additions, bindings
 from obuilder.engine.volumes import Volumes
-from obuilder.errors import LimitHit, StepFailed, StepTimedOut, Unsupported, UsageError
+from obuilder.errors import (
+    LimitHit,
+    StepFailed,
+    StepTimedOut,
+    Unsupported,
+    UsageError,
+    not_text,
+)  # fmt: skip
 from obuilder.plan.model import (
     Action,
     AddAction,
@@ -34,7 +41,7 @@ from obuilder.plan.model import (
 from obuilder.system.emulation import check_runnable
 from obuilder.system.picking import Selection
 from obuilder.system.tree import Manifest
-from obuilder.values import ROOT, Key, Limits, NamedUser, Platform, User
+from obuilder.values import ROOT, Key, Limits, NamedUser, Platform, User, shown
 
 Output = Callable[[bytes], None]
 
@@ -104,8 +111,20 @@ class Workshop:
             self._refuse_place("mount on", target)
         for owner in action.owners:
             self._refuse_user(owner)
+        if features.utf8_only:
+            variables = [f"{name}={value}" for name, value in (*action.env, *action.ambient)]
+            for text in (*action.argv, action.cwd, *variables, *action.targets):
+                if shown(text) != text:
+                    raise not_text(text)
+        if not features.readonly_mounts and any(c.mode == "read-only" for c in action.caches):
+            raise Unsupported(
+                "this sandbox can't keep a step from writing to a cache it sees",
+                hint="choose another mode for the cache, or build with --sandbox=oci",
+            )
         if action.secrets and not features.secrets:
-            raise Unsupported("this sandbox can't show secrets to a step")
+            raise Unsupported(
+                "this sandbox can't show secrets to a step", hint="build with --sandbox=oci"
+            )
         for name in msgspec.structs.fields(Limits):
             asked = getattr(action.limits, name.name) is not None
             if asked and name.name not in features.limits and name.name != "log":

@@ -227,10 +227,10 @@ class Builder:
         for action in actions:
             self._workshop.refuse(action)
         if warning := self.sandbox.features.warning:
-            sink(events.Note(text=f"warning: {warning}"))
+            sink(events.Note(text=warning, warning=True))
         if fresh:
             await self._forget(plan)
-        remember(self._index, plan, directory, name)
+        remember(self._index, plan, context, name)
         with self._holding() as holder:
             runner = Runner(
                 self._workshop, self._index, self._inflight, self._width, holder,
@@ -291,7 +291,7 @@ class Builder:
         return read_log(self.store.directory, self.record(prefix).key)
 
     async def size(self, key: Key) -> int:
-        """Bytes that a result adds to what it was made from."""
+        """Bytes that a result adds to what it was made from: none, if only its log was kept."""
         return await pruning.taken(self.store, key)
 
     async def usage(self) -> Usage:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from msgspec import Struct
+
 from obuilder import events
 from obuilder.engine.index import Final, Index
 from obuilder.engine.inputs import (
@@ -86,14 +88,27 @@ def _looking(settings: Settings) -> Iterator[Index]:
         index.close()
 
 
+def _planned(
+    spec: Spec, where: str | Contexts, index: Index, settings: Settings, *, wait: bool
+) -> tuple[Plan, Context]:
+    """The plan, and the context that was looked at for it. As `make_plan`; MustWait."""
+    stats = IndexStats(index, os.path.abspath(contexts(where).directory))
+    context, resolver = Context(where, stats), _resolver(index, settings)
+
+    def work() -> Coroutine[Any, Any, tuple[Plan, Inputs]]:
+        return make_plan(spec, context, resolver, domain=settings.domain)
+
+    try:
+        plan, _ = _driven(work) if wait else drive(work())
+    finally:
+        stats.flush()
+    return plan, context
+
+
 def look(spec: Spec, context: str | Contexts, settings: Settings) -> tuple[Plan, dict[Key, Key]]:
     """The plan of a build, and which of its steps have results. Makes nothing but index rows."""
     with _looking(settings) as index:
-        stats = IndexStats(index, os.path.abspath(contexts(context).directory))
-        source = Context(context, stats)
-        resolver = _resolver(index, settings)
-        plan, _ = _driven(lambda: make_plan(spec, source, resolver, domain=settings.domain))
-        stats.flush()
+        plan, _ = _planned(spec, context, index, settings, wait=True)
         return plan, index.find(plan.steps)
 
 
@@ -124,13 +139,17 @@ def _identity(context: str | Contexts, name: str) -> str:
     return shown(f"{os.path.abspath(contexts(context).directory)}\n{name}")
 
 
-def remember(index: Index, plan: Plan, context: str | Contexts, name: str) -> None:
-    """Note what went into a build, for `explain`; nothing is written when it is as last time."""
-    identity = _identity(context, name)
-    if index.last_result(identity) != plan.result:
-        from obuilder.plan.explain import record
+def remember(index: Index, plan: Plan, context: Context, name: str) -> None:
+    """Note what went into a build and the one before it, for `explain`.
 
-        index.put_build(identity, plan.result, record(plan))
+    Nothing is written when a build is as the last one.
+    """
+    identity = _identity(context.directory, name)
+    if index.last_result(identity) != plan.result:
+        from obuilder.plan.explain import decode, encode, records
+
+        before = decode(index.last_build(identity))[:1]
+        index.put_build(identity, plan.result, encode([records(plan, context.files), *before]))
 
 
 def remember_finals(index: Index, plan: Plan, found: Mapping[Key, Key]) -> Final:
@@ -151,16 +170,42 @@ def remember_finals(index: Index, plan: Plan, found: Mapping[Key, Key]) -> Final
     return finals[found.get(plan.result, plan.result)]
 
 
-def last_build(settings: Settings, context: str | Contexts, name: str) -> bytes | None:
-    """The record of the last build of the spec `name` in `context`."""
-    try:
-        index = Index(settings.directory, create=False)
-    except FileNotFoundError:
-        return None
-    try:
-        return index.last_build(_identity(context, name))
-    finally:
-        index.close()
+class Explanation(Struct, frozen=True):
+    """Why a build would run what it would, and why the last one did.
+
+    `changes` since the last build, and `last_changes` of that since the one before it, a line each;
+    None: there was none. `lost`: the titles of steps that are as in the last build, but have no
+    result (any more), without those that only stand on such a step.
+    """
+
+    changes: list[str] | None
+    last_changes: list[str] | None
+    lost: list[str]
+
+
+def explanation(
+    spec: Spec, context: str | Contexts, settings: Settings, *, name: str
+) -> Explanation:
+    """Compare what a build of the spec `name` in `context` would do with the last ones."""
+    from obuilder.plan.explain import decode, explain, records
+
+    with _looking(settings) as index:
+        plan, looked = _planned(spec, context, index, settings, wait=True)
+        found = index.find(plan.steps)
+        builds = decode(index.last_build(_identity(context, name)))
+    steps = records(plan, looked.files)
+    if not builds:
+        return Explanation(None, None, [])
+    known = {step.key for step in builds[0]}
+    lost = [
+        step.title
+        for step in steps
+        if step.key in known
+        and step.key not in found
+        and all(need in found for need in plan.steps[Key(step.key)].needs)
+    ]
+    before = explain(builds[1], builds[0]) if len(builds) > 1 else None
+    return Explanation(explain(builds[0], steps), before, lost)
 
 
 def replay(
@@ -176,14 +221,10 @@ def replay(
     except FileNotFoundError:
         return None
     try:
-        stats = IndexStats(index, os.path.abspath(contexts(context).directory))
         try:
-            source, resolver = Context(context, stats), _resolver(index, settings)
-            plan, _ = drive(make_plan(spec, source, resolver, domain=settings.domain))
+            plan, looked = _planned(spec, context, index, settings, wait=False)
         except MustWait:
             return None
-        finally:
-            stats.flush()
         found = index.find(plan.steps)
         if len(found) < len(plan.steps):
             return None
@@ -204,7 +245,7 @@ def replay(
         for heading in plan.tail:
             sink(events.Note(text=heading))
         index.touch(found.values())
-        remember(index, plan, context, name)
+        remember(index, plan, looked, name)
         final = remember_finals(index, plan, found)
     finally:
         index.close()

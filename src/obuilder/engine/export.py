@@ -125,7 +125,7 @@ class _Export:
     ) -> None:
         self._builder, self._output, self._wishes, self._sink = builder, output, wishes, sink
         self._finals = finals
-        self._layers = builder.layers(self._tell)
+        self._layers = builder.layers(lambda text: self._sink(events.Note(text, warning=True)))
         plain = output.kind in ("docker-archive", "docker-daemon")
         self._packing = Packing("tar" if plain else wishes.compression, wishes.latest)
         given = dict.fromkeys((output.name, *wishes.names))

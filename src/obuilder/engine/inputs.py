@@ -28,6 +28,9 @@ if TYPE_CHECKING:  # most contexts have no such file
 
 T = TypeVar("T")
 
+_COMPARED = 20_000
+"""Copies of more files are not remembered name by name: that would take longer than the look."""
+
 
 class MustWait(Exception):  # no error: the answer needs an event loop
     """A coroutine driven by hand came to a point where it really has to wait."""
@@ -87,7 +90,10 @@ def read_ignore_file(names: tuple[str, ...]) -> "IgnoreFile | None":
             raise UsageError(f"can't read {name}: {error.strerror}") from error
         from obuilder.spec.ignore import IgnoreFile
 
-        return IgnoreFile.parse(text)
+        try:
+            return IgnoreFile.parse(text)
+        except ValueError as error:
+            raise UsageError(f"{name}, {error}") from None
     return None
 
 
@@ -150,15 +156,20 @@ class Context:
         """What `copy` would copy now; the same answer at every later call. CopyError."""
         known = self._manifests.get(copy.op)
         if known is None:
-            known = self._manifests[copy.op] = scan(
-                self.directory,
-                copy.src,
-                into=copy.into,
-                dst=copy.dst,
-                exclude=copy.exclude,
-                ignored=self._ignore,
-                stats=self._stats,
-            )
+            try:
+                known = scan(
+                    self.directory,
+                    copy.src,
+                    into=copy.into,
+                    dst=copy.dst,
+                    exclude=copy.exclude,
+                    ignored=self._ignore,
+                    stats=self._stats,
+                )
+            except CopyError as error:
+                error.add_note(f"files are copied from {self.directory}")
+                raise
+            self._manifests[copy.op] = known
         return known
 
     def at(self, op: OpPath) -> Manifest:
@@ -167,6 +178,22 @@ class Context:
             return self._manifests[op]
         except KeyError:
             raise CopyError(f"the copy at {op} was not looked at before the build") from None
+
+    def files(self, op: OpPath) -> dict[str, str] | None:
+        """What the copy or add at `op` copies, for people to compare; None if that is too much."""
+        if op in self._manifests:
+            entries = list(self._manifests[op].entries)
+        elif op in self._selections:
+            entries = [entry for each in self._selections[op][1].sources for entry in each.entries]
+        else:
+            return None
+        if len(entries) > _COMPARED:
+            return None
+        return {
+            entry.source
+            or ".": f"{entry.kind}{entry.digest[:16]}{entry.target}{entry.executable}{entry.mode:o}"
+            for entry in entries
+        }
 
 
 def _directory(directory: str) -> str:

@@ -18,7 +18,7 @@ Compression = Literal["gzip", "zstd"]
 COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)
 
 _FORMS = (
-    "directory:DIR", "tar:FILE", "oci:DIR[:TAG]", "oci-archive:FILE[:TAG]",
+    "DIR or directory:DIR", "tar:FILE", "oci:DIR[:TAG]", "oci-archive:FILE[:TAG]",
     "docker-archive:FILE[:NAME]", "docker-daemon:NAME", "docker://NAME",
 )  # fmt: skip
 FORMS = ", ".join(_FORMS) + "; a FILE of - is standard output, and - alone a tar to it"
@@ -75,6 +75,8 @@ def parse_output(text: str) -> Output:
     if text == "-":
         return Output("tar", "-")
     kind, colon, rest = text.partition(":")
+    if not colon and text:
+        return Output("directory", text)
     if kind == "docker" and rest.startswith("//"):
         name = rest[2:]
         return Output("registry", name=name and whole_name(name))

@@ -28,7 +28,7 @@ def prunable(index: Index, *, before: float | None) -> list[Record]:
 
 
 async def taken(store: Store, key: Key) -> int:
-    """Bytes that a result adds to what it was made from; a failed step that kept only its log, none."""
+    """Bytes that a result adds to what it was made from: none, if only its log was kept."""
     try:
         return await store.size(key)
     except SnapshotMissing:

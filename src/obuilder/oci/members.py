@@ -39,20 +39,29 @@ class Out:
         return 0
 
 
+def end(archive: tarfile.TarFile, out: Out) -> None:
+    """Write an archive's end in one piece: who has read where it begins may go."""
+    write, piece = out.write, bytearray()
+    out.write = piece.extend
+    archive.close()
+    write(bytes(piece))
+
+
 class Members:
     """A tar archive that grows by one member at a time. `finish` ends it."""
 
     def __init__(self, file: BinaryIO, manner: Manner) -> None:
         self._manner = manner
+        self._out = Out(file.write)
         self._tar = tarfile.TarFile(
-            fileobj=Out(file.write), mode="w", format=tarfile.PAX_FORMAT,  # type: ignore[arg-type] # all it uses
+            fileobj=self._out, mode="w", format=tarfile.PAX_FORMAT,  # type: ignore[arg-type] # all it uses
             encoding="utf-8", errors="surrogateescape", copybufsize=_BLOCK,
         )  # fmt: skip
         self._links: dict[tuple[int, int], str] = {}
 
     def finish(self) -> None:
         """Write the end."""
-        self._tar.close()
+        end(self._tar, self._out)
 
     def gone(self, path: str) -> None:
         """An empty file of root's, as marks of layers are."""

@@ -1,5 +1,6 @@
 """A command and a policy, written as an OCI runtime's config.json. Pure: the caller makes files."""
 
+import os
 from base64 import b64encode
 from collections.abc import Sequence
 from typing import Any
@@ -67,7 +68,8 @@ class Box(Struct, frozen=True, kw_only=True):
     idmap: IdMap
     policy: Policy
     host_network: bool
-    terminal: bool
+    terminal: os.terminal_size | None
+    """How large the person's terminal is that the command gets one of its own for."""
     init: str
     hosts: str
     resolv_conf: str | None
@@ -140,8 +142,12 @@ def _process(box: Box) -> dict[str, Any]:
     ]
     if box.processes is not None:
         rlimits.append({"type": "RLIMIT_NPROC", "soft": box.processes, "hard": box.processes})
+    size = {}
+    if box.terminal is not None:
+        size["consoleSize"] = {"width": box.terminal.columns, "height": box.terminal.lines}
     return {
-        "terminal": box.terminal,
+        "terminal": box.terminal is not None,
+        **size,
         "user": {
             "uid": box.user.uid,
             "gid": box.user.gid,

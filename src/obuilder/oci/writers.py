@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from obuilder.errors import NotFound, UsageError
 from obuilder.oci.assemble import Document, Image, described
-from obuilder.oci.members import Out
+from obuilder.oci.members import Out, end
 from obuilder.oci.pack import Blob
 from obuilder.oci.reference import Reference
 
@@ -116,7 +116,8 @@ class _Archive:
     """Members of a tar archive, the same for the same content, to a file that need not seek."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._tar = tarfile.TarFile(fileobj=Out(file.write), mode="w", copybufsize=_PIECE)  # type: ignore[arg-type] # all it uses
+        self._out = Out(file.write)
+        self._tar = tarfile.TarFile(fileobj=self._out, mode="w", copybufsize=_PIECE)  # type: ignore[arg-type] # all it uses
         self._names: set[str] = set()
 
     def add(self, name: str, size: int, content: BinaryIO) -> None:
@@ -136,7 +137,7 @@ class _Archive:
 
     def finish(self) -> None:
         """Write the end."""
-        self._tar.close()
+        end(self._tar, self._out)
 
 
 class OciArchive:

@@ -1,47 +1,94 @@
 """Why a step has another key than last time: which of its inputs differ."""
 
+from collections.abc import Callable, Iterable, Mapping
+
 import msgspec
 
 from obuilder.plan.model import (
+    Action,
     AddAction,
     CopyAction,
     LayerAction,
     MkdirAction,
     Plan,
     RunAction,
-    Step,
 )
-from obuilder.values import shown
+from obuilder.spec.encode import one_line
+from obuilder.values import NamedUser, OpPath, User, shown
+
+_NAMED = 5
+"""So many files are told by name."""
+
+Files = dict[str, str]
+"""By path, what tells a copied file from another of that path."""
 
 
 class StepRecord(msgspec.Struct, frozen=True):
-    """What is remembered of a step of the last build: its place, and each input by name."""
+    """What is remembered of a step of a build: its place, and each input by name.
+
+    `files` are those of a copy or an add from the context; None where they are not known, or too many.
+    """
 
     stage: str
     op: tuple[int, ...]
     heading: str
     key: str
     inputs: dict[str, str]
+    files: Files | None = None
+
+    @property
+    def title(self) -> str:
+        """The step for people."""
+        stage = f"[{self.stage}] " if self.stage else ""
+        return stage + one_line(self.heading)
 
 
-def _inputs(step: Step) -> dict[str, str]:
-    return {shown(name): shown(value) for name, value in _raw_inputs(step).items()}
+def records(plan: Plan, files: Callable[[OpPath], Files | None]) -> list[StepRecord]:
+    """What is to be remembered of a plan; `files` has those of the copy or add at a place."""
+    return [
+        StepRecord(
+            stage=shown(step.stage),
+            op=step.op,
+            heading=shown(step.heading),
+            key=step.key,
+            inputs={shown(name): shown(value) for name, value in _inputs(step.action).items()},
+            files=_files(files(step.op))
+            if isinstance(step.action, CopyAction | AddAction)
+            else None,
+        )
+        for step in plan.steps.values()
+    ]
 
 
-def _raw_inputs(step: Step) -> dict[str, str]:
-    action = step.action
+def encode(builds: list[list[StepRecord]]) -> bytes:
+    """The records of builds as they are kept."""
+    return msgspec.msgpack.encode(builds)
+
+
+def decode(data: bytes | None) -> list[list[StepRecord]]:
+    """The builds that were kept; none if another version kept them, which can't be compared."""
+    try:
+        return msgspec.msgpack.decode(data or b"\x90", type=list[list[StepRecord]])
+    except msgspec.DecodeError:
+        return []
+
+
+def _files(files: Files | None) -> Files | None:
+    return None if files is None else {shown(path): shown(mark) for path, mark in files.items()}
+
+
+def _inputs(action: Action) -> dict[str, str]:
     if isinstance(action, LayerAction):
-        layer = action.base.layers[action.index]
         return {
             "the image's name": action.base.name,
-            "the layer's content": layer.digest,
+            "the image's content": action.base.layers[action.index].digest,
             "the platform": str(action.base.platform),
         }
     if isinstance(action, RunAction):
         found = {
             "the command": " ".join(action.argv),
             "the working directory": action.cwd,
-            "the user": repr(action.user),
+            "the user": _user(action.user),
             "the network": " ".join(action.network),
             "the secrets' ids": " ".join(secret.id for secret in action.secrets),
             "the sandbox's domain": action.domain,
@@ -59,14 +106,14 @@ def _raw_inputs(step: Step) -> dict[str, str]:
             found["the powers"] = "insecure"
         return found | {f"the variable {name}": value for name, value in action.env}
     if isinstance(action, MkdirAction):
-        return {"the directory": action.path, "the user": repr(action.user)}
+        return {"the directory": action.path, "the user": _user(action.user)}
     return _copy_inputs(action)
 
 
 def _copy_inputs(action: CopyAction | AddAction) -> dict[str, str]:
     found = {
         "the destination": action.dst,
-        "the user": repr(action.user),
+        "the user": _user(action.user),
         "the copied files": action.manifest or "",
         "the sources": " ".join(action.src),
         "the excluded names": " ".join(action.exclude),
@@ -79,49 +126,60 @@ def _copy_inputs(action: CopyAction | AddAction) -> dict[str, str]:
     return found
 
 
-def record(plan: Plan) -> bytes:
-    """A plan's inputs, to be compared with a later one."""
-    steps = [
-        StepRecord(step.stage, step.op, step.heading, step.key, _inputs(step))
-        for step in plan.steps.values()
-    ]
-    return msgspec.msgpack.encode(steps)
+def _user(user: User | None) -> str:
+    if user is None:
+        return "as it was"
+    return user.name if isinstance(user, NamedUser) else f"{user.uid}:{user.gid}"
 
 
-def explain(old: bytes, new: Plan) -> list[str]:
-    """What differs from the recorded plan, a line for each cause; [] when nothing does.
+def explain(old: Iterable[StepRecord], new: Iterable[StepRecord]) -> list[str]:
+    """What differs between two builds, a line for each cause; [] when nothing does.
 
-    A step that differs only through its base is not a cause and is not told. ValueError
-    (msgspec's) if `old` is not a record.
+    A step that differs only through its base is not a cause and is not told.
     """
-    before = {
-        (step.stage, step.op): step for step in msgspec.msgpack.decode(old, type=list[StepRecord])
-    }
+    before = {(step.stage, step.op): step for step in old}
     lines: list[str] = []
-    for step in new.steps.values():
+    for step in new:
         was = before.pop((step.stage, step.op), None)
-        title = step.heading.partition("\n")[0]
         if was is None:
-            lines.append(f"{title}: new")
+            lines.append(f"{step.title}: new")
         elif was.key != step.key:
-            lines.extend(f"{title}: {change}" for change in _changes(was.inputs, _inputs(step)))
-    lines.extend(f"{step.heading.partition(chr(10))[0]}: gone" for step in before.values())
+            lines.extend(f"{step.title}: {change}" for change in _changes(was, step))
+    lines.extend(f"{step.title}: gone" for step in before.values())
     return lines
 
 
-def _changes(old: dict[str, str], new: dict[str, str]) -> list[str]:
+def _changes(was: StepRecord, now: StepRecord) -> list[str]:
     changes = []
-    for name in [*old, *(name for name in new if name not in old)]:
-        was, now = old.get(name), new.get(name)
-        if was == now:
+    for name in dict.fromkeys([*was.inputs, *now.inputs]):
+        old, new = was.inputs.get(name), now.inputs.get(name)
+        if old == new:
             continue
-        if was is None:
-            changes.append(f"{name} is new: {_short(now)}")
-        elif now is None:
-            changes.append(f"{name} is gone (was {_short(was)})")
+        if name == "the copied files":
+            changes.extend(_changed_files(was.files, now.files))
+        elif old is None:
+            changes.append(f"{name} is new: {_short(new)}")
+        elif new is None:
+            changes.append(f"{name} is gone (was {_short(old)})")
         else:
-            changes.append(f"{name} changed from {_short(was)} to {_short(now)}")
+            changes.append(f"{name} changed from {_short(old)} to {_short(new)}")
     return changes
+
+
+def _changed_files(old: Mapping[str, str] | None, new: Mapping[str, str] | None) -> list[str]:
+    if old is None or new is None:
+        return ["the copied files changed"]
+    kinds = (
+        ("changed", [path for path in new if path in old and old[path] != new[path]]),
+        ("new", [path for path in new if path not in old]),
+        ("gone", [path for path in old if path not in new]),
+    )
+    return [f"{_list(paths)}: {kind}" for kind, paths in kinds if paths]
+
+
+def _list(paths: list[str]) -> str:
+    shown = ", ".join(paths[:_NAMED])
+    return shown if len(paths) <= _NAMED else f"{shown} and {len(paths) - _NAMED} more files"
 
 
 def _short(text: str | None) -> str:

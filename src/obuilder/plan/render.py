@@ -3,6 +3,7 @@
 from collections.abc import Container
 
 from obuilder.plan.model import Plan, RunAction
+from obuilder.spec.encode import one_line
 from obuilder.values import Key
 
 
@@ -12,7 +13,7 @@ def text(plan: Plan, cached: Container[Key]) -> list[str]:
     for step in plan.steps.values():
         mark = "cached" if step.key in cached else "to run"
         stage = f"[{step.stage}] " if step.stage else ""
-        lines.append(f"{mark}  {step.key[:12]}  {stage}{step.heading.partition(chr(10))[0]}")
+        lines.append(f"{mark}  {step.key[:12]}  {stage}{one_line(step.heading)}")
     return lines
 
 
@@ -20,7 +21,7 @@ def mermaid(plan: Plan, cached: Container[Key]) -> list[str]:
     """The graph in Mermaid's flowchart syntax; cached steps have the class `cached`."""
     lines = ["flowchart TD"]
     for step in plan.steps.values():
-        heading = step.heading.partition("\n")[0]
+        heading = one_line(step.heading)
         label = "".join(_safe(character) for character in heading)
         mark = ":::cached" if step.key in cached else ""
         lines.append(f'    s{step.key[:12]}["{label}"]{mark}')

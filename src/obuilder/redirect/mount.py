@@ -32,6 +32,9 @@ _SPACE = (
     "bsize", "frsize", "blocks", "bfree", "bavail", "files", "ffree", "favail", "namemax",
 )  # fmt: skip
 
+_OWN = frozenset({"forget", "forget_multi", "release", "releasedir"})
+"""Requests of the kernel's own, which lets go of something: no rights are needed for that."""
+
 _MODE, _UID, _GID, _SIZE, _ATIME, _MTIME, _ATIME_NOW, _MTIME_NOW = 1, 2, 4, 8, 16, 32, 128, 256
 
 
@@ -64,7 +67,8 @@ class Mount:
         self._operations = Operations()
         for operation, arguments in OPERATIONS:
             if arguments is not None:
-                answer = prototype(arguments)(self._answering(getattr(self, f"_{operation}")))
+                method = getattr(self, f"_{operation}")
+                answer = prototype(arguments)(self._answering(method, own=operation in _OWN))
                 setattr(self._operations, operation, answer)
         words = [b"redirect", b"-o", f"allow_other,nosuid,nodev,fsname={name}".encode()]
         self._words = (text_pointer * len(words))(*words)
@@ -96,11 +100,12 @@ class Mount:
         lib.fuse_session_unmount(self._session)
         lib.fuse_session_destroy(self._session)
 
-    def _answering(self, method: Callable[..., None]) -> Callable[..., None]:
+    def _answering(self, method: Callable[..., None], *, own: bool) -> Callable[..., None]:
         def answer(request: int, *arguments: Any) -> None:
             try:
                 caller = lib.fuse_req_ctx(request).contents
-                become(caller.uid, caller.gid)
+                if not own:
+                    become(caller.uid, caller.gid, caller.pid)
                 method(request, caller.uid, *arguments)
             except OSError as error:
                 lib.fuse_reply_err(request, error.errno or errno.EIO)

@@ -31,8 +31,11 @@ from obuilder.spec.model import (
     Volume,
     Workdir,
 )  # fmt: skip
-from obuilder.spec.sexp import quote
+from obuilder.spec.sexp import escape, quote
 from obuilder.values import Limits, UnixUser, User
+
+Block = list[str]
+"""Lines that stand under each other, without the indentation that they have in common."""
 
 
 def print_spec(spec: Spec) -> str:
@@ -41,150 +44,183 @@ def print_spec(spec: Spec) -> str:
 
 
 def heading(op: Op) -> str:
-    """One op as the log shows it: a line, or several where fields stand under each other."""
+    """One op as the log shows it: a line, or several where fields or a string's lines stand so."""
     return "\n".join(_op(op))
 
 
-def _spec(spec: Spec) -> list[str]:
-    parts = [
-        _indent(f"(build {quote(name)}", _spec(child), deep=7) for name, child in spec.children
-    ]
+def one_line(heading: str) -> str:
+    """A heading of several lines as one, for lists."""
+    first, *others = heading.split("\n")
+    for line in others:
+        # A string that goes on in the next line ends with a backslash.
+        first = first[:-1] + line.lstrip() if first.endswith("\\") else f"{first} {line.lstrip()}"
+    return first
+
+
+def _spec(spec: Spec) -> Block:
+    parts: list[Block] = []
+    for name, child in spec.children:
+        lines = [f"(build {quote(name)}", *(" " * 7 + line for line in _spec(child))]
+        parts.append([*lines[:-1], lines[-1] + ")"])
     base = spec.base
-    named = f"(build {quote(base.name)})" if isinstance(base, Built) else quote(base)
-    parts.append([f"(from {named})"])
+    parts.append(
+        _form("from", _words("build", (base.name,)))
+        if isinstance(base, Built)
+        else _words("from", (base,))
+    )
     parts.extend(_op(op) for op in spec.ops)
-    lines: list[str] = []
-    for index, part in enumerate(parts):
-        for position, line in enumerate(part):
-            lines.append(("(" if index == 0 and position == 0 else " ") + line)
+    lines = [" " + line for part in parts for line in part]
+    lines[0] = "(" + lines[0][1:]
     lines[-1] += ")"
     return lines
 
 
-def _indent(first: str, rest: list[str], *, deep: int) -> list[str]:
-    lines = [first, *(" " * deep + line for line in rest)]
+def _atom(text: str) -> Block:
+    """A word; a text of several lines with each of them in a line of its own."""
+    lines = text.removesuffix("\n").split("\n")
+    if len(lines) == 1:
+        return [quote(text)]
+    if text.endswith("\n"):
+        lines[-1] += "\n"
+    # Each line ends with a backslash, which joins it to the next; that begins with the line end.
+    shown = [("\\n" if index else '"') + escape(line) for index, line in enumerate(lines)]
+    return [*(line + "\\" for line in shown[:-1]), shown[-1] + '"']
+
+
+def _form(name: str, *parts: Block) -> Block:
+    """(name part part …), side by side."""
+    lines = [f"({name}"]
+    for part in parts:
+        indent = len(lines[-1])
+        lines[-1] += " " + part[0]
+        # The lines of a string stand a column to the left, so that their text is in line.
+        lines.extend(
+            " " * (indent if line.startswith("\\n") else indent + 1) + line for line in part[1:]
+        )
     lines[-1] += ")"
     return lines
 
 
-def _op(op: Op) -> list[str]:
+def _under(name: str, fields: list[Block]) -> Block:
+    """(name field …), the fields under each other."""
+    return _form(name, [line for field in fields for line in field])
+
+
+def _words(name: str, words: tuple[str, ...]) -> Block:
+    return _form(name, *map(_atom, words))
+
+
+def _op(op: Op) -> Block:
     match op:
         case Comment(text):
-            return [f"(comment {quote(text)})"]
+            return _words("comment", (text,))
         case Workdir(path):
-            return [f"(workdir {quote(path)})"]
+            return _words("workdir", (path,))
         case Shell(argv):
-            return [_form("shell", argv)]
+            return _words("shell", argv)
         case SetUser(user):
-            return [f"(user {_person(user)})"]
+            return _form("user", *_person(user))
         case Env(name, value):
-            return [_form("env", (name, value))]
+            return _words("env", (name, value))
         case Run():
-            return _fields("run", _run(op))
+            return _under("run", _run(op))
         case Copy():
-            return _fields("copy", _copy(op))
+            return _under("copy", _copy(op))
         case Add():
-            return _fields("add", _add(op))
+            return _under("add", _add(op))
         case Mkdir(path):
-            return [_form("mkdir", (path,))]
+            return _words("mkdir", (path,))
         case Arg(name, value):
-            return [_form("arg", (name, value))]
+            return _words("arg", (name, value))
         case Ambient(name, value):
-            return [_form("ambient", (name, value))]
+            return _words("ambient", (name, value))
         case Inherit():
             return ["(inherit)"]
         case Entrypoint(argv):
-            return [_form("entrypoint", argv)]
+            return _words("entrypoint", argv)
         case Cmd(argv):
-            return [_form("cmd", argv)]
+            return _words("cmd", argv)
         case Label(name, value):
-            return [_form("label", (name, value))]
+            return _words("label", (name, value))
         case Expose(ports):
-            return [_form("expose", ports)]
+            return _words("expose", ports)
         case Volume(paths):
-            return [_form("volume", paths)]
+            return _words("volume", paths)
         case StopSignal(signal):
-            return [_form("stopsignal", (signal,))]
+            return _words("stopsignal", (signal,))
         case Healthcheck():
-            return [_healthcheck(op)]
+            return _healthcheck(op)
         case Onbuild(instruction):
-            return [_form("onbuild", (instruction,))]
+            return _words("onbuild", (instruction,))
         case Author(name):
-            return [_form("author", (name,))]
+            return _words("author", (name,))
 
 
-def _form(name: str, atoms: tuple[str, ...]) -> str:
-    return "(" + " ".join([name, *map(quote, atoms)]) + ")"
-
-
-def _fields(name: str, fields: list[str]) -> list[str]:
-    lead = f"({name} "
-    lines = [lead + fields[0], *(" " * len(lead) + field for field in fields[1:])]
-    lines[-1] += ")"
-    return lines
-
-
-def _run(op: Run) -> list[str]:
+def _run(op: Run) -> list[Block]:
     fields = []
     if op.cache:
-        fields.append("(cache " + " ".join(map(_cache, op.cache)) + ")")
+        fields.append(_form("cache", *map(_cache, op.cache)))
     if op.network:
-        fields.append(_form("network", op.network))
+        fields.append(_words("network", op.network))
     if op.secrets:
-        fields.append("(secrets " + " ".join(map(_secret, op.secrets)) + ")")
+        fields.append(_form("secrets", *map(_secret, op.secrets)))
     if op.limits != Limits():
-        fields.append("(limits " + " ".join(_limits(op.limits)) + ")")
+        fields.append(_form("limits", *_limits(op.limits)))
     if op.binds:
-        fields.append("(binds " + " ".join(map(_bind, op.binds)) + ")")
+        fields.append(_form("binds", *map(_bind, op.binds)))
     if op.tmpfs:
-        fields.append("(tmpfs " + " ".join(map(_tmpfs, op.tmpfs)) + ")")
+        fields.append(_form("tmpfs", *map(_tmpfs, op.tmpfs)))
     if op.ssh:
-        fields.append("(ssh " + " ".join(map(_ssh, op.ssh)) + ")")
+        fields.append(_form("ssh", *map(_ssh, op.ssh)))
     if op.insecure:
-        fields.append("(insecure)")
-    fields.append(_form("exec", op.exec) if op.exec else f"(shell {quote(op.shell)})")
+        fields.append(["(insecure)"])
+    fields.append(_words("exec", op.exec) if op.exec else _words("shell", (op.shell,)))
     return fields
 
 
-def _person(user: User) -> str:
+def _person(user: User) -> list[Block]:
     if isinstance(user, UnixUser):
-        return f"(uid {user.uid}) (gid {user.gid})"
-    return f"(name {quote(user.name)})"
+        return [[f"(uid {user.uid})"], [f"(gid {user.gid})"]]
+    return [_words("name", (user.name,))]
 
 
-def _file(owner: UnixUser | None, permissions: int | None) -> str:
+def _file(owner: UnixUser | None, permissions: int | None) -> list[Block]:
     """Who has a file, and what may be done with it, where the step's op says that."""
-    told = f" (owner {_person(owner)})" if owner is not None else ""
-    return told + (f" (permissions {permissions:04o})" if permissions is not None else "")
+    told = [] if owner is None else [_form("owner", *_person(owner))]
+    return told if permissions is None else [*told, [f"(permissions {permissions:04o})"]]
 
 
-def _bind(bind: Bind) -> str:
-    source = f" (source {quote(bind.source)})" if bind.source != "/" else ""
-    writable = " (writable)" if bind.writable else ""
-    return f"({quote(bind.build)} (target {quote(bind.target)}){source}{writable})"
+def _said(**flags: bool) -> list[Block]:
+    """Those flags that are said."""
+    return [[f"({name})"] for name, said in flags.items() if said]
 
 
-def _tmpfs(tmpfs: Tmpfs) -> str:
-    return f"({quote(tmpfs.target)}" + (f" (size {tmpfs.size}))" if tmpfs.size else ")")
+def _bind(bind: Bind) -> Block:
+    source = [] if bind.source == "/" else [_words("source", (bind.source,))]
+    target = _words("target", (bind.target,))
+    return _named(bind.build, target, *source, *_said(writable=bind.writable))
 
 
-def _ssh(ssh: Ssh) -> str:
-    optional = "" if ssh.required else " (optional)"
-    more = optional + _file(ssh.owner, ssh.permissions)
-    return f"({quote(ssh.id)} (target {quote(ssh.target)}){more})"
+def _tmpfs(tmpfs: Tmpfs) -> Block:
+    return _named(tmpfs.target, *([[f"(size {tmpfs.size})"]] if tmpfs.size else []))
 
 
-def _healthcheck(check: Healthcheck) -> str:
+def _ssh(ssh: Ssh) -> Block:
+    more = [*_said(optional=not ssh.required), *_file(ssh.owner, ssh.permissions)]
+    return _named(ssh.id, _words("target", (ssh.target,)), *more)
+
+
+def _healthcheck(check: Healthcheck) -> Block:
     head, *words = check.test
     name = {"NONE": "none", "CMD": "exec", "CMD-SHELL": "shell"}[head]
     waits = (
         ("interval", check.interval), ("timeout", check.timeout),
         ("start_period", check.start_period), ("start_interval", check.start_interval),
     )  # fmt: skip
-    fields = [f"({wait} {duration(value)})" for wait, value in waits if value]
+    fields = [[f"({wait} {duration(value)})"] for wait, value in waits if value]
     if check.retries:
-        fields.append(f"(retries {check.retries})")
-    return "(" + " ".join(["healthcheck", *fields, _form(name, tuple(words))]) + ")"
+        fields.append([f"(retries {check.retries})"])
+    return _form("healthcheck", *fields, _words(name, tuple(words)))
 
 
 def duration(nanoseconds: int) -> str:
@@ -195,69 +231,70 @@ def duration(nanoseconds: int) -> str:
     return f"{nanoseconds}ns"
 
 
-def _limits(limits: Limits) -> list[str]:
+def _limits(limits: Limits) -> list[Block]:
     named = (
         ("memory", limits.memory), ("cpus", limits.cpus), ("pids", limits.pids),
         ("time", limits.seconds), ("log", limits.log),
     )  # fmt: skip
-    return [f"({name} {_number(value)})" for name, value in named if value is not None]
+    return [_words(name, (_number(value),)) for name, value in named if value is not None]
 
 
 def _number(value: float) -> str:
     return str(int(value)) if value == int(value) else repr(value)
 
 
-def _cache(cache: Cache) -> str:
-    mode = "" if cache.mode == "private" else f" (mode {cache.mode})"
-    options = _options(cache.buildkit_options) + _file(cache.owner, cache.permissions)
-    return f"({quote(cache.id)} (target {quote(cache.target)}){mode}{options})"
+def _cache(cache: Cache) -> Block:
+    mode = [] if cache.mode == "private" else [_words("mode", (cache.mode,))]
+    more = [*mode, *_options(cache), *_file(cache.owner, cache.permissions)]
+    return _named(cache.id, _words("target", (cache.target,)), *more)
 
 
-def _secret(secret: Secret) -> str:
-    target = f" (target {quote(secret.target)})" if secret.target else ""
-    options = _options(secret.buildkit_options)
-    options += f" (env {quote(secret.env)})" if secret.env else ""
-    options += "" if secret.required else " (optional)"
-    options += _file(secret.owner, secret.permissions)
-    return f"({quote(secret.id)}{target}{options})"
+def _secret(secret: Secret) -> Block:
+    parts = [_words("target", (secret.target,))] if secret.target else []
+    parts += _options(secret)
+    parts += [_words("env", (secret.env,))] if secret.env else []
+    parts += [*_said(optional=not secret.required), *_file(secret.owner, secret.permissions)]
+    return _named(secret.id, *parts)
 
 
-def _options(options: tuple[tuple[str, str], ...]) -> str:
-    if not options:
-        return ""
-    pairs = " ".join(f"({quote(key)} {quote(value)})" for key, value in options)
-    return f" (buildkit_options ({pairs}))"
+def _named(name: str, *parts: Block) -> Block:
+    return _form(quote(name), *parts)
 
 
-def _copy(op: Copy) -> list[str]:
+def _options(mount: Cache | Secret) -> list[Block]:
+    if not mount.buildkit_options:
+        return []
+    pairs = [_named(key, [quote(value)])[0] for key, value in mount.buildkit_options]
+    return [[f"(buildkit_options ({' '.join(pairs)}))"]]
+
+
+def _copy(op: Copy) -> list[Block]:
     fields = []
     if op.build is not None:
-        fields.append(f"(from (build {quote(op.build)}))")
-    fields.append(_form("src", op.src))
-    fields.append(f"(dst {quote(op.dst)})")
+        fields.append(_form("from", _words("build", (op.build,))))
+    fields.append(_words("src", op.src))
+    fields.append(_words("dst", (op.dst,)))
     if op.exclude:
-        fields.append(_form("exclude", op.exclude))
+        fields.append(_words("exclude", op.exclude))
     return fields
 
 
-def _add(op: Add) -> list[str]:
+def _add(op: Add) -> list[Block]:
     fields = []
     if op.build is not None:
-        fields.append(f"(from (build {quote(op.build)}))")
+        fields.append(_form("from", _words("build", (op.build,))))
     if op.context is not None:
-        fields.append(f"(from (context {quote(op.context)}))")
+        fields.append(_form("from", _words("context", (op.context,))))
     if op.src:
-        fields.append(_form("src", op.src))
+        fields.append(_words("src", op.src))
     if op.files:
-        files = " ".join(f"({quote(name)} {quote(content)})" for name, content in op.files)
-        fields.append(f"(text {files})")
-    fields.append(f"(dst {quote(op.dst)})")
+        texts = (_named(name, _atom(content)) for name, content in op.files)
+        fields.append(_under("text", list(texts)))
+    fields.append(_words("dst", (op.dst,)))
     if op.owner is not None:
-        fields.append(f"(owner {_person(op.owner)})")
+        fields.append(_form("owner", *_person(op.owner)))
     if op.permissions:
-        fields.append(f"(permissions {quote(op.permissions)})")
+        fields.append(_words("permissions", (op.permissions,)))
     if op.exclude:
-        fields.append(_form("exclude", op.exclude))
-    named = (("parents", op.parents), ("link", op.link), ("unpack", op.unpack))
-    fields.extend(f"({name})" for name, said in named if said)
-    return fields
+        fields.append(_words("exclude", op.exclude))
+    return fields + _said(parents=op.parents, link=op.link, unpack=op.unpack)

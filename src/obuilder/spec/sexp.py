@@ -297,7 +297,12 @@ def quote(text: str) -> str:
     data = text.encode("utf-8", "surrogateescape")
     if data and _PLAIN.issuperset(data) and b"#|" not in data and b"|#" not in data:
         return text
-    return '"' + "".join(_shown(byte) for byte in data) + '"'
+    return f'"{escape(text)}"'
+
+
+def escape(text: str) -> str:
+    """What stands between the quotes of a quoted atom."""
+    return "".join(_shown(byte) for byte in text.encode("utf-8", "surrogateescape"))
 
 
 def _shown(byte: int) -> str:

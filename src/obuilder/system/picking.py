@@ -7,7 +7,7 @@ import stat
 from msgspec import Struct
 
 from obuilder.errors import CopyError
-from obuilder.spec.ignore import IgnoreFile
+from obuilder.spec.ignore import IgnoreFile, name_pattern
 from obuilder.system.linux import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
 from obuilder.system.tree import Entry, Ignored, StatCache, content_digest
 from obuilder.values import IdMap
@@ -83,7 +83,7 @@ class _Picker:
         stats: StatCache | None, idmap: IdMap | None,
     ) -> None:  # fmt: skip
         self.root, self.ignored, self.stats, self.idmap = root, ignored, stats, idmap
-        self.exclude = IgnoreFile.parse("\n".join(exclude)) if exclude else None
+        self.exclude = _patterns(exclude) if exclude else None
         self.fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.top = os.readlink(f"/proc/self/fd/{self.fd}")
 
@@ -107,9 +107,11 @@ class _Picker:
 
     def expand(self, place: str, names: list[str], rest: list[str], found: list[Source]) -> None:
         """Find what the names in a directory make of the patterns left, in the names' order."""
-        for name in sorted(self.names(place), key=os.fsencode):
-            if not IgnoreFile.name_matches(rest[0], name):
-                continue
+        try:
+            matches = name_pattern(rest[0]).fullmatch
+        except ValueError as error:
+            raise CopyError(str(error)) from None
+        for name in sorted(filter(matches, self.names(place)), key=os.fsencode):
             path = f"{place}/{name}" if place else name
             status = os.stat(path, dir_fd=self.fd, follow_symlinks=False)
             if len(rest) > 1:
@@ -169,7 +171,7 @@ class _Picker:
         parts = _parts(rest)
         status = os.stat(place or ".", dir_fd=self.fd)
         entries = {"": self.entry("", place, status, {})}
-        wanted = IgnoreFile([(False, parts)]) if parts else None
+        wanted = _patterns(("/".join(parts),)) if parts else None
         self.below("", place, entries, {}, wanted)
         if len(entries) == 1 and parts:
             if any(map(_is_wild, parts)):
@@ -250,6 +252,13 @@ class _Picker:
                 line = f"{e.kind}\0{e.path}\0{e.digest}\0{e.target}\0{e.mode:o}\0{owner}\0"
                 digest.update(line.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
+
+
+def _patterns(patterns: tuple[str, ...]) -> IgnoreFile:
+    try:
+        return IgnoreFile.of(patterns)
+    except ValueError as error:
+        raise CopyError(str(error)) from None
 
 
 def _parts(pattern: str) -> list[str]:

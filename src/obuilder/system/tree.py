@@ -107,8 +107,8 @@ def scan(
     `into`: sources go under the destination by their base names, the children of a source of `.`
     directly; else the single source becomes the destination. No symlink is ever followed; one
     named as a source is copied as a symlink. `exclude` has exact base names of children at any
-    depth, never of a named source; `ignored` is asked for each child's path below `root`. What
-    is under an ignored directory is looked at only where `ignored` may take some of it back.
+    depth, never of a named source; `ignored` is asked for every path below `root`. What is under an
+    ignored directory is looked at only where `ignored` may take some of it back.
     """
     if not src:
         raise CopyError("no source items for copy")
@@ -160,6 +160,16 @@ class _Walk:
             except FileNotFoundError:
                 raise CopyError(f"source path {text!r} not found") from None
         to = parts[-1] if into and parts else ""
+        if parts and self._ignored is not None and self._ignored.matches(path):
+            if self._ignored.takes_back and stat.S_ISDIR(status.st_mode):
+                self._passed[to] = (path, status)
+                self._below(to, path, status)
+            if to not in self._found:
+                raise CopyError(
+                    f"source path {text!r} is left out by .obuilderignore",
+                    hint="take it back there, with ! before its name in a later line",
+                )
+            return
         if parts or not into:
             self._add(to, path, status)
         if stat.S_ISDIR(status.st_mode):

@@ -56,7 +56,7 @@ def probe(capability: str) -> str | None:
         return _attempt_program(capability, "--version")
     if capability in (
         "crun", "runc", "runsc", "newuidmap", "mmdebstrap", "gcc", "useradd", "git", "ssh-agent",
-        "buildah",
+        "buildah", "zsh", "fish",
     ):  # fmt: skip
         return _program(capability)
     if capability == "system-python":

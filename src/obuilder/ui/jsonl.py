@@ -5,6 +5,7 @@ from typing import BinaryIO
 import msgspec
 
 from obuilder import events
+from obuilder.errors import ObuilderError
 from obuilder.values import shown
 
 
@@ -31,10 +32,16 @@ class JsonSink:
     """Writes every event as a line. Output's bytes are base64, as JSON holds text only."""
 
     def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
+        self._stream, self._ended = stream, False
         self._stream.write(b'{"event":"schema","version":%d}\n' % events.SCHEMA_VERSION)
+
+    def fail(self, error: ObuilderError) -> None:
+        """Write the end of a build that did not come so far as to tell it itself."""
+        if not self._ended:
+            self(events.BuildEnded(code=error.code, message=error.message, seconds=0.0))
 
     def __call__(self, event: events.Event) -> None:
         """Write one event."""
+        self._ended = isinstance(event, events.BuildEnded | events.BuildDone)
         self._stream.write(as_json(event) + b"\n")
         self._stream.flush()

@@ -1,6 +1,6 @@
 """The screen of a terminal: what runs now with its time and the tail of its output.
 
-What is finished scrolls away above it, in the words of the plain screen.
+What is finished scrolls away above it, a line for each step; what a failed one wrote last stays.
 """
 
 import time
@@ -13,11 +13,13 @@ from rich.live import Live
 from rich.text import Text
 
 from obuilder import events
+from obuilder.spec.encode import one_line
 from obuilder.ui.terminal import neutral
 from obuilder.values import Key
 
 _SHOWN_LINES = 5
 _KEPT_LINES = 60
+_INDENT = " " * 10
 
 
 class _Running:
@@ -50,8 +52,8 @@ class LiveScreen:
 
     def __init__(self, stream: TextIO, *, colour: bool) -> None:
         self._running: dict[Key, _Running] = {}
-        self._sent: dict[Key, str] = {}
         self._total = self._finished = 0
+        self._began = time.monotonic()
         self._console = Console(file=stream, no_color=not colour, highlight=False)
         self._live = Live(
             console=self._console,
@@ -74,7 +76,6 @@ class LiveScreen:
     ) -> None:
         """Take the moving part away."""
         self._running.clear()
-        self._sent.clear()
         if self._live.is_started:
             self._live.stop()
 
@@ -93,61 +94,62 @@ class LiveScreen:
                     running.feed(event.data)
             case events.Progress():
                 running = self._running.get(event.key)
-                told = f" {event.done / 1e6:.1f} of {event.total / 1e6:.1f} MB"
                 if running is not None:
-                    running.progress = told
-                elif event.done < event.total:
-                    self._sent[event.key] = f"sending {event.key[:12]}{told}"
-                else:
-                    self._sent.pop(event.key, None)
+                    done, total = event.done / 1e6, event.total / 1e6
+                    running.progress = f" {done:.1f} of {total:.1f} MB"
             case events.StepCached():
-                self._finish(event.key, f'---> using "{event.key}" from cache', "yellow")
+                self._finish(event.key, "cached", "yellow")
             case events.StepDone():
-                self._finish(
-                    event.key, f'---> saved as "{event.key}" ({event.seconds:.1f}s)', "green"
-                )
+                self._finish(event.key, "done", "green", event.seconds)
             case events.StepEnded():
-                running = self._running.get(event.key)
-                tail = running.tail(_KEPT_LINES) if running else []
-                self._finish(event.key, f"---> {_line(event.message)}", "red", tail)
+                ended = "cancelled" if event.code == "cancelled" else "failed"
+                self._finish(event.key, ended, "red", event.seconds)
             case events.Note():
-                self._say(_line(event.text), "yellow" if event.key else "blue")
+                if event.warning:
+                    self._console.print(
+                        Text(f"warning: {_line(event.text)}", style="yellow"), soft_wrap=True
+                    )
             case events.BuildDone() | events.BuildEnded():
                 self._running.clear()
+                self._live.stop()  # who goes on with the result has the terminal
 
-    def _finish(self, key: Key, mark: str, style: str, tail: list[str] | None = None) -> None:
+    def _finish(self, key: Key, mark: str, style: str, seconds: float | None = None) -> None:
         running = self._running.pop(key, None)
         self._finished += 1
-        if running is not None:
-            for note in running.event.notes:
-                self._say(_line(note), "blue")
-            self._say(_line(running.event.heading), "blue")
-        for line in tail or []:
-            self._say(line, "")
-        self._say(mark, style)
+        if running is None:
+            return
+        taken = "" if seconds is None else f"{seconds:.1f}s"
+        line = Text(f"{mark:9} {taken:>6}  ", style=style)
+        self._say(line.append_text(_head(running.event)))
+        if mark == "failed":
+            for text in running.tail(_KEPT_LINES):
+                self._console.print(Text(_INDENT + text), soft_wrap=True)
 
-    def _say(self, line: str, style: str) -> None:
-        self._console.print(Text(line, style=style), soft_wrap=True)
+    def _say(self, line: Text) -> None:
+        self._console.print(line, no_wrap=True, overflow="ellipsis", crop=True)
 
     def _draw(self) -> RenderableType:
         now = time.monotonic()
         lines = []
         if self._total:
-            lines.append(Text(f"[{self._finished}/{self._total}]", style="bold"))
+            whole = f"[{self._finished}/{self._total}] {now - self._began:.1f}s"
+            lines.append(Text(whole, style="bold"))
         for running in list(self._running.values()):
-            head = Text(no_wrap=True, overflow="ellipsis")
-            head.append(f"{now - running.began:6.1f}s ", style="cyan")
-            if running.event.stage:
-                head.append(f"[{_line(running.event.stage)}] ", style="magenta")
-            head.append(_line(running.event.heading.partition("\n")[0]))
-            head.append(running.progress, style="cyan")
+            head = Text(f"{'':9} {now - running.began:5.1f}s  ", style="cyan")
+            head.append_text(_head(running.event)).append(running.progress, style="cyan")
             lines.append(head)
-            lines.extend(
-                Text(f"        {line}", style="dim", no_wrap=True, overflow="ellipsis")
-                for line in running.tail(_SHOWN_LINES)
-            )
-        lines.extend(Text(line, style="cyan") for line in self._sent.values())
+            lines.extend(Text(_INDENT + line, style="dim") for line in running.tail(_SHOWN_LINES))
+        for line in lines:
+            line.no_wrap, line.overflow = True, "ellipsis"
         return Group(*lines)
+
+
+def _head(event: events.StepStarted) -> Text:
+    """A step's stage and heading, in one line."""
+    head = Text()
+    if event.stage:
+        head.append(f"[{_line(event.stage)}] ", style="magenta")
+    return head.append(_line(one_line(event.heading)), style="default")
 
 
 def _text(line: bytes) -> str:

@@ -4,15 +4,17 @@ import os
 import sys
 
 from obuilder.errors import ObuilderError, SpecError, SpecErrors, StepFailed
-from obuilder.ui.terminal import cells, one_line, visible
+from obuilder.spec.encode import one_line
+from obuilder.ui.terminal import cells, visible
 
 
 def colour_wanted(choice: str, stream: object) -> bool:
-    """Whether to colour: `always`, `never`, or `auto` for a terminal without NO_COLOR."""
+    """Whether to colour: `always`, `never`, or `auto` for a terminal that can, without NO_COLOR."""
     if choice != "auto":
         return choice == "always"
     isatty = getattr(stream, "isatty", None)
-    return isatty is not None and bool(isatty()) and not os.environ.get("NO_COLOR")
+    wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return wanted and isatty is not None and bool(isatty())
 
 
 def render(error: ObuilderError) -> str:
@@ -28,7 +30,7 @@ def _one(error: ObuilderError) -> str:
         place = f"{error.file}:{error.span.line}:{error.span.column}"
         lines = [f"{visible(place)}: {lines[0]}", *_marked(*error.excerpt)]
     if isinstance(error, StepFailed) and error.heading:
-        lines.append(f"  in {one_line(error.heading)}")
+        lines.append(f"  in {visible(one_line(error.heading))}")
     lines.extend(f"note: {visible(note)}" for note in getattr(error, "__notes__", ()))
     if error.hint:
         lines += ["", f"hint: {visible(error.hint)}"]

@@ -1,4 +1,8 @@
-"""Plain lines, as OBuilder prints them: headings, output as it is, notes."""
+"""Plain lines, as OBuilder prints them: headings, output as it is, notes.
+
+Where a build has several stages, which run at the same time, each line of a stage bears its name, and
+output is shown by whole lines.
+"""
 
 import sys
 from typing import BinaryIO
@@ -7,7 +11,17 @@ from obuilder import events
 from obuilder.ui.terminal import Neutral, neutral
 from obuilder.values import Key
 
-_BLUE, _YELLOW, _PLAIN = b"\x1b[34m", b"\x1b[33m", b"\x1b[0m"
+_BLUE, _YELLOW, _RED, _PLAIN = b"\x1b[34m", b"\x1b[33m", b"\x1b[31m", b"\x1b[0m"
+_LONGEST = 1 << 16
+
+
+class _Step:
+    """What is being shown of a step: its stage, and what came of a line that has no end yet."""
+
+    def __init__(self, stage: str) -> None:
+        self.prefix = f"[{stage}] ".encode("utf-8", "surrogateescape") if stage else b""
+        self.guard = Neutral()
+        self.open = b""
 
 
 class PlainSink:
@@ -16,49 +30,73 @@ class PlainSink:
     def __init__(self, stream: BinaryIO, *, colour: bool, guard: bool) -> None:
         """`guard` makes control bytes of steps visible in place of sending them to a terminal."""
         self._stream, self._colour, self._guard = stream, colour, guard
-        self._at_start = True
-        self._streams: dict[Key, Neutral] = {}
+        self._at_start, self._staged = True, False
+        self._steps: dict[Key, _Step] = {}
 
     def __call__(self, event: events.Event) -> None:
         """Show one event."""
         match event:
+            case events.BuildStarted():
+                self._staged = len({step.stage for step in event.steps}) > 1
+                return
             case events.StepStarted():
+                step = self._steps[event.key] = _Step(event.stage if self._staged else "")
                 for note in event.notes:
-                    self._line(note, _BLUE)
-                self._line(event.heading, _BLUE)
+                    self._line(note, _BLUE, step)
+                self._line(event.heading, _BLUE, step)
             case events.Output():
-                data = event.data
-                if self._guard:
-                    data = self._streams.setdefault(event.key, Neutral()).feed(data)
-                self._write(data)
+                self._output(event.data, self._steps.get(event.key, _Step("")))
             case events.StepCached():
-                self._end(event.key)
-                self._line(f'---> using "{event.key}" from cache', _YELLOW)
+                self._end(event.key, f'---> using "{event.key}" from cache', _YELLOW)
             case events.StepDone():
-                self._end(event.key)
-                self._line(f'---> saved as "{event.key}"', _YELLOW)
+                self._end(event.key, f'---> saved as "{event.key}"', _YELLOW)
             case events.StepEnded():
-                self._end(event.key)
+                self._end(event.key, f"---> {event.message}" if self._staged else "", _RED)
             case events.Note():
-                self._line(event.text, _YELLOW if event.key else _BLUE)
+                text = f"warning: {event.text}" if event.warning else event.text
+                self._line(text, _YELLOW if event.warning else _BLUE, _Step(""))
             case _:
                 return
         self._stream.flush()
 
-    def _end(self, key: Key) -> None:
-        stream = self._streams.pop(key, None)
-        if stream is not None:
-            self._write(stream.end())
-            if self._colour:
-                self._stream.write(_PLAIN)  # a step's colour ends with it
+    def _output(self, data: bytes, step: _Step) -> None:
+        if self._guard:
+            data = step.guard.feed(data)
+        if not self._staged:
+            self._write(data)
+            return
+        whole, end, step.open = (step.open + data).rpartition(b"\n")
+        if end:
+            self._lines(whole, step)
+        if len(step.open) > _LONGEST:
+            self._lines(step.open, step)
+            step.open = b""
+
+    def _lines(self, text: bytes, step: _Step) -> None:
+        self._write(b"".join(step.prefix + line + b"\n" for line in text.split(b"\n")))
+        if self._colour and b"\x1b" in text:
+            self._stream.write(_PLAIN)  # the next line may be another step's
+
+    def _end(self, key: Key, text: str, colour: bytes) -> None:
+        step = self._steps.pop(key, _Step(""))
+        rest = step.open + step.guard.end()
+        if rest and self._staged:
+            self._lines(rest, step)
+        else:
+            self._write(rest)
+        if self._colour and not self._staged:
+            self._stream.write(_PLAIN)  # a step's colour ends with it
+        if text:
+            self._line(text, colour, step)
 
     def _write(self, data: bytes) -> None:
         if data:
             self._stream.write(data)
             self._at_start = data.endswith(b"\n")
 
-    def _line(self, text: str, colour: bytes) -> None:
-        data = text.encode("utf-8", "surrogateescape")
+    def _line(self, text: str, colour: bytes, step: _Step) -> None:
+        data = text.encode("utf-8", "surrogateescape").replace(b"\n", b"\n" + step.prefix)
+        data = step.prefix + data
         if self._guard:
             data = neutral(data, colours=False)
         if self._colour:

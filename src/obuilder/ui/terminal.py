@@ -1,5 +1,6 @@
 """What may reach a terminal: text, line ends, tabs and colours; whatever else steers is shown."""
 
+import os
 import re
 
 _SAFE = re.compile(rb"\x1b\[[0-9;:]*m")
@@ -76,13 +77,24 @@ def cells(text: str) -> int:
     )
 
 
-def one_line(heading: str) -> str:
-    """A heading of several lines as one, for lists; visible."""
-    lines = visible(heading).split("\n")
-    joined = lines[0]
-    for line in lines[1:]:
-        # A string that goes on in the next line ends with a backslash.
-        joined = (
-            joined[:-1] + line.lstrip() if joined.endswith("\\") else f"{joined} {line.lstrip()}"
-        )
-    return joined
+def width() -> int | None:
+    """The columns that standard output has, by $COLUMNS or by the terminal; None if neither says."""
+    told = os.environ.get("COLUMNS", "")
+    if told.isdecimal() and int(told) > 0:
+        return int(told)
+    try:
+        return os.get_terminal_size().columns or None
+    except OSError:
+        return None
+
+
+def cut(text: str, width: int) -> str:
+    """A visible text that takes no more than `width` columns, with a sign where it was cut."""
+    if cells(text) <= width:
+        return text
+    taken = 0
+    for at, sign in enumerate(text):
+        taken += cells(sign)
+        if taken > width - 1:
+            return text[:at] + "…"
+    return text

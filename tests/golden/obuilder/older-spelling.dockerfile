@@ -10,12 +10,10 @@ WORKDIR /src
 USER 1000:1000
 ENV EMPTY=""
 COPY --chown=1000:1000 a b ./
-RUN printf 'tab	here \
-    ' | cat
+RUN [ "/bin/sh", "-c", "printf 'tab\there\n' | cat" ]
 COPY --chown=1000:1000 --from=outer [ "file", "/with blank/" ]
 USER builder
 RUN echo '"quoted"' \ $HOME
-# warning: if 'a' is a directory, a Dockerfile copies what is in it, not itself
-# warning: if 'b' is a directory, a Dockerfile copies what is in it, not itself
-# warning: without BuildKit, caches and secrets are left out
-# warning: if 'file' is a directory, a Dockerfile copies what is in it, not itself
+# warning: of a directory, COPY puts what is in it into './', not itself; look what is one of: 'a' 'b'
+# warning: caches and secrets need BuildKit; without it they are left out
+# warning: of a directory, COPY puts what is in it into '/with blank/', not itself; look what is one of: 'file'

@@ -12,4 +12,4 @@ COPY --chown=1000:1000 . /home/opam/opam-repository/
 RUN opam repository set-url --strict default opam-repository/
 RUN opam update --depexts && opam reinstall --yes tar.2.6.0; res=$?; test "$res" != 31 && exit $res; echo "failed for want of something else"; exit 1
 RUN opam reinstall --with-test --yes tar.2.6.0
-# warning: without BuildKit, caches and secrets are left out
+# warning: caches and secrets need BuildKit; without it they are left out

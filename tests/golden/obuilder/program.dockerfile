@@ -13,7 +13,6 @@ FROM debian:12
 RUN apt-get update && apt-get install -y --no-install-recommends libsqlite3-0 tar
 COPY --from=dev /src/_build/default/main.exe /usr/local/bin/program
 RUN program --help
-# warning: if 'dune-project' is a directory, a Dockerfile copies what is in it, not itself
-# warning: without BuildKit, caches and secrets are left out
+# warning: of a directory, COPY puts what is in it into './', not itself; look what is one of: 'dune-project' 'program.opam' 'program-spec.opam'
+# warning: caches and secrets need BuildKit; without it they are left out
 # warning: exclude needs a .dockerignore with: **/.git **/_build **/_opam
-# warning: without BuildKit, caches and secrets are left out

@@ -1,4 +1,4 @@
 FROM debian:12
 WORKDIR /src
 RUN test -s /run/secrets/password && git clone https://git.example.org/closed.git .
-# warning: without BuildKit, caches and secrets are left out
+# warning: caches and secrets need BuildKit; without it they are left out

@@ -6,12 +6,13 @@ user name has the session in it too, and so is never another's: systems remove u
 two builders may recover at the same time.
 """
 
+import grp
 import itertools
 import os
 import pwd
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
@@ -21,6 +22,7 @@ from msgspec import Struct
 
 from obuilder.errors import BackendUnavailable, SandboxError
 from obuilder.system import process
+from obuilder.system.files import remove_tree
 
 _NAME = re.compile(r"obuilder-[0-9a-f]+-\d+")
 _PATIENCE = 15.0
@@ -65,8 +67,11 @@ class LinuxAccounts:
         self._tried(added(name, note, self._home), good={0})
 
     def remove(self, account: Account) -> None:
-        """See `Accounts`."""
+        """See `Accounts`. Whether userdel takes the group along, the machine's login.defs says."""
         self._tried(["userdel", account.name], good={0, 6})
+        with suppress(KeyError):
+            grp.getgrnam(account.name)
+            self._tried(["groupdel", account.name], good={0, 6})
 
     def _tried(self, argv: list[str], good: set[int]) -> None:
         end = time.monotonic() + _PATIENCE
@@ -90,10 +95,16 @@ def added(name: str, note: str, home: str) -> list[str]:
 
 
 class Pool:
-    """The builder users of one session; `mark` is their store's, `session` who they belong to."""
+    """The builder users of one session; `mark` is their store's, `session` who they belong to.
 
-    def __init__(self, accounts: Accounts, mark: str, session: str) -> None:
+    What they left in the directories `shared` goes with them: their numbers will be others'.
+    """
+
+    def __init__(
+        self, accounts: Accounts, mark: str, session: str, *, shared: tuple[str, ...] = ()
+    ) -> None:
         self._accounts, self._mark, self._session = accounts, mark, session
+        self._shared = shared
         self._idle: list[Account] = []
         self._made: list[Account] = []
         self._numbers = itertools.count(1)
@@ -122,7 +133,15 @@ class Pool:
         return account
 
     async def recover(self, dead: Callable[[str], bool]) -> None:
-        """Remove the users of this store's sessions that are no more."""
+        """Remove the users of this store's sessions that are no more, and those they still make."""
+
+        def still_made() -> bool:  # useradd goes on when its builder is killed
+            notes = [word for word in _arguments() if word.startswith(self._mark)]
+            return any(dead(note.removeprefix(self._mark)) for note in notes)
+
+        with anyio.move_on_after(_PATIENCE):
+            while await anyio.to_thread.run_sync(still_made):
+                await anyio.sleep(0.05)
         left = [
             account
             for account in listed()
@@ -141,6 +160,7 @@ class Pool:
     def _drop(self, account: Account) -> None:
         if account in listed():  # else somebody else recovers, and the number may be another's
             end_processes(account.uid)
+            remove_files(account.uid, self._shared)
             self._accounts.remove(account)
 
 
@@ -154,6 +174,16 @@ def end_processes(uid: int) -> None:
         if time.monotonic() > end:
             raise SandboxError(f"processes of user {uid} can't be ended: {found}")
         time.sleep(0.005)
+
+
+def remove_files(uid: int, folders: Sequence[str]) -> None:
+    """Remove what a user without processes has right in these directories, as far as that can be."""
+    for folder in folders:
+        with suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                with suppress(OSError):
+                    if entry.stat(follow_symlinks=False).st_uid == uid:
+                        remove_tree(entry.path)
 
 
 def processes_of(uid: int) -> list[int]:
@@ -175,6 +205,17 @@ def _state(pid: str) -> tuple[str, int]:
     with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
         fields = dict(line.partition(":")[::2] for line in file)
     return fields["State"].split()[0], int(fields["Uid"].split()[0])
+
+
+def _arguments() -> list[str]:
+    """The words of all of root's command lines, as far as /proc tells."""
+    found = []
+    if os.path.isdir("/proc/self"):
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
+                if os.fstat(file.fileno()).st_uid == 0:
+                    found += os.fsdecode(file.read()).split("\0")
+    return found
 
 
 def need(*programs: str) -> None:

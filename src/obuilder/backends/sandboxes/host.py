@@ -37,6 +37,7 @@ class HostSandbox(LaunchedSandbox):
             limits=self._groups.limits | {"seconds"},
             platforms=(host_platform(),),
             isolation=False,
+            utf8_only=True,
             policies=frozenset({"no_new_privileges"}),
             named_users=True,
             mounts=True,

@@ -16,13 +16,13 @@ import anyio.to_thread
 from obuilder.backends.protocols import Command, Exit, Features, HostDir, Root, SecretFile
 from obuilder.backends.sandboxes.cells import Cell, Cells
 from obuilder.backends.sandboxes.homes import account
-from obuilder.errors import SandboxError, Unsupported, of_disk
+from obuilder.errors import SandboxError, not_text, of_disk
 from obuilder.system import linux, process
 from obuilder.system.cgroups import Hierarchies
 from obuilder.system.files import remove_tree
 from obuilder.system.sessions import alive
 from obuilder.system.tree import Manifest
-from obuilder.values import IdMap, UnixUser, User, shown
+from obuilder.values import IdMap, UnixUser, User
 
 _MARK = "obuilder-"
 
@@ -126,10 +126,7 @@ class LocalSandbox(ABC):
         try:
             self._fill(stack, cell.bundle, root, command, terminal=terminal)
         except UnicodeEncodeError as error:
-            raise Unsupported(
-                f"this sandbox takes UTF-8 only, which '{shown(str(error.object))[:60]}' is not",
-                hint=r"let the command make such bytes itself, as with printf '\377'",
-            ) from error
+            raise not_text(str(error.object)) from error
         first: list[bytes] = []
 
         def heard(data: bytes) -> None:

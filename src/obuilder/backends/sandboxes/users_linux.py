@@ -56,6 +56,7 @@ class LinuxUsersSandbox(LaunchedSandbox):
             limits=self._groups.limits | {"seconds"},
             platforms=(host_platform(),),
             isolation=False,
+            utf8_only=True,
             policies=frozenset(filtered),
             places=PLACES,
             domain="users",

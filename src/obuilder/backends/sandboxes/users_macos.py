@@ -19,6 +19,7 @@ class MacSystem:
     """See `users_redirected.System`."""
 
     home = HOME
+    shared = ("/private/tmp", "/private/var/tmp")
 
     def __init__(self) -> None:
         self.prefix = prefix_of(platform.machine())

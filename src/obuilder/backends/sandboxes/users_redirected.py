@@ -15,7 +15,13 @@ import anyio
 import anyio.to_thread
 
 from obuilder.backends.protocols import Command, Exit, Features, HostDir, Mount, Root
-from obuilder.backends.sandboxes.accounts import Account, Accounts, Pool, end_processes
+from obuilder.backends.sandboxes.accounts import (
+    Account,
+    Accounts,
+    Pool,
+    end_processes,
+    remove_files,
+)  # fmt: skip
 from obuilder.backends.sandboxes.local import directory_of
 from obuilder.errors import BackendUnavailable, SandboxError, Unsupported, of_disk
 from obuilder.oci.platforms import host_platform
@@ -32,6 +38,8 @@ class System(Protocol):
 
     home: str
     prefix: str
+    shared: tuple[str, ...]
+    """Directories in which every user of the machine may leave files."""
     accounts: Accounts
 
     def command(
@@ -59,7 +67,7 @@ class RedirectedUsers:
         place = os.stat(directory)
         # Who has a copy of this store has another directory.
         mark = f"obuilder-{place.st_dev:x}-{place.st_ino:x}-"
-        self._pool = Pool(system.accounts, mark, session)
+        self._pool = Pool(system.accounts, mark, session, shared=system.shared)
         self._redirects: dict[str, process.Started] = {}
         self._starting = anyio.Lock()
         self.features = Features(
@@ -69,6 +77,7 @@ class RedirectedUsers:
             limits=frozenset({"seconds"}),
             platforms=(host_platform(),),
             isolation=False,
+            readonly_mounts=False,
             policies=frozenset(),
             places=(system.home, system.prefix),
             domain="users",
@@ -180,8 +189,10 @@ class RedirectedUsers:
         self, account: Account, command: Command, output: Callable[[bytes], None] | None
     ) -> Exit:
         env = {"HOME": self._system.home, **dict(command.env)}
+        left = list(self._system.shared)
         if temporary := self._system.temporary(account):
             env.setdefault("TMPDIR", temporary)
+            left.append(temporary)
         words = self._system.command(account, env, command.cwd, command.argv)
         started = process.start(words, terminal=output is None)
         try:
@@ -191,6 +202,7 @@ class RedirectedUsers:
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(end_processes, account.uid)
+                await anyio.to_thread.run_sync(remove_files, account.uid, left)
         return Exit(status=ended.status, timed_out=ended.timed_out)
 
     @asynccontextmanager
