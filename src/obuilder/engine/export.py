@@ -89,6 +89,8 @@ async def export_directory(builder: Builder, prefix: str, target: str) -> None:
 async def written(path: str) -> AsyncIterator[BinaryIO]:
     """A file that is `path` once the context ends well; - is standard output."""
     if path == "-":
+        if sys.stdout.isatty():
+            raise UsageError("an archive is not for a terminal", hint="redirect it, or name a file")
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return

@@ -78,6 +78,7 @@ class Layers:
     ) -> None:
         self._store, self._index, self._fetch, self._tell = store, index, fetch, tell
         self._told: set[str] = set()
+        self._anew: set[Key] = set()
 
     def final(self, key: Key) -> Final:
         """What an image of a result says. UsageError if no build told."""
@@ -88,8 +89,8 @@ class Layers:
             found = self._index.final(record.key)
             if found is not None:
                 self._tell(
-                    f"no build ended with {key[:12]}: its image has the settings of "
-                    f"{found.base.name} alone"
+                    f"no build ended with {key[:12]}: its image has the settings of what it was "
+                    f"made from, {record.key[:12]}"
                 )
                 return found
         raise UsageError(
@@ -187,6 +188,7 @@ class Layers:
             file.close()
             raise
         file.close()
+        self._anew.add(layer.key)
         self._note(
             f"layers of {base.name} are made anew, so their digests are others than in that image: "
             f"{reason}"
@@ -210,7 +212,8 @@ class Layers:
                 return packed(write, store.directory, packing.form)
 
             blob, file = await _stoppable(make)
-        self._index.put_blob(layer.key, _name(layer, packing), msgspec.msgpack.encode(blob))
+        if layer.key not in self._anew:  # else the image's own may be had again the next time
+            self._index.put_blob(layer.key, _name(layer, packing), msgspec.msgpack.encode(blob))
         return blob, file
 
     def _note(self, text: str) -> None:
