@@ -48,6 +48,9 @@ SPECS = {
     "network": ("the host's network", '(run (network host) (shell "test -e /sys/class/net/lo && echo seen > seen"))'),
     "isolated": ("no network", '(run (shell "ls /sys/class/net > nets"))'),
     "limits": ("limits of memory and processes", '(run (limits (memory 200m) (pids 50)) (shell "echo limited > l"))'),
+    "added": ("files placed as a Dockerfile places them", '(mkdir w/made) (add (src "tree/[al]*") (text (said "text\\n")) (dst w/) (owner (uid 0) (gid 0)) (permissions u=rwX,go=rX)) (run (shell "cat w/a w/said > both"))'),
+    "named": ("users by name", '(run (shell "mkdir -m 1777 u; echo them:x:1000:100::/: >> /etc/passwd")) (user (name them)) (run (shell "id -u > u/id"))'),
+    "shown": ("builds and memory that a step sees", f'((build dev ((from micro) {HEAD} {RUN.format("echo built > f")})) (from micro) {HEAD} (run (binds (dev (target /home/builder/dev) (source /home/builder))) (tmpfs (/home/builder/m (size 1m))) (shell "cat dev/f > got; echo x > m/y")))'),
     "root": ("all of the root is the step's", '(workdir /srv/x) (run (shell "echo 1 > /srv/x/y"))'),
 }  # fmt: skip
 

@@ -75,6 +75,14 @@ def test_a_fault_is_told_with_its_line_and_a_caret(program: Program) -> None:
         assert "Dockerfile:4:6" in done.err
         assert "COPY --chwon=1 a b\n" in done.err
         assert "     ^" in done.err
+    dockerfile(program, "FROM micro AS a\nCOPY none /x\nFROM a\nADD [x /y\n")
+    assert "Dockerfile:2:1: 'none' not found" in program.run("build").err
+    program.file("none", b"")
+    assert "Dockerfile:4:1: '[x' is no pattern" in program.run("plan").err
+    dockerfile(program, "FROM micro\nCOPY --from=No:where /x /y\n")
+    assert "Dockerfile:2:1: there is no image called 'No:where'" in program.run("build").err
+    assert "is a Dockerfile" in program.run("fmt", "Dockerfile").err
+    assert program.ok("check") == "./Dockerfile: ok\n"
     dockerfile(program, "FROM micro\nFROM No:where\n")
     done = program.run("build")
     assert done.status == 5

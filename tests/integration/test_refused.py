@@ -11,7 +11,7 @@ from obuilder.backends.registry import opened
 from obuilder.backends.sandboxes.accounts import listed
 from obuilder.backends.sandboxes.users_redirected import RedirectedUsers
 from obuilder.errors import Unsupported
-from obuilder.oci.reference import host_platform
+from obuilder.oci.platforms import host_platform
 from obuilder.values import Policy
 from people import gone_with
 from places import scratch
@@ -28,13 +28,14 @@ ODD = os.fsdecode(b"\xff")
 ANYWHERE = [
     ('(run (network other) (shell "true"))', "this sandbox has no network called 'other'"),
     ('(run (network host other) (shell "true"))', "this sandbox has no network called 'other'"),
-    ('(user (name them))\n(run (shell "true"))', NAMED),
     (f'(run (shell "echo {ODD}"))', BYTES),
+    ('(run (insecure) (shell "true"))', "which nobody has allowed"),
 ]
 """Ops that no step may have, and what is said of them."""
 
 OF_USERS = [
     *ANYWHERE,
+    ('(user (name them))\n(run (shell "true"))', NAMED),
     ('(user (uid 1000) (gid 1000))\n(run (shell "true"))', USERS),
     ("(user (uid 1000) (gid 1000))\n(copy (src x) (dst ./))", USERS),
     ("(user (name them))\n(copy (src x) (dst ./))", NAMED),
@@ -43,6 +44,11 @@ OF_USERS = [
     ('(workdir /src)\n(run (shell "true"))', "this sandbox can't start in /src"),
     ('(run (cache (c (target /var/cache))) (shell "true"))', "can't mount on /var/cache"),
     ('(run (secrets (s (target /etc/s))) (shell "true"))', "can't mount on /etc/s"),
+    ('(run (secrets (s (target /run/s) (owner (uid 5) (gid 5)))) (shell "true"))', USERS),
+    ('(run (tmpfs (/run/t)) (shell "true"))', "can't show builds, memory or agents"),
+    ("(add (src x) (dst /src/))", "this sandbox can't copy to /src"),
+    ("(add (src x) (dst /run/) (owner (uid 5) (gid 5)))", USERS),
+    ("(mkdir /src)", "this sandbox can't make /src"),
 ]
 
 OF_HOST = [

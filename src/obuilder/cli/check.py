@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from obuilder.cli.options import read_file
-from obuilder.cli.specs import is_dockerfile
+from obuilder.cli.specs import is_dockerfile, spec_path
 from obuilder.errors import UsageError
 from obuilder.spec.decode import parse
 from obuilder.ui.messages import complain
@@ -13,14 +13,16 @@ from obuilder.ui.messages import complain
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument(
-        "files", nargs="*", default=["obuilder.spec"], metavar="FILE", help="- is standard input"
-    )
+        "files", nargs="*", metavar="FILE",
+        help="specs and Dockerfiles, - for standard input; obuilder.spec, else Dockerfile, if not"
+        " given",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
     """Report all faults of all files."""
     status = 0
-    for path in args.files:
+    for path in args.files or [spec_path(argparse.Namespace(file=None))]:
         try:
             _check(path, read_file(path))
         except UsageError as error:

@@ -6,6 +6,7 @@ import sys
 from contextlib import suppress
 
 from obuilder.cli.options import read_file
+from obuilder.cli.specs import is_dockerfile
 from obuilder.errors import UsageError
 from obuilder.spec.format import format_text
 from obuilder.ui.messages import complain
@@ -28,6 +29,8 @@ def run(args: argparse.Namespace) -> int:
     for path in args.files:
         try:
             old = read_file(path)
+            if is_dockerfile(path, old):
+                raise UsageError(f"{path} is a Dockerfile, and only specs are laid out")
             new = format_text(old, file=path)
         except UsageError as error:
             complain(error)

@@ -17,7 +17,7 @@ from obuilder.spec.model import Spec
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a spec that is no Dockerfile needs none of it
     from obuilder.spec.dockerfile import Dockerfile
-    from obuilder.spec.from_dockerfile import Options
+    from obuilder.spec.from_dockerfile import Converted, Options
 
 _NAMES = ("obuilder.spec", "Dockerfile")
 
@@ -122,10 +122,10 @@ def chosen(args: argparse.Namespace, setup: Settings) -> Chosen:
         return Chosen(spec, Contexts(where, named=tuple(given)), name)
     from obuilder.spec.dockerfile import parse as parse_dockerfile
 
-    spec = _converted(parse_dockerfile(text, file=path), _options(args, given, setup), setup)
+    found = _converted(parse_dockerfile(text, file=path), _options(args, given, setup), setup)
     ignore = (f"{path}.dockerignore", os.path.join(where, ".dockerignore"))
     named = tuple((key.lower(), value) for key, value in given if "://" not in value)
-    return Chosen(spec, Contexts(where, ignore, named), name)
+    return Chosen(found.spec, Contexts(where, ignore, named, found.places), name)
 
 
 def _options(args: argparse.Namespace, given: list[tuple[str, str]], setup: Settings) -> "Options":
@@ -147,13 +147,13 @@ def _options(args: argparse.Namespace, given: list[tuple[str, str]], setup: Sett
     )  # fmt: skip
 
 
-def _converted(dockerfile: "Dockerfile", options: "Options", setup: Settings) -> Spec:
+def _converted(dockerfile: "Dockerfile", options: "Options", setup: Settings) -> "Converted":
     from obuilder.engine.dockerfiles import convert
 
     found = convert(dockerfile, options, setup)
     for warning in found.warnings:
         sys.stderr.write(f"warning: {warning}\n")
-    return found.spec
+    return found
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -81,16 +81,16 @@ class Workshop:
         """Unsupported: store or sandbox lack something that the action needs."""
         if isinstance(action, LayerAction):
             return
+        # Names of who gets what is added are looked up here; all else is the sandbox's to do.
+        named = isinstance(action, AddAction | MkdirAction) and isinstance(action.user, NamedUser)
+        if action.user is not None and not named:
+            self._refuse_user(action.user)
         if isinstance(action, RunAction):
             self._refuse_run(action)
         elif isinstance(action, MkdirAction):
             self._refuse_place("make", action.path)
         else:
             self._refuse_place("copy to", action.dst)
-        # Names of who gets what is added are looked up here; all else is the sandbox's to do.
-        named = isinstance(action, AddAction | MkdirAction) and isinstance(action.user, NamedUser)
-        if action.user is not None and not named:
-            self._refuse_user(action.user)
 
     def _refuse_run(self, action: RunAction) -> None:
         features = self.sandbox.features

@@ -5,7 +5,8 @@ needed, and `drive` gets the answer of a coroutine by hand.
 """
 
 import os
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import msgspec
@@ -14,7 +15,7 @@ from msgspec import Struct
 from obuilder.backends.fetchers import Sources, fetcher_for, is_remote
 from obuilder.engine.index import Index
 from obuilder.engine.settings import Images
-from obuilder.errors import CopyError, NotFound, UsageError
+from obuilder.errors import CopyError, NotFound, ObuilderError, UsageError
 from obuilder.oci.platforms import accepted, host_platform, normalised
 from obuilder.plan.lower import ContextAdd, ContextCopy, Wanted
 from obuilder.plan.model import Base, Inputs
@@ -107,6 +108,8 @@ class Contexts(Struct, frozen=True):
     directory: str
     ignore: tuple[str, ...] = ()
     named: tuple[tuple[str, str], ...] = ()
+    places: Mapping[OpPath | str, str] = {}
+    """Where ops, and names of images, stand in a Dockerfile, for what is said of them."""
 
 
 def contexts(context: "str | Contexts") -> Contexts:
@@ -121,11 +124,22 @@ class Context:
         where = contexts(where)
         self.directory = _directory(where.directory)
         self.named = {name: _directory(directory) for name, directory in where.named}
+        self._places = where.places
         self._stats = stats
         names = where.ignore or (os.path.join(self.directory, ".obuilderignore"),)
         self._ignore = read_ignore_file(names)
         self._manifests: dict[OpPath, Manifest] = {}
         self._selections: dict[OpPath, tuple[str, Selection]] = {}
+
+    @contextmanager
+    def telling(self, what: OpPath | str) -> Iterator[None]:
+        """Errors about an op, or the name of an image, say where that stands."""
+        try:
+            yield
+        except ObuilderError as error:
+            if what in self._places:
+                error.message = f"{self._places[what]}: {error.message}"
+            raise
 
     def selection(self, add: ContextAdd) -> "Selection":
         """What `add` would copy now; the same answer at every later call. CopyError, UsageError."""
@@ -264,7 +278,12 @@ class Resolver:
 
 async def gather(wanted: Wanted, context: Context, resolver: Resolver) -> Inputs:
     """Everything the plan asks of the outside world."""
-    bases = {name: await resolver.base(name) for name in wanted.bases}
+    bases: dict[str, Base] = {}
+    for name in wanted.bases:
+        with context.telling(name):
+            bases[name] = await resolver.base(name)
     copies = {copy.op: context.manifest(copy).digest for copy in wanted.copies}
-    copies |= {add.op: context.selection(add).digest for add in wanted.adds}
+    for add in wanted.adds:
+        with context.telling(add.op):
+            copies[add.op] = context.selection(add).digest
     return Inputs(bases=bases, copies=copies)

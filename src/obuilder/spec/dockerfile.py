@@ -93,6 +93,12 @@ def fault(source: Source, at: Stretch, message: str, *, hint: str | None = None)
     return SpecErrors([source.error(message, at.start, max(at.end, at.start), hint=hint)])
 
 
+def place(source: Source, at: Stretch) -> str:
+    """Where it stands, for messages."""
+    span = source.span(at.start, at.end)
+    return f"{source.file}:{span.line}:{span.column}"
+
+
 class _Lines:
     def __init__(self, source: Source) -> None:
         self.source = source

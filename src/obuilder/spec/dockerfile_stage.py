@@ -5,7 +5,14 @@ from collections.abc import Callable, Iterable
 
 from obuilder.errors import SpecErrors
 from obuilder.spec.decode_settings import PORT, SIGNAL
-from obuilder.spec.dockerfile import Dockerfile, Instruction, Stretch, fault, json_words
+from obuilder.spec.dockerfile import (
+    Dockerfile,
+    Instruction,
+    Stretch,
+    fault,
+    json_words,
+    place,
+)
 from obuilder.spec.dockerfile_words import BadWord, expand, expand_raw, expand_words, word_places
 from obuilder.spec.image import DEFAULT_PATH, SHELL, ImageConfig, changed
 from obuilder.spec.model import (
@@ -61,35 +68,47 @@ class Stage:
         globally: dict[str, str],
         network: tuple[str, ...],
         built: Callable[[Stretch], str],
-        beside: Callable[[str, tuple[Op, ...], str], str],
+        beside: Callable[[str, str, tuple[Op, ...], str], str],
     ) -> None:
         self.source: Source = dockerfile.source
         self.escape = dockerfile.escape
         self.config, self.given, self.globally = config, given, globally
-        self.network, self.built, self.beside = network, built, beside
+        self.network, self.built, self._beside = network, built, beside
         self.ops: list[Op] = []
+        self.places: list[str] = []
+        """Where the instruction of each op stands."""
+        self.place = ""
         self.asked: set[str] = set()
         """The build arguments that were asked for."""
         self.own_cmd = False
         self.cwd = config.workdir or "/"
         self.env = {"PATH": DEFAULT_PATH, **dict(config.env)}
 
+    def beside(self, name: str, ops: tuple[Op, ...], base: str) -> str:
+        """The name of a build that is no stage, for the instruction that is read."""
+        return self._beside(self.place, name, ops, base)
+
     def begin(self, *, inherit: bool) -> None:
         """What stands before the first instruction."""
         if inherit:
-            self.ops.append(Inherit())
+            self.add(Inherit())
         for name, value in self.given.items():
             if name in PROXIES:
-                self.ops.append(Ambient(name, value))
+                self.add(Ambient(name, value))
 
     def put(self, op: Op) -> None:
         """Take in an op, with what it changes."""
-        self.ops.append(op)
+        self.add(op)
         self.config = changed(self.config, op, own_cmd=self.own_cmd, cwd=self.cwd)
         if isinstance(op, Env | Arg):
             self.env[op.name] = op.value
         elif isinstance(op, Cmd):
             self.own_cmd = True
+
+    def add(self, op: Op) -> None:
+        """Put an op behind the others, at the place of the instruction that is read."""
+        self.ops.append(op)
+        self.places.append(self.place)
 
     # --- reading -----------------------------------------------------------------------------
 
@@ -208,6 +227,7 @@ class Stage:
             "RUN": lambda it: run(self, it), "COPY": lambda it: copy(self, it),
             "ADD": lambda it: copy(self, it),
         }  # fmt: skip
+        self.place = place(self.source, it.whole)
         readers[it.name](it)
 
     def pairs(self, it: Instruction) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from obuilder.spec.dockerfile_stage import PROXIES, Stage
 from obuilder.spec.dockerfile_words import BadWord, expand, word_places
 from obuilder.spec.image import SCRATCH, ImageConfig, begun
 from obuilder.spec.model import Add, Built, Op, Spec
-from obuilder.values import Platform
+from obuilder.values import OpPath, Platform
 
 _NAME = re.compile(r"[a-z][a-z0-9-_.]*")
 _REMOTE = re.compile(r"(https?|git|ssh)://")
@@ -46,6 +46,8 @@ class Converted(Struct, frozen=True):
 
     spec: Spec
     warnings: tuple[str, ...] = ()
+    places: dict[OpPath | str, str] = {}
+    """Where the instruction stands of each op, and of each base image that no FROM names."""
 
 
 class _Planned:
@@ -66,8 +68,7 @@ def images(dockerfile: Dockerfile, options: Options) -> dict[str, str]:
     for stage in file.needed():
         kind, value = file.base(stage)
         if kind == "image" and value != "scratch":
-            at = file.source.span(stage.at.start, stage.at.end)
-            found.setdefault(value, f"{file.source.file}:{at.line}:{at.column}")
+            found.setdefault(value, text.place(file.source, stage.at))
     return found
 
 
@@ -93,6 +94,7 @@ class _File:
         self.stages = self._stages()
         self.names: dict[int, str] = {}
         self.children: list[tuple[str, Spec]] = []
+        self.places: dict[OpPath | str, str] = {}
         self.taken: set[str] = set()
         self.made: dict[tuple[tuple[Op, ...], str], str] = {}
         self.ends: dict[int, ImageConfig] = {}
@@ -259,15 +261,22 @@ class _File:
         *before, last = self.needed()
         for stage in before:
             name = self.unique(stage.name or f"stage-{stage.number}")
-            spec = self.spec(stage, configs)
+            spec, places = self.spec(stage, configs)
             self.names[stage.number] = name
-            self.children.append((name, spec))
-        spec = self.spec(last, configs)
+            self.child(name, spec, places)
+        spec, places = self.spec(last, configs)
+        self.places |= {(index,): place for index, place in enumerate(places)}
         unused = [name for name in self.given if name not in self.asked | PROXIES]
         return Converted(
             Spec(spec.base, spec.ops, tuple(self.children)),
             tuple(f"no ARG asks for the build argument {name}" for name in unused),
+            self.places,
         )
+
+    def child(self, name: str, spec: Spec, places: list[str]) -> None:
+        number = len(self.children)
+        self.places |= {(number, index): place for index, place in enumerate(places)}
+        self.children.append((name, spec))
 
     def unique(self, name: str) -> str:
         found, number = name, 1
@@ -277,7 +286,8 @@ class _File:
         self.taken.add(found)
         return found
 
-    def spec(self, planned: _Planned, configs: Mapping[str, ImageConfig]) -> Spec:
+    def spec(self, planned: _Planned, configs: Mapping[str, ImageConfig]) -> tuple[Spec, list[str]]:
+        """A stage's spec, and where the instruction of each op stands."""
         kind, value = self.base(planned)
         base: str | Built
         if kind == "stage":
@@ -289,7 +299,7 @@ class _File:
         stage = Stage(
             self.dockerfile, begun(config), given=self.given, globally=self.globals,
             network=self.options.network,
-            built=lambda at: self.built(planned, at), beside=self.beside,
+            built=lambda at: self.built(stage, planned, at), beside=self.beside,
         )  # fmt: skip
         stage.begin(inherit=kind != "stage")
         if kind == "stage":
@@ -308,9 +318,9 @@ class _File:
         self.asked |= stage.asked
         self.ends[planned.number] = stage.config
         self.variables[planned.number] = stage.env
-        return Spec(base, tuple(stage.ops))
+        return Spec(base, tuple(stage.ops)), stage.places
 
-    def built(self, planned: _Planned, at: Stretch) -> str:
+    def built(self, stage: Stage, planned: _Planned, at: Stretch) -> str:
         """The build that a `from` names, from within a stage."""
         kind, value = self.source_of(at.text, planned.number, at)
         if kind == "stage":
@@ -318,15 +328,16 @@ class _File:
                 raise fault(self.source, at, f"the stage {at.text!r} is not known here")
             return self.names[int(value)]
         if kind == "context":
-            return self.beside(value, (Add(("/",), "/", context=value),), "scratch")
-        return self.beside("image", (), value)
+            return stage.beside(value, (Add(("/",), "/", context=value),), "scratch")
+        return stage.beside("image", (), value)
 
-    def beside(self, name: str, ops: tuple[Op, ...], base: str) -> str:
+    def beside(self, place: str, name: str, ops: tuple[Op, ...], base: str) -> str:
         """The build of a base and ops that no stage is; one for all that are alike."""
+        self.places.setdefault(base, place)
         known = self.made.get((ops, base))
         if known is None:
             known = self.made[ops, base] = self.unique(f"{name}-{len(self.made)}")
-            self.children.append((known, Spec(base, ops)))
+            self.child(known, Spec(base, ops), [place] * len(ops))
         return known
 
 
