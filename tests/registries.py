@@ -433,3 +433,63 @@ class _ProxyHandler(Handler):
             self.say(answer.status, data, Content_Type=answer.getheader("Content-Type", ""))
         finally:
             upstream.close()
+
+
+class Gate(Server):
+    """Stands before a registry that is pushed to. `cut`: of a piece of an upload only so many bytes
+    get there, and then the connection ends, `cuts` times. `busy`: answers to give first, (method,
+    status). `sent` are the bytes of blobs that got there.
+    """
+
+    def __init__(self, upstream):
+        super().__init__(_GateHandler)
+        self.upstream = upstream
+        self.cut, self.cuts, self.busy, self.sent = None, 0, [], 0
+
+    def count(self, method, word=""):
+        """How many requests of a method had `word` in their path."""
+        return sum(asked == method and word in path for asked, path, _ in self.asked)
+
+
+class _GateHandler(Handler):
+    def do_GET(self):
+        gate = self.server
+        self.note()
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if gate.busy and gate.busy[0][0] == self.command:
+            self.say(gate.busy.pop(0)[1], b"not now")
+            return
+        cut = self.command == "PATCH" and gate.cut is not None and gate.cuts > 0
+        if cut:
+            gate.cuts -= 1
+            body = body[: gate.cut]
+        upstream = http.client.HTTPConnection(gate.upstream)
+        try:
+            headers = {
+                name: value for name, value in self.headers.items()
+                if name.lower() in ("accept", "authorization", "content-type")
+            }  # fmt: skip
+            upstream.request(self.command, self.path, body, {"Host": gate.host, **headers})
+            answer = upstream.getresponse()
+            data = answer.read()
+        finally:
+            upstream.close()
+        if "/blobs/" in self.path:
+            gate.sent += len(body)
+        if cut:
+            self.close_connection = True
+            with suppress(OSError):
+                self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        kept = ("content-type", "location", "range", "docker-content-digest", "www-authenticate")
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() in kept:
+                self.send_header(name, value)
+        length = answer.getheader("Content-Length") if self.command == "HEAD" else len(data)
+        self.send_header("Content-Length", str(length or 0))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815 - the library's names

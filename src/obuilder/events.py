@@ -2,7 +2,8 @@
 
 The stream of one build: `BuildStarted`, then for each step `StepStarted`, any `Output`, `Progress` and
 `Note`, and one of `StepCached`, `StepDone`, `StepEnded`; at last `BuildDone` or `BuildEnded`. Steps of
-independent stages interleave: `key` says which step an event belongs to.
+independent stages interleave: `key` says which step an event belongs to. Where a result is taken out
+(`obuilder build -o`), `Progress` of its layers and `Note`s come after `BuildDone`.
 """
 
 from collections.abc import Callable
@@ -50,7 +51,9 @@ class Output(Struct, frozen=True, tag="output", tag_field="event"):
 
 
 class Progress(Struct, frozen=True, tag="progress", tag_field="event"):
-    """How far a step got whose base image comes from elsewhere: bytes that are there, and all."""
+    """How far a step got whose base image comes from elsewhere, or how much of its layer was sent:
+    bytes that are there, and all.
+    """
 
     key: Key
     done: int

@@ -95,6 +95,8 @@ anyio.run(main)
 
 @pytest.mark.needs("overlay")
 class TestOverlay(_Suite):
+    hints = 37
+
     @pytest.fixture
     def place(self):
         with places.scratch() as path:
@@ -158,6 +160,8 @@ class TestOverlay(_Suite):
 
 @pytest.mark.needs("overlay", "tmpfs")
 class TestOverlayOnTmpfs(_Suite):
+    hints = 37
+
     @pytest.fixture
     def place(self):
         with places.tmpfs("256m") as path:

@@ -15,7 +15,7 @@ from program import finish, heard, running, shell, until
 from registries import Registry
 
 pytestmark = [
-    pytest.mark.needs("root", "overlay", "newuidmap", "mmdebstrap", "system-python"),
+    pytest.mark.needs("root", "overlay", "newuidmap", "mmdebstrap", "skopeo", "system-python"),
     pytest.mark.xdist_group("debian"),
 ]
 
@@ -149,7 +149,18 @@ def test_results_are_shown_exported_and_deleted(person: Person, context: Path) -
     owners = person.run("tar", "--numeric-owner", "-tvf", "out.tar", cwd=context).out
     theirs = "0/0" if person.one_id else "1000/1000"
     assert re.search(rf"{theirs} +0 .* tmp/mine", owners)
-    assert person.run("rm", "-r", "out", "out.tar", cwd=context).status == 0
+    person.ok("export", key[:12], "oci:image", cwd=context)
+    person.ok("cp", f"{key[:12]}:/closed", "taken", cwd=context)
+    assert (context / "taken/file").stat().st_uid == person.uid
+    image = json.loads(
+        person.run("skopeo", "inspect", "--raw", "oci:image:latest", cwd=context).out
+    )
+    blobs = [layer["digest"].replace(":", "/") for layer in image["layers"]]
+    owners = person.run(
+        "tar", "--numeric-owner", "-tvf", f"image/blobs/{blobs[2]}", cwd=context
+    ).out
+    assert re.search(rf"{theirs} +0 .* tmp/mine", owners)
+    assert person.run("rm", "-r", "out", "out.tar", "image", "taken", cwd=context).status == 0
 
     assert person.ok("delete", key[:12]) == "deleted 1\n"
     assert "deleted 1\n" in person.ok("prune", "--limit", "1")

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess  # a pipe between two of the program
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,11 @@ def test_between_kinds_of_stores(program: Program, other: Opened) -> None:
         for k, r in results.items()
     )
     assert listing(program, key, "after.tar") == before
+    images = [os.path.join(program.temporary, name) for name in ("here", "there")]
+    for place, image in zip((source, target), images, strict=True):
+        program.variables["OBUILDER_STORE"] = place
+        program.ok("export", key, f"oci-archive:{image}")
+    assert Path(images[0]).read_bytes() == Path(images[1]).read_bytes()
     again = program.ok("build")
     assert "saved as" not in again
     assert "said\n" in again

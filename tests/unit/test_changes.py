@@ -11,6 +11,7 @@ import pytest
 from obuilder.errors import CopyError
 from obuilder.oci.archive import write_changes, write_tar
 from obuilder.oci.layers import unpack
+from obuilder.oci.members import Manner
 from obuilder.values import IdMap
 
 SAME = IdMap(first=0, count=1 << 31) if os.geteuid() == 0 else IdMap(first=os.geteuid(), count=1)
@@ -38,7 +39,7 @@ def listing(root):
 
 def change(old, new):
     out = io.BytesIO()
-    write_changes(str(old), str(new), out, SAME, exact=True)
+    write_changes(str(old), str(new), out, Manner(SAME, exact=True))
     return out.getvalue()
 
 
@@ -89,7 +90,7 @@ def test_every_kind_of_change_is_carried(trees, tmp_path):
 def test_nothing_is_carried_where_nothing_changed(trees):
     old, new = trees
     empty = io.BytesIO()
-    write_tar(str(new / "dir-gone" / "below"), empty, SAME)
+    write_tar(str(new / "dir-gone" / "below"), empty, Manner(SAME))
     assert change(old, new) == empty.getvalue()
 
 

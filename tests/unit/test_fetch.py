@@ -13,6 +13,7 @@ from obuilder.backends.protocols import HostDir
 from obuilder.engine.inputs import MustWait, drive
 from obuilder.errors import DigestMismatch, NotFound
 from obuilder.oci.archive import write_tar
+from obuilder.oci.members import Manner
 from obuilder.oci.platforms import host_platform
 from obuilder.spec.image import DEFAULT_PATH
 from obuilder.values import IdMap
@@ -148,8 +149,8 @@ def test_written_archives_are_the_same_bytes_with_owners_inside(tmp_path):
     fetch(f"rootfs:{source}", tmp_path / "a", SHIFTED)
     fetch(f"rootfs:{source}", tmp_path / "b", SHIFTED)
     first, second = io.BytesIO(), io.BytesIO()
-    write_tar(str(tmp_path / "a"), first, SHIFTED)
-    write_tar(str(tmp_path / "b"), second, SHIFTED)
+    write_tar(str(tmp_path / "a"), first, Manner(SHIFTED))
+    write_tar(str(tmp_path / "b"), second, Manner(SHIFTED))
     assert first.getvalue() == second.getvalue()
     with tarfile.open(fileobj=io.BytesIO(first.getvalue())) as tar:
         members = {m.name: m for m in tar}

@@ -13,10 +13,11 @@ nothing behind.
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import ClassVar, Protocol
+from typing import BinaryIO, ClassVar, Protocol
 
 from msgspec import Struct
 
+from obuilder.oci.archive import Upper
 from obuilder.plan.model import Base
 from obuilder.spec.model import Tmpfs
 from obuilder.system.tree import Manifest
@@ -140,6 +141,9 @@ class Store(Protocol):
 
     async def remove_shared(self, place: str) -> None:
         """Remove what `shared` made, with all that is in it; no error if it is not there."""
+
+    def touched(self, key: Key, *, base: Key) -> Upper | None:
+        """Where `key` may differ from `base`, if the store knows; good while a view of `key` lasts."""
 
     async def contains(self, key: Key) -> bool:
         """Whether `key` is published."""
@@ -370,6 +374,12 @@ class Fetcher(Protocol):
         """Put layer `index` over what is already in `into`. DigestMismatch, BadImage.
 
         What is worth keeping goes to `output`; how far it got, if it takes long, to `progress`.
+        """
+
+    async def blob(self, base: Base, index: int, file: BinaryIO) -> bool:
+        """Write the blob of a layer as it came to `file`. False: there is none to be had.
+
+        As `fetch`; who asks looks whether it is the right one.
         """
 
     async def close(self) -> None:

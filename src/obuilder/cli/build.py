@@ -6,6 +6,7 @@ import sys
 from typing import get_args
 
 import msgspec
+from msgspec import Struct
 
 from obuilder import events
 from obuilder.cli.options import (
@@ -19,11 +20,13 @@ from obuilder.cli.options import (
     is_verbose,
     secrets,
 )
+from obuilder.cli.outputs import Teller, add_wishes, wishes
 from obuilder.cli.specs import Chosen, add_spec, chosen, settings_of_build
 from obuilder.engine.cached import replay
+from obuilder.engine.outputs import Output, Wishes, check, parse_output
 from obuilder.engine.result import Result
 from obuilder.engine.settings import Keep, Settings
-from obuilder.errors import ObuilderError
+from obuilder.errors import ObuilderError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,8 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="only that nested build, or stage of a Dockerfile; OUTER/INNER for one in another",
     )
     parser.add_argument(
-        "-o", "--output", metavar="OUTPUT",
-        help="write the result out, as `obuilder export` does: DIR, tar:FILE, or - for the pipe",
+        "-o", "--output", action="append", default=[], metavar="OUTPUT",
+        help="write the result out, as `obuilder export` does: DIR, tar:FILE, - for the pipe, or an"
+        " image; one for each time it is given",
     )  # fmt: skip
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be done, as `obuilder plan` does"
@@ -80,57 +84,82 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="let steps ask for this",
     )  # fmt: skip
     add_images(parser, spec=True)
+    add_wishes(parser)
     add_store(parser)
     add_sandbox(parser)
     add_limits(parser)
 
 
+class Job(Struct, frozen=True):
+    """What to build for one platform."""
+
+    setup: Settings
+    chosen: Chosen
+
+
 def run(args: argparse.Namespace) -> int:
     """Build."""
-    if args.output is not None and not args.dry_run:
-        from obuilder.engine.export import check_output
-
-        check_output(args.output)
+    outputs, asked = [parse_output(text) for text in args.output], wishes(args)
     if args.dry_run:
         from obuilder.cli.plan import show
 
         setup = settings_of_build(args)
         return show(chosen(args, setup), setup)
-    if args.output == "-" or (is_quiet(args) and args.progress != "json"):
-        args.progress = "quiet"
+    piped = any(output.piped for output in outputs)
+    if piped or (is_quiet(args) and args.progress != "json"):
+        args.progress = "quiet"  # standard output is the result's
     with Screen(args.progress, args.color) as sink:
-        result = _made(args, sink)
-    if is_verbose(args):
-        taken = f"{result.cached} steps from cache, {result.ran} run, in {result.seconds:.2f} s"
-        sys.stderr.write(f"{taken}\n")
-    if args.output == "-":
-        return 0  # standard output is the result's
-    if args.progress in ("auto", "plain", "live"):
-        sys.stdout.write(f'Got: "{result.key}"\n')
-    elif args.progress == "quiet":
-        sys.stdout.write(f"{result.key}\n")
+        results = _made(args, outputs, asked, sink)
+    for result in results:
+        if is_verbose(args):
+            taken = f"{result.cached} steps from cache, {result.ran} run, in {result.seconds:.2f} s"
+            sys.stderr.write(f"{taken}\n")
+        if piped:
+            continue
+        if args.progress in ("auto", "plain", "live"):
+            sys.stdout.write(f'Got: "{result.key}"\n')
+        elif args.progress == "quiet":
+            sys.stdout.write(f"{result.key}\n")
     return 0
 
 
-def _made(args: argparse.Namespace, sink: events.Sink) -> Result:
-    """The result, from the index alone if it has all that is wanted."""
-    setup = msgspec.structs.replace(
-        settings_of_build(args), insecure="security.insecure" in args.allow, agents=agents(args.ssh)
-    )
-    wanted = chosen(args, setup)
+def _made(
+    args: argparse.Namespace, outputs: list[Output], asked: Wishes, sink: events.Sink
+) -> list[Result]:
+    """The results, from the index alone if it has all that is wanted."""
+    jobs = _jobs(args)
+    check(outputs, asked, platforms=len(jobs))
     values = secrets(args.secret)
-    if not args.no_cache and args.output is None:
-        result = replay(wanted.spec, wanted.contexts, setup, sink, name=wanted.name)
+    if not args.no_cache and not outputs and len(jobs) == 1:
+        wanted = jobs[0].chosen
+        result = replay(wanted.spec, wanted.contexts, jobs[0].setup, sink, name=wanted.name)
         if result is not None:
-            return result
+            return [result]
     if not _wants_live(args.progress):
-        return _build(args, wanted, setup, values, sink)
+        return _build(args, jobs, values, outputs, asked, sink)
     # Only here: a fully cached build has no use for a live screen, and never loads it.
     from obuilder.ui.live import LiveScreen
     from obuilder.ui.messages import colour_wanted
 
     with LiveScreen(sys.stdout, colour=colour_wanted(args.color, sys.stdout)) as live:
-        return _build(args, wanted, setup, values, live)
+        return _build(args, jobs, values, outputs, asked, live)
+
+
+def _jobs(args: argparse.Namespace) -> list[Job]:
+    """One build for each platform that is asked for. SpecError, UsageError."""
+    jobs = []
+    for platform in [None] if args.platform is None else args.platform.split(","):
+        args.platform = platform
+        setup = msgspec.structs.replace(
+            settings_of_build(args),
+            insecure="security.insecure" in args.allow,
+            agents=agents(args.ssh),
+        )
+        jobs.append(Job(setup, chosen(args, setup)))
+    platforms = [job.setup.images.platform for job in jobs]
+    if len(set(platforms)) < len(platforms):
+        raise UsageError("a platform is asked for twice", hint="--platform A,B has different ones")
+    return jobs
 
 
 def _wants_live(progress: str) -> bool:
@@ -171,25 +200,32 @@ class Screen:
 
 def _build(
     args: argparse.Namespace,
-    wanted: Chosen,
-    setup: Settings,
+    jobs: list[Job],
     values: dict[str, bytes],
+    outputs: list[Output],
+    asked: Wishes,
     sink: events.Sink,
-) -> Result:
+) -> list[Result]:
     from obuilder.cli.session import in_session
     from obuilder.engine.builder import Builder
     from obuilder.engine.export import export
 
-    async def build(builder: Builder) -> Result:
+    async def build(builder: Builder) -> list[Result]:
         if is_verbose(args):
             picked = await builder.sandbox.describe()
-            sys.stderr.write(f"store: {setup.named_store}\nsandbox: {picked}\n")
-        result = await builder.build(
-            wanted.spec, wanted.contexts, secrets=values, sink=sink, fresh=args.no_cache,
-            name=wanted.name,
-        )  # fmt: skip
-        if args.output is not None:
-            await export(builder, result.key, args.output)
-        return result
+            sys.stderr.write(f"store: {jobs[0].setup.named_store}\nsandbox: {picked}\n")
+        results = [
+            await builder.build(
+                job.chosen.spec, job.chosen.contexts, secrets=values, sink=sink,
+                fresh=args.no_cache, name=job.chosen.name, images=job.setup.images,
+            )
+            for job in jobs
+        ]  # fmt: skip
+        tell = sink if args.progress == "json" else Teller(quiet=is_quiet(args)).tell
+        for output in outputs:
+            keys = [result.key for result in results]
+            finals = {str(r.key): r.final for r in results if r.final is not None}
+            await export(builder, keys, output, asked, finals=finals, sink=tell)
+        return results
 
-    return in_session(setup, build)
+    return in_session(jobs[0].setup, build)

@@ -258,7 +258,10 @@ def add_images(parser: argparse.ArgumentParser, *, spec: bool) -> None:
     """Which base images there are to be; with a spec, also when they are looked for anew."""
     group = parser.add_argument_group("base images")
     group.add_argument(
-        "--platform", metavar="OS/ARCH", help="linux/arm64, say; this machine's if not given"
+        "--platform",
+        metavar="OS/ARCH",
+        help="linux/arm64, say; this machine's if not given"
+        + ("; `build` takes several with commas" if spec else ""),
     )
     if spec:
         group.add_argument(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack
+from typing import BinaryIO
 
 import msgspec
 
@@ -30,6 +31,7 @@ from obuilder.plan.context import on_drive
 from obuilder.plan.model import (
     Action,
     AddAction,
+    Base,
     CopyAction,
     LayerAction,
     MkdirAction,
@@ -69,6 +71,12 @@ class Workshop:
         """Let go of what fetchers kept from one layer to the next."""
         for fetcher in self._fetchers.values():
             await fetcher.close()
+
+    async def blob(self, base: Base, index: int, file: BinaryIO) -> bool:
+        """Write the blob of a base image's layer as it came. False if there is none; FetchError."""
+        fetcher = fetcher_for(base.name, self._sources)
+        fetcher = self._fetchers.setdefault(type(fetcher), fetcher)
+        return await fetcher.blob(base, index, file)
 
     def refuse(self, action: Action) -> None:
         """Unsupported: store or sandbox lack something that the action needs."""

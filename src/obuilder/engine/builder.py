@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import BinaryIO
 
 import anyio
+import msgspec
 
 from obuilder import events
 from obuilder.backends.fetchers import Sources
@@ -20,20 +21,20 @@ from obuilder.backends.protocols import Command, Root, Sandbox, Store, Usage
 from obuilder.backends.registry import check_pair, opened
 from obuilder.engine import prune as pruning
 from obuilder.engine.actions import Workshop, check_secrets
-from obuilder.engine.cached import make_plan, remember
-from obuilder.engine.database import index_path
+from obuilder.engine.cached import make_plan, remember, remember_finals
 from obuilder.engine.index import Index, Record
 from obuilder.engine.inflight import InFlight
 from obuilder.engine.inputs import Context, Contexts, IndexStats, Resolver, contexts
+from obuilder.engine.layers import Layers
 from obuilder.engine.logs import read_log
-from obuilder.engine.recover import noticing_loss, recover
+from obuilder.engine.recover import noticing_loss, open_index, recover
 from obuilder.engine.reserve import give_up_reserve, keep_reserve
 from obuilder.engine.result import Result
-from obuilder.engine.run import Runner
+from obuilder.engine.run import Runner, first_error
 from obuilder.engine.settings import Images, Settings
 from obuilder.engine.transfer import Parcel, Receiver, pack, send, unpack_into
 from obuilder.engine.volumes import Volumes
-from obuilder.errors import ObuilderError, StoreDamaged, StoreError, UsageError
+from obuilder.errors import ObuilderError, StoreError, UsageError
 from obuilder.plan.lower import lower
 from obuilder.plan.model import Base, Inputs, LayerAction, Plan
 from obuilder.spec.image import DEFAULT_PATH
@@ -93,12 +94,15 @@ class Builder:
         Of `settings` only what concerns the engine is looked at. BackendMismatch, StoreError.
         """
         check_pair(store, sandbox)
-        index = _open_index(store.directory)
+        index = open_index(store.directory)
         try:
             await recover(store, sandbox, index)
             async with anyio.create_task_group() as tasks:
                 sources = Sources(
-                    registries=settings.registries, directory=store.directory, tasks=tasks
+                    pull=settings.images.pull,
+                    registries=settings.registries,
+                    directory=store.directory,
+                    tasks=tasks,
                 )
                 workshop = Workshop(
                     store, sandbox, Volumes(store, index), settings.limits, sources,
@@ -113,7 +117,7 @@ class Builder:
                     with anyio.CancelScope(shield=True):
                         await workshop.close()
         except BaseExceptionGroup as group:
-            raise _only(group) from None
+            raise first_error(group) from None
         finally:
             index.close()
 
@@ -202,7 +206,7 @@ class Builder:
                     yield receive
                     tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
-            raise _only(group) from None
+            raise first_error(group) from None
         if failed:
             raise failed[0]
 
@@ -235,6 +239,7 @@ class Builder:
             )  # fmt: skip
             async with noticing_loss(self.store, self._index):
                 result = await runner.run()
+            final = remember_finals(self._index, plan, self._index.find(plan.steps))
         try:
             await pruning.drop_unused(
                 self.store, self._index, runner.results(passing=True),
@@ -245,7 +250,7 @@ class Builder:
             sink(events.Note(text=text))
         if result.ran:
             await self.sync()
-        return result
+        return msgspec.structs.replace(result, final=final)
 
     async def _forget(self, plan: Plan) -> None:
         """Delete what the steps of a plan have made before; base images stay."""
@@ -339,6 +344,20 @@ class Builder:
         async with self.view(prefix) as root, self.store.files(root) as path:
             yield path
 
+    def layers(self, tell: Callable[[str], None]) -> Layers:
+        """The layers of results."""
+        return Layers(self.store, self._index, self._workshop.blob, tell)
+
+    @contextmanager
+    def held(self, key: Key) -> Iterator[None]:
+        """Keep a result, and what it was made from, from being pruned until the context ends."""
+        with self._holding() as holder:
+            wanted: Key | None = key
+            while wanted is not None and (found := self._index.record(wanted)):
+                self._index.lease(wanted, [holder])
+                wanted = found[0].base
+            yield
+
     async def shell(self, prefix: str, argv: tuple[str, ...] = ("/bin/sh",)) -> int:
         """Enter a result, or a kept failed step, with this terminal; changes are dropped."""
         key = self.record(prefix).key
@@ -429,24 +448,3 @@ class Builder:
         """Delete a cache volume. False if there is none of that name."""
         give_up_reserve(self.store.directory)
         return await self._workshop.volumes.delete(name)
-
-
-def _open_index(directory: str) -> Index:
-    try:
-        return Index(directory)
-    except StoreDamaged:
-        # The store has all that the index knows: put the damaged file aside and start anew.
-        path = index_path(directory)
-        for suffix in ("", "-wal", "-shm"):
-            if os.path.exists(path + suffix):
-                os.replace(path + suffix, f"{path}.damaged{suffix}")
-        return Index(directory)
-
-
-def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    while len(group.exceptions) == 1:
-        inner = group.exceptions[0]
-        if not isinstance(inner, BaseExceptionGroup):
-            return inner
-        group = inner
-    return group

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from msgspec import Struct
 
 from obuilder import events
-from obuilder.engine.index import Index
+from obuilder.engine.index import Final, Index
 from obuilder.engine.inputs import (
     Context,
     Contexts,
@@ -28,8 +28,10 @@ from obuilder.engine.logs import replay_log
 from obuilder.engine.result import Result
 from obuilder.engine.settings import Images, Settings
 from obuilder.errors import FetchError
+from obuilder.plan.keys import layer_keys
 from obuilder.plan.lower import lower, wanted
-from obuilder.plan.model import Base, Inputs, Plan
+from obuilder.plan.model import Base, Inputs, LayerAction, Plan
+from obuilder.spec.image import begun
 from obuilder.spec.model import Spec
 from obuilder.values import Key, shown
 
@@ -150,6 +152,25 @@ def remember(index: Index, plan: Plan, context: Context, name: str) -> None:
         index.put_build(identity, plan.result, encode([records(plan, context.files), *before]))
 
 
+def remember_finals(index: Index, plan: Plan, found: Mapping[Key, Key]) -> Final:
+    """Note what images of a plan's results say of themselves: of its stages, and of what they began
+    from. `found` has the results of its steps. What an image of its own result says.
+    """
+    finals: dict[Key, Final] = {}
+    for last, context in plan.contexts.items():
+        step = plan.steps[last]
+        while step.base is not None:
+            step = plan.steps[step.base]
+        assert isinstance(step.action, LayerAction)
+        base = step.action.base
+        top = layer_keys(base)[-1]
+        finals.setdefault(found.get(top, top), Final(base, begun(base.config)))
+        finals[found.get(last, last)] = Final(base, context.config)
+    there = set(found.values())  # not so what was made on the way only
+    index.put_finals({key: final for key, final in finals.items() if key in there})
+    return finals[found.get(plan.result, plan.result)]
+
+
 class Explanation(Struct, frozen=True):
     """Why a build would run what it would, and why the last one did.
 
@@ -230,10 +251,12 @@ def replay(
         for heading in plan.tail:
             sink(events.Note(text=heading))
         remember(index, plan, looked, name)
+        final = remember_finals(index, plan, found)
     finally:
         index.close()
     result = Result(
-        key=found[plan.result], cached=len(plan.steps), ran=0, seconds=time.monotonic() - began
-    )
+        key=found[plan.result], cached=len(plan.steps), ran=0, seconds=time.monotonic() - began,
+        final=final,
+    )  # fmt: skip
     sink(events.BuildDone(result=result.key, seconds=result.seconds, cached=result.cached, ran=0))
     return result

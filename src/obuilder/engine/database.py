@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from obuilder.errors import StoreDamaged, StoreError, StoreFull
 
-SCHEMA = 2
+SCHEMA = 3
 _TABLES = """
 CREATE TABLE IF NOT EXISTS results (
     key TEXT PRIMARY KEY, kind TEXT NOT NULL, heading TEXT NOT NULL, stage TEXT NOT NULL,
@@ -30,6 +30,10 @@ CREATE TABLE IF NOT EXISTS volumes (
     place TEXT PRIMARY KEY, id BLOB NOT NULL, generation TEXT, used REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS builds (
     identity TEXT PRIMARY KEY, result TEXT NOT NULL, record BLOB NOT NULL, at REAL NOT NULL)
+    WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS finals (key TEXT PRIMARY KEY, said BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS blobs (
+    key TEXT NOT NULL, form TEXT NOT NULL, said BLOB NOT NULL, PRIMARY KEY (key, form))
     WITHOUT ROWID;
 """
 
@@ -71,7 +75,7 @@ class Database:
                 )
             if version < SCHEMA:
                 self._db.execute("PRAGMA journal_mode=WAL")
-                # Schema 1 had `specs` where `builds` is now; all other tables are the same.
+                # Schema 1 had `specs` where `builds` is now, 2 had fewer tables; the rest is the same.
                 self._db.executescript(
                     f"BEGIN IMMEDIATE;{_TABLES}DROP TABLE IF EXISTS specs;"
                     f"PRAGMA user_version={SCHEMA};COMMIT"

@@ -1,50 +1,72 @@
-"""Taking results out: to a directory or as a tar stream, with owners as the step saw them."""
+"""Taking results out: as files, or as images in every form that others read."""
 
+import io
 import os
 import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import BinaryIO
 
 import anyio
+import anyio.to_thread
 
+from obuilder import events
 from obuilder.engine.builder import Builder
+from obuilder.engine.index import Final
+from obuilder.engine.layers import Layer, Packing
+from obuilder.engine.outputs import Output, Wishes, check
+from obuilder.engine.run import first_error
 from obuilder.errors import UsageError
 from obuilder.oci.archive import write_tar
+from obuilder.oci.assemble import Document, Image, assembled, index_of
+from obuilder.oci.members import Manner
+from obuilder.oci.pack import Blob
+from obuilder.oci.platforms import host_platform
+from obuilder.oci.reference import Reference
+from obuilder.oci.writers import DockerArchive, Finished, Layout, OciArchive, Writer
 from obuilder.system.files import copy_tree
 from obuilder.system.namespaces import by_root
-from obuilder.values import IdMap
+from obuilder.values import IdMap, Key
 
-FORMS = "DIR or directory:DIR (missing or empty), tar:FILE, or - for a tar to the pipe"
-"""Where a result can go, for messages."""
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # what stays on this machine needs no HTTP library
+    from obuilder.oci.push import Target
 
-
-def check_output(output: str) -> tuple[str, str]:
-    """Kind and path of what a result is to be written to. UsageError if it can't be."""
-    if output == "-":
-        return "-", ""
-    kind, colon, path = output.partition(":")
-    if not colon:
-        kind, path = "directory", output
-    if kind not in ("directory", "tar") or not path:
-        raise UsageError(f"can't export to {output!r}", hint=f"write {FORMS}")
-    return kind, path
+_AT_ONCE = 2
+"""Layers that are made, or sent, at the same time."""
 
 
-async def export(builder: Builder, prefix: str, output: str) -> None:
-    """Write a result to what `output` names; see `FORMS`. UsageError, OSError."""
-    kind, path = check_output(output)
-    if kind == "directory":
-        await export_directory(builder, prefix, os.path.abspath(path))
-    elif kind == "tar":
-        with open(path, "wb") as file:  # nothing else runs in this loop
-            await export_tar(builder, prefix, file)
+async def export(
+    builder: Builder,
+    prefixes: Sequence[str],
+    output: Output,
+    wishes: Wishes = Wishes(),  # noqa: B008 - frozen
+    *,
+    finals: Mapping[str, Final] = {},
+    sink: events.Sink = lambda _: None,
+) -> None:
+    """Write results to `output`: several are one image, for several platforms.
+
+    `finals` has what images of them say of themselves, by prefix, where that is not what the last
+    builds that ended with them had. UsageError, StoreError, FetchError, OSError.
+    """
+    check([output], wishes, platforms=len(prefixes))
+    if output.kind == "directory":
+        await export_directory(builder, prefixes[0], os.path.abspath(output.path))
+    elif output.kind == "tar":
+        async with written(output.path) as file:
+            await export_tar(builder, prefixes[0], file, latest=wishes.latest)
     else:
-        await export_tar(builder, prefix, sys.stdout.buffer)
+        await _Export(builder, output, wishes, finals, sink).run(prefixes)
 
 
-async def export_tar(builder: Builder, prefix: str, file: BinaryIO) -> None:
+async def export_tar(
+    builder: Builder, prefix: str, file: BinaryIO, *, latest: int | None = None
+) -> None:
     """Write a result as a tar archive, the same bytes for the same result."""
+    manner = Manner(builder.store.idmap, latest=latest)
     async with builder.files(prefix) as path:
-        await anyio.to_thread.run_sync(write_tar, path, file, builder.store.idmap)
+        await anyio.to_thread.run_sync(write_tar, path, file, manner)
 
 
 async def export_directory(builder: Builder, prefix: str, target: str) -> None:
@@ -60,3 +82,192 @@ async def export_directory(builder: Builder, prefix: str, target: str) -> None:
         await anyio.to_thread.run_sync(
             lambda: copy_tree(path, target, idmap=builder.store.idmap, onto=owners, existing="keep")
         )
+
+
+@asynccontextmanager
+async def written(path: str) -> AsyncIterator[BinaryIO]:
+    """A file that is `path` once the context ends well; - is standard output."""
+    if path == "-":
+        if sys.stdout.isatty():
+            raise UsageError("an archive is not for a terminal", hint="redirect it, or name a file")
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe, say
+        with open(path, "wb") as file:
+            yield file
+        return
+    scratch = f"{path}.{os.getpid()}"
+    try:
+        with open(scratch, "wb") as file:
+            yield file
+        os.replace(scratch, path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(scratch)
+
+
+Turn = Callable[[], Awaitable[None]]
+"""Waits until the layers below are delivered."""
+Deliver = Callable[[Layer, Turn], Awaitable[Blob]]
+"""Brings a layer to where it goes, and says what it is."""
+
+
+class _Export:
+    """Images on their way to one place."""
+
+    def __init__(
+        self,
+        builder: Builder,
+        output: Output,
+        wishes: Wishes,
+        finals: Mapping[str, Final],
+        sink: events.Sink,
+    ) -> None:
+        self._builder, self._output, self._wishes, self._sink = builder, output, wishes, sink
+        self._finals = finals
+        self._layers = builder.layers(lambda text: self._sink(events.Note(text, warning=True)))
+        plain = output.kind in ("docker-archive", "docker-daemon")
+        self._packing = Packing("tar" if plain else wishes.compression, wishes.latest)
+        given = dict.fromkeys((output.name, *wishes.names))
+        given.pop("", None)
+        self._names = tuple(given) or (() if plain else ("latest",))
+
+    def _tell(self, text: str) -> None:
+        self._sink(events.Note(text=text))
+
+    async def run(self, prefixes: Sequence[str]) -> None:
+        """Make the images and bring them there."""
+        output = self._output
+        if output.kind == "registry":
+            await self._push(prefixes)
+        elif output.kind == "docker-daemon":
+            await self._load(prefixes)
+        elif output.kind == "oci":
+            await self._write(prefixes, Layout(os.path.abspath(output.path)))
+        else:
+            async with written(output.path) as file:
+                writer = OciArchive(file) if output.kind == "oci-archive" else DockerArchive(file)
+                await self._write(prefixes, writer)
+
+    async def _images(self, prefixes: Sequence[str], deliver: Deliver) -> Finished:
+        """Make images, their layers delivered."""
+        images = []
+        for prefix in prefixes:
+            key = self._builder.record(prefix).key
+            with self._builder.held(key):
+                images.append(await self._image(key, self._finals.get(prefix), deliver))
+        index = index_of(images, dict(self._wishes.annotations)) if len(images) > 1 else None
+        return Finished(tuple(images), index, self._names)
+
+    async def _image(self, key: Key, said: Final | None, deliver: Deliver) -> Image:
+        final, wishes = said or self._layers.final(key), self._wishes
+        layers = self._layers.of(key, final.base, squash=wishes.squash)
+        width = anyio.CapacityLimiter(_AT_ONCE)
+        done = [anyio.Event() for _ in layers]
+        blobs: dict[int, Blob] = {}
+
+        async def one(number: int) -> None:
+            async def turn() -> None:
+                if number:
+                    await done[number - 1].wait()
+
+            async with width:  # who comes first is let in first: none waits for one that waits
+                blobs[number] = await deliver(layers[number], turn)
+                done[number].set()
+
+        try:
+            async with anyio.create_task_group() as tasks:
+                for number in range(len(layers)):
+                    tasks.start_soon(one, number)
+        except BaseExceptionGroup as group:
+            raise first_error(group) from None
+        platform = final.base.platform
+        if not platform.architecture:
+            platform = host_platform()
+        made = self._builder.record(key).created if not wishes.reproducible else 0
+        return assembled(
+            final.config, platform,
+            [(blobs[number], layer.heading) for number, layer in enumerate(layers)],
+            made if wishes.epoch is None else wishes.epoch, dict(wishes.annotations),
+        )  # fmt: skip
+
+    # --- on this machine -----------------------------------------------------------------------
+
+    async def _write(self, prefixes: Sequence[str], writer: Writer) -> None:
+        async def deliver(layer: Layer, turn: Turn) -> Blob:
+            known = self._layers.known(layer, self._packing)
+            if known is not None and writer.has(known):
+                return known
+            async with self._layers.packed(layer, self._packing) as (blob, file):
+                await turn()
+                if not writer.has(blob):
+                    await anyio.to_thread.run_sync(writer.put, blob, file)
+                return blob
+
+        made = await self._images(prefixes, deliver)
+        await anyio.to_thread.run_sync(writer.finish, made)
+
+    async def _load(self, prefixes: Sequence[str]) -> None:
+        from obuilder.backends.docker.api import DockerEngine, Load
+        from obuilder.backends.docker.engine import Engine
+
+        async def write(load: Load) -> None:
+            await self._write(prefixes, DockerArchive(load))  # type: ignore[arg-type] # writes like one
+
+        for line in await Engine(DockerEngine.found()).load_written(write):
+            self._tell(line)
+
+    # --- in registries -------------------------------------------------------------------------
+
+    async def _push(self, prefixes: Sequence[str]) -> None:
+        from obuilder.oci.push import Target
+
+        settings = self._builder.settings.registries
+        references = [Reference.parse(name) for name in self._names]
+        async with AsyncExitStack() as stack:
+            targets: dict[tuple[str, str], Target] = {}
+            for reference in references:
+                place = (reference.registry, reference.repository)
+                if place not in targets:
+                    targets[place] = await stack.enter_async_context(Target(reference, settings))
+            made = await self._images(prefixes, self._sender(list(targets.values())))
+            for place, target in targets.items():
+                for image in made.images:
+                    await self._put_config(target, image.config)
+                    if made.index is not None:
+                        await _put_manifest(target, "", image.manifest)
+                top = made.index or made.images[0].manifest
+                for reference in references:
+                    if (reference.registry, reference.repository) == place:
+                        await _put_manifest(target, reference.tag, top)
+                        self._tell(f"pushed {reference}@{top.descriptor.digest}")
+
+    def _sender(self, targets: "list[Target]") -> Deliver:
+        async def deliver(layer: Layer, _: Turn) -> Blob:
+            known = self._layers.known(layer, self._packing)
+            if known is not None:
+                has = [await target.has(known.digest, layer.origin) for target in targets]
+                if all(has):
+                    return known
+            async with self._layers.packed(layer, self._packing) as (blob, file):
+                for target in targets:
+                    if not await target.has(blob.digest, layer.origin):
+                        await target.put(blob.digest, blob.size, file, self._progress(layer, blob))
+                return blob
+
+        return deliver
+
+    def _progress(self, layer: Layer, blob: Blob) -> Callable[[int], None]:
+        return lambda done: self._sink(events.Progress(layer.key, done, blob.size))
+
+    async def _put_config(self, target: "Target", config: Document) -> None:
+        found = config.descriptor
+        if not await target.has(found.digest):
+            data = io.BytesIO(config.data)
+            await target.put(found.digest, found.size, data, lambda _: None)
+
+
+async def _put_manifest(target: "Target", tag: str, manifest: Document) -> None:
+    found = manifest.descriptor
+    await target.manifest(tag or found.digest, found, manifest.data)

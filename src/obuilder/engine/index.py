@@ -12,7 +12,7 @@ so that a reboot drops what may not have reached the disk, and a mere crash drop
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import msgspec
 
@@ -20,6 +20,7 @@ from obuilder.engine.database import Database
 from obuilder.errors import StoreDamaged
 from obuilder.plan.keys import layer_keys
 from obuilder.plan.model import Base, Layer
+from obuilder.spec.image import ImageConfig
 from obuilder.values import Key
 
 
@@ -39,6 +40,13 @@ class Record(msgspec.Struct, frozen=True):
     used: float
     seconds: float
     pinned: bool = False
+
+
+class Final(msgspec.Struct, frozen=True):
+    """What an image of a result is made of besides its files: where it began, and its settings."""
+
+    base: Base
+    config: ImageConfig
 
 
 _USED_STEP = 60.0
@@ -143,6 +151,8 @@ class Index(Database):
             db.executemany("DELETE FROM results WHERE key = ?", gone)
             db.executemany("DELETE FROM aliases WHERE target = ?", gone)
             db.executemany("DELETE FROM manifests WHERE source = ?", gone)
+            db.executemany("DELETE FROM finals WHERE key = ?", gone)
+            db.executemany("DELETE FROM blobs WHERE key = ?", gone)
 
     def condemn(self, key: Key, dead: Collection[str], *, unused: bool = False) -> bool:
         """Take `key` out of the index unless a holder that is not `dead` leases it or it is pinned;
@@ -160,6 +170,8 @@ class Index(Database):
             db.execute("DELETE FROM results WHERE key = ?", (key,))
             db.execute("DELETE FROM aliases WHERE target = ?", (key,))
             db.execute("DELETE FROM manifests WHERE source = ?", (key,))
+            db.execute("DELETE FROM finals WHERE key = ?", (key,))
+            db.execute("DELETE FROM blobs WHERE key = ?", (key,))
             db.execute("DELETE FROM leases WHERE key = ?", (key,))
         return True
 
@@ -267,6 +279,54 @@ class Index(Database):
             db.execute("INSERT OR REPLACE INTO images VALUES (?, ?)", (name, base))
             _pin_layers(db)
 
+    # --- results as images --------------------------------------------------------------------
+
+    def final(self, key: Key) -> Final | None:
+        """What an image of a result says of itself, as the last build that ended with it had it."""
+        rows = self._rows("SELECT said FROM finals WHERE key = ?", key)
+        if not rows:
+            return None
+        try:
+            said = _told(_bytes(rows[0][0]))
+        except (msgspec.MsgspecError, ValueError):  # of another version, or another's stream
+            return None
+        return Final(_paths(said.base, _as_path), said.config)
+
+    def put_finals(self, finals: Mapping[Key, Final]) -> None:
+        """Remember what images of results say; nothing is written where that is known."""
+        new: list[tuple[Key, bytes]] = []
+        for key, final in finals.items():
+            said = _said(Final(_paths(final.base, _as_text), final.config))
+            if self._rows("SELECT said FROM finals WHERE key = ?", key) != [(said,)]:
+                new.append((key, said))
+        if new:
+            with self._write() as db:
+                db.executemany("INSERT OR REPLACE INTO finals VALUES (?, ?)", new)
+
+    def final_rows(self) -> list[tuple[Key, bytes]]:
+        """What images of results say, as it is kept, to be put into another index."""
+        rows = self._rows("SELECT key, said FROM finals ORDER BY key")
+        return [(Key(str(key)), _bytes(said)) for key, said in rows]
+
+    def put_final_rows(self, rows: Iterable[tuple[Key, bytes]]) -> None:
+        """Take over what another index has, of results that are here and of which nothing is known."""
+        with self._write() as db:
+            db.executemany(
+                "INSERT OR IGNORE INTO finals SELECT ?1, ?2"
+                " WHERE EXISTS (SELECT 1 FROM results WHERE key = ?1)",
+                rows,
+            )
+
+    def blob(self, key: Key, form: str) -> bytes | None:
+        """What is remembered of a result's layer, packed in that form."""
+        rows = self._rows("SELECT said FROM blobs WHERE key = ? AND form = ?", key, form)
+        return _bytes(rows[0][0]) if rows else None
+
+    def put_blob(self, key: Key, form: str, said: bytes) -> None:
+        """Remember what a result's layer is, packed: results never change, so as long as they live."""
+        with self._write() as db:
+            db.execute("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?)", (key, form, said))
+
     # --- cache volumes ------------------------------------------------------------------------
 
     def generation(self, place: str) -> Key | None:
@@ -323,6 +383,23 @@ class Index(Database):
                 "INSERT OR REPLACE INTO builds VALUES (?, ?, ?, ?)",
                 (identity, result, record, time.time()),
             )
+
+
+def _said(final: Final) -> bytes:
+    try:
+        return msgspec.msgpack.encode(final)
+    except UnicodeEncodeError:  # bytes that are no text, in a variable say
+        import json
+
+        return b"j" + json.dumps(msgspec.to_builtins(final)).encode()
+
+
+def _told(said: bytes) -> Final:
+    if not said.startswith(b"j"):
+        return msgspec.msgpack.decode(said, type=Final)
+    import json
+
+    return msgspec.convert(json.loads(said[1:]), Final)
 
 
 def _lease(db: sqlite3.Connection, key: Key, holders: Iterable[str]) -> None:

@@ -11,13 +11,13 @@ from contextlib import asynccontextmanager
 import anyio
 
 from obuilder.backends.protocols import Sandbox, Store
-from obuilder.engine.database import boot_id
+from obuilder.engine.database import boot_id, index_path
 from obuilder.engine.index import Index
 from obuilder.engine.locks import KeyLock, sweep_locks
 from obuilder.engine.logs import logged, remove_log
 from obuilder.engine.meta import Meta, read, recorded
 from obuilder.engine.volumes import release_lock, volume_place
-from obuilder.errors import SnapshotMissing
+from obuilder.errors import SnapshotMissing, StoreDamaged
 from obuilder.oci.downloads import sweep
 from obuilder.system.sessions import alive, dead_sessions, remove_session
 from obuilder.values import Key
@@ -133,3 +133,16 @@ def _sweep_logs(directory: str, index: Index) -> None:
                     remove_log(directory, key)
             finally:
                 lock.release()
+
+
+def open_index(directory: str) -> Index:
+    """The index of a store; a damaged one is begun anew. StoreError."""
+    try:
+        return Index(directory)
+    except StoreDamaged:
+        # The store has all that the index knows: put the damaged file aside and start anew.
+        path = index_path(directory)
+        for suffix in ("", "-wal", "-shm"):
+            if os.path.exists(path + suffix):
+                os.replace(path + suffix, f"{path}.damaged{suffix}")
+        return Index(directory)

@@ -2,6 +2,7 @@
 
 from msgspec import Struct
 
+from obuilder.engine.index import Final
 from obuilder.values import Key
 
 
@@ -12,3 +13,5 @@ class Result(Struct, frozen=True):
     cached: int
     ran: int
     seconds: float
+    final: Final | None = None
+    """What an image of it says of itself."""

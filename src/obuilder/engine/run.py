@@ -83,7 +83,7 @@ class Runner:
                     else:
                         tasks.start_soon(self._step, step)
         except BaseExceptionGroup as group:
-            raise _first(group) from None
+            raise first_error(group) from None
         for heading in self._plan.tail:
             self._sink(events.Note(text=heading))
         return Result(
@@ -299,11 +299,11 @@ def _kind(step: Step) -> str:
     return "run" if isinstance(step.action, RunAction) else "copy"
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The first error of a group that is not the cancelling it caused."""
     for error in group.exceptions:
         if isinstance(error, BaseExceptionGroup):
-            return _first(error)
+            return first_error(error)
         if isinstance(error, Exception):
             return error
     return group.exceptions[0]

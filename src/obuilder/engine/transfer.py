@@ -24,6 +24,7 @@ from obuilder.engine.volumes import release_lock, volume_place
 from obuilder.errors import SnapshotMissing, UsageError
 from obuilder.oci.archive import write_changes, write_tar
 from obuilder.oci.layers import unpack
+from obuilder.oci.members import Manner
 from obuilder.values import ROOT, IdMap, Key
 
 _MAGIC = b"obuilder results 1\n"
@@ -45,9 +46,12 @@ class Parcel(msgspec.Struct, frozen=True, tag="parcel"):
 
 
 class Names(msgspec.Struct, frozen=True, tag="names"):
-    """The end of a transfer: the images that have names, as the index keeps them."""
+    """The end of a transfer: the images that have names, as the index keeps them, and what images of
+    results say of themselves.
+    """
 
     images: list[tuple[bytes, bytes]]
+    finals: list[tuple[Key, bytes]] = []
 
 
 Take = Callable[[Parcel, BinaryIO], Awaitable[None]]
@@ -86,7 +90,7 @@ async def send(store: Store, index: Index, take: Take, *, known: Callable[[Key],
             continue  # pruned meanwhile
         if name is None:
             sent.add(record.key)
-    return Names(index.image_rows())
+    return Names(index.image_rows(), index.final_rows())
 
 
 async def _opened(stack: AsyncExitStack, store: Store, key: Key) -> str:
@@ -108,9 +112,9 @@ def _in_order(records: list[Record]) -> Iterator[Record]:
 
 def _write(base: str | None, root: str, file: BinaryIO, idmap: IdMap) -> None:
     if base is None:
-        write_tar(root, file, idmap, exact=True)
+        write_tar(root, file, Manner(idmap, exact=True))
     else:
-        write_changes(base, root, file, idmap, exact=True)
+        write_changes(base, root, file, Manner(idmap, exact=True))
 
 
 class _Filled(io.RawIOBase):
@@ -215,11 +219,12 @@ class Receiver:
                 await self._store.delete(key)
 
     def names(self, names: Names) -> None:
-        """Give images their names; one that means something else here stays as it is."""
+        """Give images their names, and results what images of them say; what is here stays as it is."""
         known = dict(self._index.image_rows())
         for name, base in names.images:
             if name not in known:
                 self._index.put_image_row(name, base)
+        self._index.put_final_rows(names.finals)
 
 
 # --- through a pipe ----------------------------------------------------------------------------

@@ -18,7 +18,7 @@ T = TypeVar("T")
 _LAYERS = 1000
 
 
-class Health(Struct, rename="pascal"):
+class Health(Struct, rename="pascal", omit_defaults=True):
     """How an engine sees whether a container is well; times are nanoseconds."""
 
     test: list[str] | None = None
@@ -27,6 +27,14 @@ class Health(Struct, rename="pascal"):
     start_period: int = 0
     start_interval: int = 0
     retries: int = 0
+
+    @classmethod
+    def of(cls, check: Healthcheck) -> "Health":
+        """What a check of the language is in an image."""
+        return cls(
+            list(check.test), check.interval, check.timeout, check.start_period,
+            check.start_interval, check.retries,
+        )  # fmt: skip
 
     def read(self) -> Healthcheck | None:
         """The same as the language has it; None where nothing is said, or nothing we know."""
@@ -38,7 +46,7 @@ class Health(Struct, rename="pascal"):
         )  # fmt: skip
 
 
-class Settings(Struct, rename="pascal"):
+class Settings(Struct, rename="pascal", omit_defaults=True):
     """What an image says of how it is to be used."""
 
     env: list[str] | None = None
@@ -53,6 +61,25 @@ class Settings(Struct, rename="pascal"):
     stop_signal: str = ""
     healthcheck: Health | None = None
     on_build: list[str] | None = None
+
+    @classmethod
+    def of(cls, config: ImageConfig) -> "Settings":
+        """What a config of the plan is in an image; its author stands elsewhere."""
+        health = config.healthcheck
+        return cls(
+            env=[f"{name}={value}" for name, value in config.env] or None,
+            user=config.user,
+            working_dir=config.workdir,
+            shell=list(config.shell) or None,
+            entrypoint=list(config.entrypoint) or None,
+            cmd=list(config.cmd) or None,
+            labels=dict(config.labels) or None,
+            exposed_ports={port: {} for port in config.ports} or None,
+            volumes={path: {} for path in config.volumes} or None,
+            stop_signal=config.stop_signal,
+            healthcheck=None if health is None else Health.of(health),
+            on_build=list(config.onbuild) or None,
+        )
 
     def read(self, author: str = "") -> ImageConfig:
         """The same in the words of the plan."""

@@ -10,7 +10,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 
 import anyio
@@ -56,6 +56,10 @@ class _Token(Struct):
     expires_in: float = _LIFE
 
 
+Content = Callable[[], AsyncIterator[bytes]]
+"""Makes what a request sends."""
+
+
 class Endpoint:
     """A registry or a mirror of one, by HOST[:PORT] or URL. To be closed."""
 
@@ -97,24 +101,35 @@ class Endpoint:
 
     @asynccontextmanager
     async def ask(
-        self, method: str, path: str, *, scope: str, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        scope: str,
+        headers: Mapping[str, str] | None = None,
+        content: Content | None = None,
     ) -> AsyncIterator[httpx2.Response]:
         """The answer, its content not read yet, to a request below `/v2/`.
 
-        `scope` is what it is for, in the words of token servers. A redirect to another host is
-        followed without saying who we are. NotFound, Denied, Passing, Unreachable.
+        `path` may also be a URL that an answer named, `scope` is what it is for, in the words of
+        token servers, `content` makes what is sent, each time anew. Another host is asked without
+        saying who we are. NotFound, Denied, Passing, Unreachable.
         """
-        url = httpx2.URL(f"{self._base}/v2/{path}")
         with self._translated():
+            url = httpx2.URL(f"{self._base}/v2/{path}")
+            if path.startswith(("/", "http://", "https://")):
+                url = self._base.join(path)
+                if url.scheme != "https" and self._base.scheme == "https":
+                    raise Unreachable(f"{self.host} names {_shown(url)}, which is not encrypted")
             known, sent = self._authorization(scope), headers or {}
-            response, away = await self._follow(method, url, sent, known)
+            response, away = await self._follow(method, url, sent, known, content)
             for _ in range(2):
                 if response.status_code != 401 or away:
                     break
                 asked = challenges(", ".join(response.headers.get_list("www-authenticate")))
                 await response.aclose()
                 known = await self._authorized(asked, scope, refused=known)
-                response, away = await self._follow(method, url, sent, known)
+                response, away = await self._follow(method, url, sent, known, content)
             try:
                 if response.status_code >= 300:
                     await self._refuse(response, away=away)
@@ -124,15 +139,21 @@ class Endpoint:
                     await response.aclose()
 
     async def _follow(
-        self, method: str, url: httpx2.URL, headers: Mapping[str, str], authorization: str | None
+        self,
+        method: str,
+        url: httpx2.URL,
+        headers: Mapping[str, str],
+        authorization: str | None,
+        content: Content | None,
     ) -> tuple[httpx2.Response, bool]:
         """The answer to a request, and whether it is of another host than this."""
-        away = False
+        away = url.origin != self._base.origin
         for _ in range(_HOPS):
             sent = dict(headers)
             if authorization is not None and not away:
                 sent["Authorization"] = authorization
-            request = self._client.build_request(method, url, headers=sent)
+            body = None if content is None else content()
+            request = self._client.build_request(method, url, headers=sent, content=body)
             response = await self._client.send(request, stream=True)
             if not response.has_redirect_location:
                 return response, away
@@ -187,13 +208,16 @@ class Endpoint:
         realm = httpx2.URL(said.get("realm", ""))
         if realm.scheme not in ("http", "https") or not realm.host:
             raise Unreachable(f"{self.host} asks for a token and does not say where to get it")
-        query = {"service": said.get("service", ""), "scope": said.get("scope") or scope}
-        query = {name: value for name, value in query.items() if value}
+        query: dict[str, str | list[str]] = {}
+        if said.get("service"):
+            query["service"] = said["service"]
+        if wanted := said.get("scope") or scope:
+            query["scope"] = wanted.split()
         if who is not None:
             self._check_secrecy(realm)
         if who is not None and who.identity_token:
             form = {
-                **query, "grant_type": "refresh_token", "client_id": "obuilder",
+                **query, "scope": wanted, "grant_type": "refresh_token", "client_id": "obuilder",
                 "refresh_token": who.identity_token,
             }  # fmt: skip
             request = self._client.build_request("POST", realm, data=form)

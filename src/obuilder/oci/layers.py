@@ -102,6 +102,7 @@ class _Layer:
         if not parts:
             if member.isdir():
                 self._dress(self._inside.fd, member)
+                self._times[""] = _time(member)
             return
         name, parent = parts[-1], "/".join(parts[:-1])
         if self._whiteouts and name.startswith(".wh."):

@@ -1,7 +1,7 @@
 """Indexes and manifests: from what a name stands for to one config and its layers."""
 
 import hashlib
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from msgspec import Struct
 
@@ -15,12 +15,18 @@ from obuilder.values import Platform
 
 T = TypeVar("T")
 
+Form = Literal["tar", "gzip", "zstd"]
+"""How a layer is packed; `tar` is not at all."""
+
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 NESTED = 4
 """Indexes in indexes that are followed."""
+LAYER = "application/vnd.oci.image.layer.v1.tar"
+"""Of a layer; what follows says how it is compressed."""
+CONFIG = "application/vnd.oci.image.config.v1+json"
 _SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+"
 _LAYERS = frozenset(
     f"application/vnd.{kind}{packed}"
@@ -34,7 +40,7 @@ _LAYERS = frozenset(
 )
 
 
-class Described(Struct):
+class Described(Struct, omit_defaults=True):
     """What an index says of a platform."""
 
     architecture: str = ""
@@ -42,7 +48,7 @@ class Described(Struct):
     variant: str = ""
 
 
-class Descriptor(Struct, rename="camel"):
+class Descriptor(Struct, rename="camel", omit_defaults=True):
     """Where something is, by its digest."""
 
     digest: str
@@ -124,6 +130,19 @@ def of_platform(found: list[Descriptor], platform: Platform, name: str) -> Descr
         f"{name} has no image for {platform}",
         hint=f"it has: {', '.join(known)}" if known else None,
     )
+
+
+def form_of(media_type: str) -> Form:
+    """How a layer of that type is packed."""
+    if media_type.endswith("gzip"):
+        return "gzip"
+    return "zstd" if media_type.endswith("zstd") else "tar"
+
+
+def blob_of(source: str) -> tuple[str, int, Form]:
+    """Digest, size and form of the blob that the `source` of a registry's layer names."""
+    digest, size, *form = source.split(" ")
+    return digest, int(size), form_of(*form or ("",))
 
 
 def check_layer(layer: Descriptor, what: str) -> None:

@@ -27,6 +27,7 @@ from obuilder.oci.manifest import (
     Manifest,
     check_document,
     check_layer,
+    form_of,
     index_or_manifest,
     of_platform,
 )
@@ -39,7 +40,7 @@ from obuilder.values import Platform, RegistrySettings
 T = TypeVar("T")
 
 _ACCEPT = {"Accept": f"{INDEX}, {MANIFEST}, {DOCKER_INDEX}, {DOCKER_MANIFEST}"}
-_TRIES, _MIRRORS_TRIES = 5, 2
+TRIES, _MIRRORS_TRIES = 5, 2
 _FIRST_WAIT = 0.25
 _LONGEST_WAIT = 60.0
 """Who asks for more patience than that is not waited for."""
@@ -111,7 +112,7 @@ class Repository:
                 said: str = response.headers.get("docker-content-digest", "")
                 return said if is_sha256(said) else None
 
-        return await self._asked(lambda endpoint, tries: _patiently(endpoint, ask, tries))
+        return await self._asked(lambda endpoint, tries: patiently(endpoint, ask, tries))
 
     async def manifest(self, wanted: str) -> tuple[Descriptor, bytes]:
         """What a tag or a digest stands for: its digest and type, and its content, checked."""
@@ -130,7 +131,7 @@ class Repository:
                 )
             return found, data
 
-        return await self._asked(lambda endpoint, tries: _patiently(endpoint, ask, tries))
+        return await self._asked(lambda endpoint, tries: patiently(endpoint, ask, tries))
 
     async def document(self, found: Descriptor) -> bytes:
         """A small blob, checked. DigestMismatch, BadImage, NotFound."""
@@ -143,7 +144,7 @@ class Repository:
             found.check(data, f"{self.name}@{found.digest}")
             return data
 
-        return await self._asked(lambda endpoint, tries: _patiently(endpoint, ask, tries))
+        return await self._asked(lambda endpoint, tries: patiently(endpoint, ask, tries))
 
     async def _whole(self, response: httpx2.Response, what: str) -> bytes:
         data = await read(response, DOCUMENT + 1)
@@ -185,10 +186,13 @@ class Repository:
                 return await ask(mirror, _MIRRORS_TRIES)
             except FetchError:
                 continue
-        return await ask(last, _TRIES)
+        return await ask(last, TRIES)
 
 
-async def _patiently(endpoint: Endpoint, ask: Callable[[Endpoint], Awaitable[T]], tries: int) -> T:
+async def patiently(
+    endpoint: Endpoint, ask: Callable[[Endpoint], Awaitable[T]], tries: int = TRIES
+) -> T:
+    """The answer of an endpoint, asked again while that may help."""
     patience = Patience(tries)
     while True:
         try:
@@ -278,10 +282,5 @@ async def resolve(
         raise NotFound(f"{name} has no image for {platform}", hint=f"it is for {has}")
     for layer in image.layers:
         check_layer(layer, name)
-    return base_of(name, digest, config, [f"{x.digest} {x.size}" for x in image.layers])
-
-
-def blob_of(source: str) -> tuple[str, int]:
-    """Digest and size of the blob that a layer's `source` names."""
-    digest, _, size = source.partition(" ")
-    return digest, int(size)
+    sources = [f"{x.digest} {x.size} {form_of(x.media_type)}" for x in image.layers]
+    return base_of(name, digest, config, sources)

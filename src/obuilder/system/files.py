@@ -270,6 +270,20 @@ def copy_tree(
         os.close(source)
 
 
+def copy_named(
+    at: int, name: str, into: int, to: str, *, idmap: IdMap | None, onto: IdMap | None
+) -> None:
+    """Copy `name` in the directory `at`, which may be `.`, as `to` in the directory `into`; else as
+    `copy_tree`. FileNotFoundError; FileExistsError if `to` is there.
+    """
+    status = os.stat(name, dir_fd=at, follow_symlinks=False)
+    copier = _Copier(idmap, onto, keep=False, base=into)
+    try:
+        copier.entry(name, status, at, into, "", to=to)
+    except RecursionError:
+        raise too_deep(name) from None
+
+
 class _Copier:
     def __init__(self, idmap: IdMap | None, onto: IdMap | None, *, keep: bool, base: int) -> None:
         self._idmap = idmap
@@ -284,33 +298,41 @@ class _Copier:
             found = [(item.name, item.stat(follow_symlinks=False)) for item in items]
         for name, status in found:
             try:
-                self._entry(name, status, source, target, prefix)
+                self.entry(name, status, source, target, prefix)
             except FileExistsError:
                 if not self._keep:
                     raise
 
-    def _entry(
-        self, name: str, status: os.stat_result, source: int, target: int, prefix: str
+    def entry(
+        self,
+        name: str,
+        status: os.stat_result,
+        source: int,
+        target: int,
+        prefix: str,
+        *,
+        to: str = "",
     ) -> None:
+        to = to or name
         mode = status.st_mode
         if stat.S_ISDIR(mode):
             made = True
             try:
-                os.mkdir(name, 0o700, dir_fd=target)
+                os.mkdir(to, 0o700, dir_fd=target)
             except FileExistsError:
                 made = False
                 if not self._keep:
                     raise
             try:
-                deeper = os.open(name, _DIRECTORY, dir_fd=target)
+                deeper = os.open(to, _DIRECTORY, dir_fd=target)
             except OSError as error:
                 if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                    raise FileExistsError(error.errno, error.strerror, name) from error
+                    raise FileExistsError(error.errno, error.strerror, to) from error
                 raise
             try:
                 inner = os.open(name, _DIRECTORY, dir_fd=source)
                 try:
-                    self.directory(inner, deeper, f"{prefix}{name}/")
+                    self.directory(inner, deeper, f"{prefix}{to}/")
                     if made:
                         self._dress(inner, deeper, status)
                 finally:
@@ -321,22 +343,22 @@ class _Copier:
         mark = (status.st_dev, status.st_ino)
         if status.st_nlink > 1 and mark in self._links:
             os.link(
-                self._links[mark], name,
+                self._links[mark], to,
                 src_dir_fd=self._base, dst_dir_fd=target, follow_symlinks=False,
             )  # fmt: skip
             return
         if stat.S_ISLNK(mode):
-            os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
+            os.symlink(os.readlink(name, dir_fd=source), to, dir_fd=target)
             if self._owners:
-                os.chown(name, *self._owner(status), dir_fd=target, follow_symlinks=False)
+                os.chown(to, *self._owner(status), dir_fd=target, follow_symlinks=False)
             times = (status.st_atime_ns, status.st_mtime_ns)
-            os.utime(name, ns=times, dir_fd=target, follow_symlinks=False)
+            os.utime(to, ns=times, dir_fd=target, follow_symlinks=False)
         elif stat.S_ISREG(mode):
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             inner = os.open(name, flags, dir_fd=source)
             try:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-                made_fd = os.open(name, flags, 0o600, dir_fd=target)
+                made_fd = os.open(to, flags, 0o600, dir_fd=target)
                 try:
                     copy_data(inner, made_fd, status.st_size)
                     self._dress(inner, made_fd, status)
@@ -345,15 +367,15 @@ class _Copier:
             finally:
                 os.close(inner)
         elif stat.S_ISFIFO(mode):
-            os.mkfifo(name, stat.S_IMODE(mode), dir_fd=target)
+            os.mkfifo(to, stat.S_IMODE(mode), dir_fd=target)
             if self._owners:
-                os.chown(name, *self._owner(status), dir_fd=target, follow_symlinks=False)
-            os.chmod(name, stat.S_IMODE(mode), dir_fd=target)
-            os.utime(name, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=target)
+                os.chown(to, *self._owner(status), dir_fd=target, follow_symlinks=False)
+            os.chmod(to, stat.S_IMODE(mode), dir_fd=target)
+            os.utime(to, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=target)
         else:
             return
         if status.st_nlink > 1:
-            self._links[mark] = prefix + name
+            self._links[mark] = prefix + to
 
     def _owner(self, status: os.stat_result) -> tuple[int, int]:
         if self._onto is not None:

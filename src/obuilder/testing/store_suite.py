@@ -4,6 +4,7 @@ Derive a class whose name starts with Test from `StoreSuite` and give it a fixtu
 makes an `Opener` for an empty store; each call opens the same store anew.
 """
 
+import io
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -13,6 +14,8 @@ import pytest
 
 from obuilder.backends.protocols import Root, Store
 from obuilder.errors import SnapshotMissing, StoreBusy, StoreError
+from obuilder.oci.archive import Upper, write_changes
+from obuilder.oci.members import Manner
 from obuilder.values import ROOT, IdMap, Key, UnixUser
 
 Opener = Callable[[], Awaitable[Store]]
@@ -60,6 +63,8 @@ class StoreSuite:
 
     steps: ClassVar[int] = 600
     """How many results are made one from the other: well over what any store keeps apart."""
+    hints: ClassVar[int] = 0
+    """Of 40 steps in a row, for how many the store has to know what they touched."""
 
     async def test_what_is_published_is_found_with_its_meta(self, opened: Opener) -> None:
         """By the same and by another opening of the store; who looks at it can't change it."""
@@ -321,6 +326,35 @@ class StoreSuite:
             if number >= 20:
                 await store.delete(key(number - 20))
         assert model["last"].endswith(f" {self.steps - 1}")
+
+    async def test_where_changes_may_be_is_where_they_are(self, opened: Opener) -> None:
+        """A layer that is found by what the store knows is the one found without."""
+        store, found = await opened(), 0
+        for number in range(40):
+            base = key(number - 1) if number else None
+            async with store.begin(key(number), base=base) as draft:
+                async with store.files(draft.root, write=True) as path:
+                    _change(path, number)
+                    _given(path, store.idmap)
+                await draft.commit(b"")
+            if base is None:
+                continue
+            async with (
+                store.view(key(number)) as root, store.files(root) as new,
+                store.view(base) as root, store.files(root) as old,
+            ):  # fmt: skip
+                upper = store.touched(key(number), base=base)
+                if upper is not None:
+                    found += 1
+                    layers = [_layer(old, new, store.idmap, hint) for hint in (upper, None)]
+                    assert layers[0] == layers[1]
+        assert found >= self.hints
+
+
+def _layer(old: str, new: str, idmap: IdMap, upper: Upper | None) -> bytes:
+    out = io.BytesIO()
+    write_changes(old, new, out, Manner(idmap), upper=upper)
+    return out.getvalue()
 
 
 def _refused(

@@ -111,6 +111,7 @@ class LiveScreen:
                     )
             case events.BuildDone() | events.BuildEnded():
                 self._running.clear()
+                self._live.stop()  # who goes on with the result has the terminal
 
     def _finish(self, key: Key, mark: str, style: str, seconds: float | None = None) -> None:
         running = self._running.pop(key, None)

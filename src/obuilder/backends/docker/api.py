@@ -74,6 +74,10 @@ class DockerEngine:
             target += "?" + urlencode(query)
         return Answer(self.path, method, target, body, timeout=timeout, upgrade=upgrade)
 
+    def load(self, *, timeout: float) -> "Load":
+        """What takes an archive of images, as it is written. Not asked for yet."""
+        return Load(self.path, timeout)
+
     def get(self, path: str, *, timeout: float | None = 60) -> "Answer":
         """What the engine has at `path`. Not asked for yet."""
         return self.ask("GET", path, timeout=timeout)
@@ -147,6 +151,13 @@ class Answer:
             # Who refuses an archive says so before it is sent, and then closes the connection.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 self._send()
+        except (OSError, http.client.HTTPException) as error:
+            raise self._broken(error) from error
+        self._heard()
+
+    def _heard(self) -> None:
+        """Wait for the head of the answer."""
+        try:
             self._response = response = self._http.getresponse()
             if response.length is None and not response.chunked:
                 # http.client takes a head that is cut off for a whole one
@@ -236,6 +247,46 @@ class Answer:
             self._response.close()
         self._http.close()
         self._socket.close()
+
+
+class Load(Answer):
+    """A file to write an archive of images to, in pieces; `finish` asks what came of it.
+
+    The answer comes before all is written if the engine refuses it: then writing raises Refused.
+    """
+
+    def __init__(self, engine: str, timeout: float) -> None:
+        target = "/images/load?quiet=1"
+        super().__init__(engine, "POST", target, None, timeout=timeout, upgrade=False)
+
+    def _ask(self) -> None:
+        self._http.sock = self._socket
+        try:
+            self._http.putrequest(self._method, self._target)
+            self._http.putheader("Content-Type", "application/x-tar")
+            self._http.putheader("Transfer-Encoding", "chunked")
+            self._http.endheaders()
+        except (OSError, http.client.HTTPException) as error:
+            raise self._broken(error) from error
+
+    def write(self, data: bytes) -> int:
+        """Send the next bytes."""
+        if data:
+            self._put(b"%x\r\n%b\r\n" % (len(data), data))
+        return len(data)
+
+    def finish(self) -> bytes:
+        """Send the end: what the engine says, in lines."""
+        self._put(b"0\r\n\r\n")
+        self._heard()
+        return b"".join(iter(lambda: self.read(1 << 20), b""))
+
+    def _put(self, data: bytes) -> None:
+        try:
+            self._http.send(data)
+        except OSError as error:
+            self._heard()
+            raise self._broken(error) from error
 
 
 class _Reader(io.RawIOBase):

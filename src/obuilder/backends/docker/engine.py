@@ -12,7 +12,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from obuilder.backends.docker.api import Answer, Body, DockerEngine, Refused
+from obuilder.backends.docker.api import Answer, Body, DockerEngine, Load, Refused
 from obuilder.backends.docker.model import (
     Change,
     Container,
@@ -137,13 +137,33 @@ class Engine:
 
         def work() -> None:
             with answer:
-                said = b"".join(iter(lambda: answer.read(_PIECE), b""))
-            for line in said.splitlines():
-                error = decoded(line, Progress).error
-                if error:
-                    raise Refused(f"the engine can't take an image: {error}", status=500)
+                _taken(b"".join(iter(lambda: answer.read(_PIECE), b"")))
 
         await self.streamed(work, answer)
+
+    async def load_written(self, write: Callable[[Load], Coroutine[None, None, None]]) -> list[str]:
+        """Take the images in an archive while it is written; cancelling breaks that off.
+
+        What the engine says of them.
+        """
+        load = self.api.load(timeout=600)
+
+        async def abort_at_the_end() -> None:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                load.abort()
+
+        try:
+            async with beside(abort_at_the_end):
+                await anyio.to_thread.run_sync(load.__enter__)
+                await write(load)
+                return _taken(await anyio.to_thread.run_sync(load.finish, limiter=_STREAMS))
+        except Unreachable:
+            await anyio.lowlevel.checkpoint_if_cancelled()  # then that is why
+            raise
+        finally:
+            load.__exit__()
 
     async def save(self, name: str, file: BinaryIO) -> None:
         """Write an archive of an image."""
@@ -333,6 +353,15 @@ def passed_over(*statuses: int) -> Iterator[None]:
     except Refused as error:
         if error.status not in statuses:
             raise
+
+
+def _taken(said: bytes) -> list[str]:
+    """What an engine says of images that it was given. Refused."""
+    told_ = [decoded(line, Progress) for line in said.splitlines()]
+    for line in told_:
+        if line.error:
+            raise Refused(f"the engine can't take an image: {line.error}", status=500)
+    return [line.stream.strip() for line in told_ if line.stream.strip()]
 
 
 def _filters(**filters: list[str]) -> dict[str, str]:

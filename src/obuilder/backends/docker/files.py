@@ -14,6 +14,7 @@ from obuilder.backends.docker.names import Names
 from obuilder.backends.docker.volumes import Volumes
 from obuilder.backends.protocols import EngineImage, EngineVolume, Root
 from obuilder.oci.archive import Seen, look, write_since, write_tar
+from obuilder.oci.members import Manner
 from obuilder.system.files import remove_tree
 from obuilder.values import IdMap, Platform
 
@@ -96,7 +97,7 @@ class Files:
         image = await self._engine.image(root.ref)
 
         def write(file: BinaryIO) -> None:
-            write_since(copy.before, path, file, self._idmap)
+            write_since(copy.before, path, file, Manner(self._idmap, exact=True))
 
         await images.stack(self._engine, root.ref, image, write, folder=folder)
         await self._leave_there(copy, root)
@@ -116,7 +117,7 @@ class Files:
             bare = Image.of([], platform, image.config)
 
             def write(file: BinaryIO) -> None:
-                write_tar(path, file, self._idmap, exact=True)
+                write_tar(path, file, Manner(self._idmap, exact=True))
 
             await images.stack(self._engine, called, bare, write, folder=folder)
         finally:

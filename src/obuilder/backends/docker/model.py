@@ -123,6 +123,7 @@ class Volumes(Struct, rename="pascal"):
 class Progress(Struct):
     """A line of what an engine says while it works."""
 
+    stream: str = ""
     error: str = ""
 
 

@@ -21,6 +21,7 @@ from obuilder.backends.docker.names import STORE, Names
 from obuilder.backends.protocols import EngineVolume
 from obuilder.errors import StoreBusy, StoreError
 from obuilder.oci.archive import write_tar
+from obuilder.oci.members import Manner
 from obuilder.system.files import copy_tree
 from obuilder.values import IdMap, UnixUser, User
 
@@ -131,7 +132,9 @@ class Volumes:
             owner = idmap.to_inside(status.st_uid), idmap.to_inside(status.st_gid)
         await self._set_top(held, owner, status.st_mode & 0o7777)
         with tempfile.TemporaryFile(dir=folder) as file:
-            await anyio.to_thread.run_sync(lambda: write_tar(directory, file, idmap, exact=True))
+            await anyio.to_thread.run_sync(
+                lambda: write_tar(directory, file, Manner(idmap, exact=True))
+            )
             file.seek(0)
             await self._engine.put(held.container, f"/{_TOP}", _read(file))
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from typing import BinaryIO
 
 from msgspec import Struct
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:  # the cached path resolves names, and meets no root
     from anyio.abc import TaskGroup
 
     from obuilder.backends.protocols import Fetcher, Root
+    from obuilder.plan.model import Base
 
 FORMS = (
     "scratch", "micro", "rootfs:DIR", "tar:FILE", "oci:DIR[:TAG]", "oci-archive:FILE[:TAG]",
@@ -114,6 +116,10 @@ class LocalFetcher:
         from obuilder.backends.protocols import HostDir
 
         return isinstance(root, HostDir)
+
+    async def blob(self, base: "Base", index: int, file: BinaryIO) -> bool:
+        """No blob: it was no image's layer."""
+        return False
 
     async def close(self) -> None:
         """Nothing was kept."""

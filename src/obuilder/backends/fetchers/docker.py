@@ -19,6 +19,8 @@ from obuilder.values import IdMap, Platform
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from anyio import Lock
+
     from obuilder.backends.protocols import Progress, Root
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*([:/@][A-Za-z0-9][\w.-]*)*", re.ASCII)
@@ -39,6 +41,7 @@ class DockerFetcher:
 
     def __init__(self) -> None:
         self._exports: dict[str, _Export] = {}
+        self._exporting: Lock | None = None
 
     async def resolve(self, name: str, platform: Platform) -> Base:
         """The image by the engine's id for it. NotFound, Denied, Unreachable, BadImage."""
@@ -94,6 +97,27 @@ class DockerFetcher:
             export.file.close()
         else:
             self._exports[base.digest] = export
+
+    async def blob(self, base: Base, index: int, file: BinaryIO) -> bool:
+        """A layer as the engine exports it."""
+        from anyio import Lock
+
+        from obuilder.oci.streams import Window
+
+        self._exporting = self._exporting or Lock()
+
+        def copy(_: Callable[[str], None]) -> None:
+            from shutil import copyfileobj
+
+            offset, size = export.spans[index]
+            export.file.seek(offset)
+            copyfileobj(Window(export.file, size), file, _PIECE)
+
+        async with self._exporting:
+            export = self._exports.get(base.digest) or await _exported(base)
+            self._exports[base.digest] = export
+            await in_thread(copy, lambda _: None)
+        return True
 
     async def close(self) -> None:
         """Let go of what was kept for layers that nobody asked for."""

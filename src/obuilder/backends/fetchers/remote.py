@@ -5,6 +5,7 @@ no network and does not even load the HTTP library.
 """
 
 from collections.abc import Callable, Generator
+from typing import BinaryIO
 
 import msgspec
 
@@ -105,6 +106,24 @@ class RemoteFetcher:
             self._pulls.pop(pull.key, None)
             await pull.close()
 
+    async def blob(self, base: Base, index: int, file: BinaryIO) -> bool:
+        """A layer as the registry has it."""
+        from anyio import to_thread
+
+        from obuilder.oci.manifest import blob_of
+        from obuilder.oci.registry import Repository
+
+        digest, size, _ = blob_of(base.layers[index].source)
+        if self._sources.pull == "never":
+            raise NotFound("with --pull=never no registry is asked")
+
+        async def take(data: bytes) -> None:
+            await to_thread.run_sync(file.write, data)
+
+        async with Repository(Reference.parse(base.name), self._sources.registries) as repository:
+            await repository.blob(digest, size, take)
+        return True
+
     def _pull(self, base: Base) -> "_Pull":
         from obuilder.oci.downloads import Downloads
 
@@ -156,12 +175,12 @@ class _Pull:
     def _blob(self, index: int) -> "Blob":
         """A layer's blob, which is on its way, as all that come after it are."""
         from obuilder.oci.downloads import Blob
-        from obuilder.oci.registry import blob_of
+        from obuilder.oci.manifest import blob_of
 
         assert self._sources.tasks is not None
         for number in range(index, len(self._base.layers)):
             if number not in self._blobs:
-                blob = self._blobs[number] = Blob(*blob_of(self._base.layers[number].source))
+                blob = self._blobs[number] = Blob(*blob_of(self._base.layers[number].source)[:2])
                 self._sources.tasks.start_soon(self._bring, blob)
         return self._blobs[index]
 
@@ -238,7 +257,7 @@ def _key(reference: Reference, platform: Platform) -> str:
     """What an answer is remembered by."""
     if reference.digest:
         reference = msgspec.structs.replace(reference, tag="")
-    return f"remote 1:{reference} {platform}"
+    return f"remote 2:{reference} {platform}"
 
 
 def _noted(base: Base) -> str:

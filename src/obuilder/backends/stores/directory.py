@@ -28,6 +28,7 @@ import msgspec
 
 from obuilder.backends.protocols import Draft, HostDir, Root, Usage
 from obuilder.errors import BackendUnavailable, SnapshotMissing, StoreBusy, StoreError, of_disk
+from obuilder.oci.archive import Upper
 from obuilder.system import linux
 from obuilder.system.files import remove_tree
 from obuilder.system.namespaces import enter
@@ -172,6 +173,10 @@ class DirectoryStore(ABC):
     def _give(self, path: str, owner: User) -> None:
         if isinstance(owner, UnixUser) and not self.idmap.single:
             os.chown(path, self.idmap.to_disk(owner.uid), self.idmap.to_disk(owner.gid))
+
+    def touched(self, key: Key, *, base: Key) -> Upper | None:
+        """See `Store`. Most can't say."""
+        return None
 
     async def contains(self, key: Key) -> bool:
         """See `Store`."""

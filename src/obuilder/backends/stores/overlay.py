@@ -12,7 +12,8 @@ from typing import ClassVar, final
 from obuilder.backends.stores.layers import Chain, LayerStore, new_layer
 from obuilder.backends.stores.placing import link
 from obuilder.errors import BackendUnavailable, StoreError, StoreFull
-from obuilder.values import IdMap
+from obuilder.oci.archive import Upper
+from obuilder.values import IdMap, Key
 
 _FAN = 16
 
@@ -46,6 +47,16 @@ class OverlayStore(LayerStore):
             await store.close()
             raise
         return store
+
+    def touched(self, key: Key, *, base: Key) -> Upper | None:
+        """See `Store`. A layer that was not made one with others yet is what the step wrote to."""
+        try:
+            chain, below = self._chain("results", key), self._chain("results", base)
+        except FileNotFoundError:
+            return None
+        if chain[:-1] != below or chain[-1][1] != 0:
+            return None
+        return Upper(self.path("layers", chain[-1][0]), self._opaque)
 
     def _long(self, chain: Chain) -> bool:
         return len(chain) >= _FAN and len({level for _, level in chain[-_FAN:]}) == 1
