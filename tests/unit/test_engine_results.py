@@ -7,11 +7,13 @@ import time
 from contextlib import closing
 
 import anyio
+import msgspec
 import pytest
 
 import places
 from obuilder import errors, events
-from obuilder.engine.database import index_path
+from obuilder.engine.database import SCHEMA, index_path
+from obuilder.spec.image import ImageConfig
 from workbench import Client, Workbench, run, spec, until
 
 pytestmark = pytest.mark.anyio
@@ -121,6 +123,31 @@ async def test_a_lost_index_is_made_anew_from_the_store(bench):
         assert client.output == b"A\nB\n"
     assert kinds(before) == ["failed", "layer", "run", "run"]
     assert bench.ran == ["A", "B"]
+
+
+async def test_an_index_of_an_older_version_is_taken_over(bench):
+    async with bench.builder() as builder:
+        result = await Client(builder, bench).build(TWO)
+        base = await builder.import_image("mine", "micro")
+        before = builder.records()
+    older = {
+        "name": base.name, "digest": base.digest, "platform": msgspec.to_builtins(base.platform),
+        "layers": msgspec.to_builtins(base.layers), "config": {"env": [["A", "b"]], "user": "1"},
+    }  # fmt: skip
+    with closing(sqlite3.connect(index_path(bench.store), isolation_level=None)) as index:
+        index.execute("UPDATE images SET base = ?", (msgspec.msgpack.encode(older),))
+        index.executescript(
+            "DROP TABLE finals; DROP TABLE blobs; CREATE TABLE specs (x); PRAGMA user_version = 1"
+        )
+    async with bench.builder() as builder:
+        assert [record.key for record in builder.records()] == [record.key for record in before]
+        assert builder.images()["mine"].config == ImageConfig(env=(("A", "b"),), user="1")
+        again = await Client(builder, bench).build(TWO)
+        assert (again.key, again.ran) == (result.key, 0)
+        assert builder.layers(print).final(result.key) == again.final, "the new tables are there"
+        assert await builder.prune()
+    with closing(sqlite3.connect(index_path(bench.store))) as index:
+        assert index.execute("PRAGMA user_version").fetchone() == (SCHEMA,)
 
 
 async def test_a_damaged_index_is_put_aside(bench):
