@@ -37,6 +37,7 @@ class TestDocker(_Suite):
         store=STORES["docker"].target,
         left="obuilder.testing.engines:left_by",
     )
+    excused = frozenset({"variables", "memory_places", "powers"})
 
     @pytest.fixture(autouse=True)
     def engine(self, docker_engine, monkeypatch):
@@ -45,7 +46,7 @@ class TestDocker(_Suite):
 
 @pytest.mark.needs("podman")
 class TestPodman(_Suite):
-    subject = TestDocker.subject
+    subject, excused = TestDocker.subject, TestDocker.excused
 
     @pytest.fixture(autouse=True)
     def engine(self, podman_engine, monkeypatch):
