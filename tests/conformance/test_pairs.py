@@ -114,16 +114,23 @@ async def outcomes(place, sandbox, context):
                 found[name] = failed.message
             else:
                 files = await listing(builder, result.key)
-                if place.name == "podman" and name == "users":
-                    _without_podmans(files)
+                if place.name == "podman" and name in _UNKNOWN:
+                    _without_podmans(files, _UNKNOWN[name])
                 found[name] = (result.key, files)
         features = builder.sandbox.features
     return found, features
 
 
-def _without_podmans(files):
-    """Take away the lines that podman adds for a user whom the image does not know."""
-    for path, line in (("etc/passwd", b"1000:*:1000:100:"), ("etc/group", b"100:x:100:")):
+_UNKNOWN = {
+    "users": {"etc/passwd": b"1000:*:1000:100:", "etc/group": b"100:x:100:"},
+    "named": {"etc/group": b"100:x:100:"},
+}
+"""How the lines begin that podman adds to files of the image, for a user whom they lack."""
+
+
+def _without_podmans(files, added):
+    """Take these lines away."""
+    for path, line in added.items():
         *entry, content = files[path]
         lines = content.splitlines(keepends=True)
         assert lines.pop().startswith(line), lines
