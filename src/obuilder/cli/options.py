@@ -9,7 +9,7 @@ from typing import Any, NoReturn, get_args
 from obuilder.backends.registry import SANDBOXES, STORES
 from obuilder.config import FileConfig, load
 from obuilder.engine.settings import RsyncMode, Settings
-from obuilder.errors import UsageError
+from obuilder.errors import StoreError, UsageError
 from obuilder.spec.decode import Document, parse
 from obuilder.ui.terminal import width
 
@@ -22,6 +22,16 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=_formatter, **options)
+
+    def print_help(self, _: object = None) -> None:
+        """Print it. StoreError where it can't be written: argparse would say nothing."""
+        try:
+            sys.stdout.write(self.format_help())
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise StoreError(f"can't write the output: {error.strerror}") from error
 
     def error(self, message: str) -> NoReturn:
         """Raise in place of exiting."""
