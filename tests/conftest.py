@@ -6,11 +6,13 @@ Engines and images that many tests use are fixtures here.
 import os
 from collections.abc import Iterator
 
+import anyio
 import pytest
 
 from engines import docker_engine, podman_engine
 from groups import pytest_xdist_make_scheduler
 from images import layout
+from obuilder.backends.stores.docker import DockerStore
 from obuilder.testing.needs import pytest_runtest_setup
 from places import PLACES, Opened, opened
 from program import Program
@@ -45,7 +47,12 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         running.tidy()
         monkeypatch.setenv("DOCKER_HOST", running.host)
     with opened(name) as ready:
-        yield ready
+        try:
+            yield ready
+        finally:
+            if engine:
+                monkeypatch.setenv("DOCKER_HOST", running.host)
+                anyio.run(DockerStore.discard, os.path.join(ready.directory, "store"))
 
 
 @pytest.fixture
