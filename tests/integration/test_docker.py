@@ -111,6 +111,91 @@ def test_files_come_into_an_empty_root_and_from_stages(program: Program, beside:
     assert "etc/hosts" not in found, "an engine's own file"
 
 
+def test_a_dockerfile_comes_to_the_same(program: Program, beside: str) -> None:
+    program.file("f", b"from the context")
+    program.file("Dockerfile", DOCKERFILE.encode())
+    token = "token:" + program.file("token", b"secret")
+    found = both(program, beside, "--secret", token)
+    assert found["home/ann/said"][2:] == (1000, 77, "", b"1000 77 78 400 600 kept\n")
+    assert found["srv/f"][1:4] == (0o640, 1000, 77)
+    assert found["srv/made/here"][2:4] == (1000, 77)
+    for mount, told in (
+        ("type=tmpfs,target=/m", "can't show builds, memory or agents of keys"),
+        ("type=bind,target=/m", "can't show builds, memory or agents of keys"),
+        ("type=secret,id=token,env=T", "can't show a secret to a step as a variable"),
+    ):
+        program.file(
+            "Dockerfile", f"FROM micro\nRUN touch /ran\nRUN --mount={mount} true\n".encode()
+        )
+        done = program.run("build", "--secret", token)
+        assert done.status == 2
+        assert f"Dockerfile:3:1: this sandbox {told}" in done.err
+        assert "saved as" not in done.out
+
+
+DOCKERFILE = """FROM micro
+RUN echo ann:x:1000:77::/home/ann: >> /etc/passwd; mkdir -p /home/ann && chown 1000:77 /home/ann
+RUN printf 'team:x:77:\\nmore:x:78:ann\\n' >> /etc/group
+WORKDIR /srv/made
+COPY --chown=ann:team --chmod=640 f /srv/
+ADD --chown=1000:77 <<HERE /srv/made/here
+text
+HERE
+USER ann
+RUN --mount=type=secret,id=token,target=/run/own,uid=1000 \\
+    --mount=type=secret,id=token,target=/run/shared,mode=600 \\
+    --mount=type=cache,id=c,target=/c,uid=1000,mode=700 \\
+    echo kept > /c/f && cat /run/own > /dev/null && ! cat /run/shared 2> /dev/null && \\
+    echo $(id -u) $(id -G) $(stat -c %a /run/own) $(stat -c %a /run/shared) $(cat /c/f) > ~/said
+"""
+
+
+def members(layout: str) -> list[dict[str, tarfile.TarInfo]]:
+    """What each layer of the image in a layout has, by name."""
+
+    def blob(digest: str) -> str:
+        return os.path.join(layout, "blobs", *digest.split(":"))
+
+    with open(os.path.join(layout, "index.json")) as file:
+        (entry,) = json.load(file)["manifests"]
+    with open(blob(entry["digest"])) as file:
+        found = []
+        for layer in json.load(file)["layers"]:
+            with tarfile.open(blob(layer["digest"])) as tar:
+                found.append({member.name: member for member in tar})
+    return found
+
+
+def test_results_of_an_engine_go_out_as_any_others(program: Program) -> None:
+    program.spec(
+        shell("mkdir -p /d/e; echo 1 > /d/f; ln /d/f /d/g; ln -s f /d/l; chown -R 5:6 /d"),
+        shell("rm /d/g; echo 2 > /d/h; touch -d @5 /d/f; mkfifo /d/e/p; chmod 4711 /bin/busybox"),
+        "(env A b)",
+    )
+    layout = os.path.join(program.temporary, "layout")
+    digests = set()
+    for squash in ((), ("--squash",), ()):
+        shutil.rmtree(layout, ignore_errors=True)
+        program.ok("build", "--reproducible", *squash, "-o", f"oci:{layout}")
+        with open(os.path.join(layout, "index.json")) as file:
+            digests.add(json.load(file)["manifests"][0]["digest"])
+    assert len(digests) == 2, "the same, however often"
+    changed = members(layout)
+    assert [len(layer) > 100 for layer in changed] == [True, False, False]
+    assert set(changed[1]) - {"."} == {"d", "d/e", "d/f", "d/g", "d/l"}
+    assert (changed[1]["d/g"].linkname, changed[1]["d/l"].linkname) == ("d/f", "f")
+    assert {(member.uid, member.gid) for name, member in changed[1].items() if name != "."} == {
+        (5, 6)
+    }
+    assert set(changed[2]) - {"."} == {
+        "bin", "bin/busybox", "d", "d/.wh.g", "d/e", "d/e/p", "d/f", "d/h"
+    }  # fmt: skip
+    key = program.ok("ls", "-q").split()[0]
+    program.ok("export", key, "docker-daemon:obuilder-test/out:1")
+    assert ask("GET", "/images/obuilder-test/out:1/json")["Config"]["Env"][-1] == "A=b"
+    ask("DELETE", "/images/obuilder-test/out:1")
+
+
 @pytest.mark.parametrize("step", ["(copy (src tree) (dst /f))", "(copy (src f) (dst /tree))"])
 def test_a_file_and_a_directory_are_not_mixed_up(program: Program, step: str) -> None:
     program.file("f", b"")
