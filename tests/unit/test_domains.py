@@ -10,9 +10,9 @@ from obuilder.engine.settings import Settings
 from obuilder.errors import UnknownBackend, Unsupported
 from obuilder.oci.platforms import host_platform
 from obuilder.plan.lower import lower, wanted
-from obuilder.plan.model import Base, Inputs, Layer, Plan
+from obuilder.plan.model import Base, CopyAction, Inputs, Layer, MkdirAction, Plan
 from obuilder.spec.decode import parse
-from obuilder.values import IdMap, Limits, Platform
+from obuilder.values import ROOT, IdMap, Limits, Platform
 
 TEXT = b"""((build dev ((from a) (run (shell make))))
  (from a) (copy (src x) (dst /x)) (copy (from (build dev)) (src y) (dst /y)) (run (shell x)))"""
@@ -92,6 +92,14 @@ def test_what_is_outside_of_a_steps_places_is_refused() -> None:
         "(run (secrets (s (target /s))) (shell x))",
     ):  # fmt: skip
         assert "steps do not have it" in str(refusal(some, bad)), bad
+
+
+def test_only_a_copy_puts_files_into_a_root_of_windows() -> None:
+    windows = _Sandbox(frozenset({""}), ("C:/",))
+    workshop = Workshop(_Store(), windows, None, Limits(), Sources())  # type: ignore[arg-type]
+    workshop.refuse(CopyAction(("x",), "C:/x", into=False, user=ROOT))
+    with pytest.raises(Unsupported, match="nothing but a `copy`"):
+        workshop.refuse(MkdirAction("C:/x", ROOT))
 
 
 def test_one_user_for_all_steps_is_root_to_the_spec() -> None:

@@ -150,6 +150,11 @@ def test_windows_images_have_paths_users_and_a_shell_of_their_own() -> None:
     assert third.action.cwd == "D:/b/c"
     assert third.action.argv == ("powershell", "-Command", "dir")
     assert third.action.user.name == "ContainerUser"
+    said = msgspec.structs.replace(image, config=ImageConfig(workdir=r"D:\app"))
+    spec = parse(b"((from w) (inherit) (run (shell dir)))", file="").spec
+    *_, last = lower(spec, Inputs(bases={"w": said}, copies={})).steps.values()
+    assert (last.action.cwd, last.action.user.name) == ("D:/app", "ContainerAdministrator")
+    assert last.action.argv == ("cmd", "/S", "/C", "dir")
 
 
 def test_paths_are_normalised() -> None:
@@ -157,6 +162,7 @@ def test_paths_are_normalised() -> None:
     assert normalise("x", "/w") == "/w/x"
     assert normalise("../../..", "/w") == "/"
     assert normalise("", "/w") == "/w"
+    assert normalise("C:/x", "/:/y") == "/:/y/C:/x", "no drive"
 
 
 def test_a_chain_of_stages_may_be_as_long_as_it_likes() -> None:
