@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from typing import BinaryIO
 
+import msgspec
 from msgspec import Struct
 
 from obuilder.backends.docker.api import Answer, DockerEngine, Refused
@@ -152,24 +153,19 @@ def _inspected(image: str, name: str) -> Image:
 
 
 async def _stacked(base: Base, index: int, name: str) -> None:
-    """Give `name` to an image of the first layers, with the settings of all."""
+    """Give `name` to an image of the first layers, with the settings of all.
+
+    But for volumes: the engine would show steps one of its own there, whose files no result has.
+    """
     from anyio import to_thread
 
     from obuilder.backends.docker import images
     from obuilder.backends.docker.engine import Engine
 
-    told = base.config
-    settings = Settings(
-        env=[f"{name}={value}" for name, value in told.env],
-        user=told.user,
-        working_dir=told.workdir,
-        shell=list(told.shell) or None,
-        entrypoint=list(told.entrypoint) or None,
-        cmd=list(told.cmd) or None,
-        labels=dict(told.labels) or None,
-    )
     layers = [layer.digest for layer in base.layers[: index + 1]]
-    wanted = Image.of(layers, base.platform, settings)
+    told = msgspec.structs.replace(base.config, volumes=())
+    wanted = Image.of(layers, base.platform, Settings.of(told))
+    wanted.author = base.config.author
     if wanted.os == "windows":
         image = base.name.partition(":")[2]
         found = await to_thread.run_sync(_inspected, base.digest, image)
