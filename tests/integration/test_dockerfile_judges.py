@@ -48,7 +48,7 @@ class Judge:
             self.docker("build", "-q", "-t", name, "-", data=text.encode())
         for name in ("base", *DERIVED):
             path = f"{self.place}/{name}.tar"
-            self.docker("save", "-o", path, name)
+            self.docker("save", "-o", path, f"{name}:latest")  # others may have tags, too
             done = obuilder("image", "import", name, f"docker-archive:{path}", cwd=REPO,
                             OBUILDER_STORE=self.store)  # fmt: skip
             assert done.status == 0, done.err
