@@ -88,10 +88,13 @@ class Workshop:
             self._refuse_user(action.user)
         if isinstance(action, RunAction):
             self._refuse_run(action)
-        elif isinstance(action, CopyAction):
-            self._refuse_place("copy to", action.dst)
+        elif isinstance(action, MkdirAction):
+            self._refuse_place("make", action.path)
+            self._refuse_drive(action.path)
         else:
-            self._refuse_addition(action.path if isinstance(action, MkdirAction) else action.dst)
+            self._refuse_place("copy to", action.dst)
+            if isinstance(action, AddAction):
+                self._refuse_drive(action.dst)
 
     def _refuse_run(self, action: RunAction) -> None:
         features = self.sandbox.features
@@ -139,8 +142,7 @@ class Workshop:
                     hint="`obuilder healthcheck` says what would be needed",
                 )
 
-    def _refuse_addition(self, path: str) -> None:
-        self._refuse_place("add to", path)
+    def _refuse_drive(self, path: str) -> None:
         if on_drive(path):
             raise Unsupported(
                 "nothing but a `copy` puts files into a root of Windows",
