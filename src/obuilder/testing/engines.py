@@ -41,6 +41,7 @@ exec dockerd --config-file "$1/daemon.json" --host "unix://$1/engine.sock" --pid
 mount -t tmpfs obuilder-test /run
 printf '[engine]\nlock_type = "file"\n' > "$1/containers.conf"
 export CONTAINERS_CONF="$1/containers.conf"
+cd "$1"  # where its monitor notes that memory ran out
 podman --root "$1/data" --runroot "$1/run" --tmpdir "$1/tmp" --volumepath "$1/volumes" \
     --network-config-dir "$1/networks" --storage-driver overlay --cgroup-manager cgroupfs \
     --events-backend none --runtime runc system service --time 0 "unix://$1/engine.sock" &
