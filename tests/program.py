@@ -29,13 +29,23 @@ STREAMS: dict[str, Any] = {
 }  # fmt: skip
 
 
+_MEASURE = (
+    "import resource, subprocess, sys; status = subprocess.run(sys.argv[1:]).returncode; "
+    "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(status)"
+)
+
+
 def start(
-    *arguments: str, cwd: str | Path, streams: dict[str, Any] = STREAMS, **variables: str
+    *arguments: str,
+    cwd: str | Path,
+    streams: dict[str, Any] = STREAMS,
+    before: tuple[str, ...] = (),
+    **variables: str,
 ) -> Process:
     """Start the program; `variables` go over an environment without any of ours."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OBUILDER_")}
     return subprocess.Popen(
-        [sys.executable, "-m", "obuilder", *arguments],
+        [*before, sys.executable, "-m", "obuilder", *arguments],
         cwd=cwd,
         env={**clean, "PYTHONPATH": str(REPO / "src"), **variables},
         **streams,
@@ -117,6 +127,17 @@ class Program:
         done = self.run(*arguments)
         assert done.status == 0, done
         return done.out
+
+    def measured(self, *arguments: str) -> tuple[str, int]:
+        """What the program printed, and the most memory that it had, in KiB; it must succeed.
+
+        It is started by a small process, for a process counts as as large as who forked it.
+        """
+        small = (sys.executable, "-S", "-c", _MEASURE)
+        done = finish(start(*arguments, cwd=self.context, before=small, **self.variables))
+        assert done.status == 0, done
+        *lines, memory = done.out.splitlines(keepends=True)
+        return "".join(lines), int(memory)
 
 
 def said(out: str) -> list[str]:

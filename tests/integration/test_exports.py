@@ -1,7 +1,6 @@
 """Results as images: what we write, others read, load and run; what is there is not sent again."""
 
 import base64
-import contextlib
 import json
 import os
 import subprocess  # judges are programs of others
@@ -515,15 +514,8 @@ def test_memory_does_not_grow_with_layers(program: Program, out: str) -> None:
     program.spec(
         shell("head -c 200000000 /dev/zero > /big; for i in $(seq 6000); do echo > /tmp/$i; done")
     )
-    result = key(program)
-    process = program.start("export", result, f"oci:{out}/l")
-    with contextlib.ExitStack() as stack:
-        for stream in (process.stdout, process.stderr):
-            stack.callback(stream.close)
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = status
-    assert status == 0
-    assert used.ru_maxrss < 150_000
+    _, memory = program.measured("export", key(program), f"oci:{out}/l")
+    assert memory < 150_000
 
 
 # --- single files --------------------------------------------------------------------------------

@@ -139,7 +139,8 @@ class Answer:
         except OSError as error:
             raise Unreachable(
                 f"there is no Docker engine at {self._engine}: {error.strerror or error}",
-                hint="start it, or set DOCKER_HOST=unix:///PATH to its socket",
+                hint="install and start one (Debian, Ubuntu: docker.io or podman), or set "
+                "DOCKER_HOST=unix:///PATH to its socket",
             ) from error
         if self._aborted:
             self.abort()
