@@ -9,7 +9,6 @@ from program import Program
 @pytest.mark.parametrize(
     ("user", "message"),
     [
-        ("(name builder)", "takes users by number"),
         ("(uid 65536) (gid 0)", "there is no id 65536"),
         ("(uid 0) (gid 70000)", "there is no id 70000"),
     ],
@@ -23,6 +22,24 @@ def test_a_user_that_steps_cant_be_is_refused_before_anything_runs(
     assert done.status == 2
     assert "ran" not in done.out
     assert message in done.err
+
+
+@pytest.mark.needs("root", "overlay", "crun")
+@pytest.mark.parametrize("op", ['(run (shell "id"))', "(copy (src obuilder.spec) (dst /x))"])
+def test_a_name_is_looked_up_in_the_root(program: Program, op: str) -> None:
+    program.spec(
+        '(run (shell "echo builder:x:7:8::/:/bin/sh >> /etc/passwd"))',
+        "(user (name builder))",
+        op,
+        "(user (uid 0) (gid 0))",
+        '(run (shell "id; stat -c %u:%g /x || true"))',
+    )
+    out = program.ok("build")
+    assert ("uid=7(builder) gid=8" if "run" in op else "\n7:8\n") in out
+    program.spec("(user (name nobody-here))", op)
+    done = program.run("build")
+    assert done.status == 2
+    assert "there is no user 'nobody-here' in this root's /etc/passwd" in done.err
 
 
 @pytest.mark.needs("root", "overlay", "crun", "runc")
