@@ -20,6 +20,7 @@ VERBS = {
     "prune": "delete what was not used for long",
     "clean": "delete every result that nothing holds",
     "cache": "list and delete cache volumes",
+    "key": "make keys that sign images",
     "image": "import, list and remove base images",
     "store": "copy results from one store to another",
     "healthcheck": "say what was picked on this machine and that it works",
