@@ -7,6 +7,7 @@ is. Everything here blocks; what goes wrong is an OSError.
 import io
 import os
 import tarfile
+from collections.abc import Mapping
 from shutil import copyfileobj
 from typing import Any, BinaryIO, Protocol
 
@@ -15,9 +16,12 @@ from msgspec import Struct
 
 from obuilder.errors import NotFound, UsageError
 from obuilder.oci.assemble import Document, Image, described
+from obuilder.oci.attached import Attached
+from obuilder.oci.manifest import Descriptor
 from obuilder.oci.members import Out, end
 from obuilder.oci.pack import Blob
-from obuilder.oci.reference import Reference
+from obuilder.oci.parts import DOCUMENT
+from obuilder.oci.reference import Reference, is_sha256
 
 _PIECE = 1 << 20
 _TAG = "org.opencontainers.image.ref.name"
@@ -26,23 +30,39 @@ _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 
 
 class Finished(Struct, frozen=True):
-    """What was made: images, the index of them if there is one, and the names for that."""
+    """What was made: images, the index of them if there is one, the names for that, and what goes
+    along with each.
+    """
 
     images: tuple[Image, ...]
     index: Document | None
     names: tuple[str, ...]
+    attached: tuple[Attached, ...] = ()
 
     @property
-    def documents(self) -> list[Document]:
-        """Configs, manifests and the index, each after what it names."""
-        found = [part for image in self.images for part in (image.config, image.manifest)]
-        return found if self.index is None else [*found, self.index]
+    def top(self) -> Document:
+        """What the names are for."""
+        return self.images[0].manifest if self.index is None else self.index
 
-    def entries(self) -> list[dict[str, Any]]:
-        """What an index of a layout has of them: an entry for each name."""
+    def contents(self, there: Mapping[str, bytes]) -> tuple[list[Document], list[dict[str, Any]]]:
+        """Configs, manifests and indexes, each after what it names, and what the index of a layout
+        has of them: an entry for each name. `there` has documents of the layout by tag.
+        """
+        documents = [part for image in self.images for part in (image.config, image.manifest)]
+        if self.index is not None:
+            documents.append(self.index)
         top = self.index.descriptor if self.index is not None else described(self.images[0])
-        entry = msgspec.to_builtins(top)
-        return [{**entry, "annotations": _named(name)} for name in self.names]
+        entries = [_entry(top, _named(name)) for name in self.names]
+        for attached in self.attached:
+            artifacts = attached.whole(there)
+            listing = attached.listing(artifacts, there.get(attached.tag))
+            for artifact in artifacts:
+                documents += [*artifact.blobs, artifact.manifest]
+                if artifact.tag:
+                    entries.append(_entry(artifact.manifest.descriptor, {_TAG: artifact.tag}))
+            documents.append(listing)
+            entries.append(_entry(listing.descriptor, {_TAG: attached.tag}))
+        return documents, entries
 
 
 class Writer(Protocol):
@@ -84,16 +104,28 @@ class Layout:
 
     def finish(self, made: Finished) -> None:
         """See `Writer`."""
-        for document in made.documents:
-            self._write(self._blob(document.descriptor.digest), io.BytesIO(document.data))
         index = os.path.join(self._path, "index.json")
-        entries = made.entries()
+        before = _manifests(index)
+        tags = {tag for attached in made.attached for tag in attached.tags}
+        there = {tag: self._read(one) for one in before if (tag := _tag(one)) in tags and tag}
+        documents, entries = made.contents(there)
+        for document in documents:
+            self._write(self._blob(document.descriptor.digest), io.BytesIO(document.data))
         names = {entry["annotations"][_TAG] for entry in entries}
-        others = [one for one in _manifests(index) if not names & {_tag(one)}]
+        others = [one for one in before if not names & {_tag(one)}]
         self._write(index, io.BytesIO(_index_json([*others, *entries])))
 
     def _blob(self, digest: str) -> str:
         return os.path.join(self._blobs, digest.partition(":")[2])
+
+    def _read(self, entry: dict[str, Any]) -> bytes:
+        """A document that the index names; nothing, if it is not there."""
+        digest = str(entry.get("digest"))
+        try:
+            with open(self._blob(digest), "rb") as file:
+                return file.read(DOCUMENT) if is_sha256(digest) else b""
+        except OSError:
+            return b""
 
     def _write(self, path: str, content: BinaryIO) -> None:
         """Write a file, at once or not at all."""
@@ -156,9 +188,10 @@ class OciArchive:
 
     def finish(self, made: Finished) -> None:
         """See `Writer`."""
-        for document in made.documents:
+        documents, entries = made.contents({})
+        for document in documents:
             self._archive.data(_path(document.descriptor.digest), document.data)
-        self._archive.data("index.json", _index_json(made.entries()))
+        self._archive.data("index.json", _index_json(entries))
         self._archive.data("oci-layout", _LAYOUT)
         self._archive.finish()
 
@@ -190,6 +223,10 @@ class DockerArchive:
         ]  # fmt: skip
         self._archive.data("manifest.json", msgspec.json.encode(listed))
         self._archive.finish()
+
+
+def _entry(found: Descriptor, annotations: dict[str, str]) -> dict[str, Any]:
+    return {**msgspec.to_builtins(found), "annotations": annotations}
 
 
 def _path(digest: str) -> str:
