@@ -31,6 +31,8 @@ class FileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     platform: str | None = None
     locked: bool | None = None
     registries: dict[str, RegistrySettings] | None = None
+    sign_key: str | None = None
+    builder_id: str | None = None
     memory: int | None = None
     cpus: float | None = None
     pids: int | None = None
@@ -115,6 +117,8 @@ def load(given: FileConfig) -> Settings:
         platform=None if platform is None else parse_platform(platform),
     )
     values.pop("locked", None)  # by which file, only who has a spec can tell
+    for name in ("sign_key", "builder_id"):  # for who takes results out
+        values.pop(name, None)
     limits = limits.over(Settings().limits)
     settings = Settings(**values, limits=limits, images=images)  # FileConfig has checked them
     if given.rsync_mode is not None and not settings.named_store.startswith("rsync+"):

@@ -239,7 +239,7 @@ class Builder:
             )  # fmt: skip
             async with noticing_loss(self.store, self._index):
                 result = await runner.run()
-            final = remember_finals(self._index, plan, self._index.find(plan.steps))
+            final = remember_finals(self._index, plan, self._index.find(plan.steps), spec, context)
         try:
             await pruning.drop_unused(
                 self.store, self._index, runner.results(passing=True),
