@@ -14,7 +14,9 @@ _NOTHING = "NOASSERTION"
 _ROOT, _DOCUMENT = "SPDXRef-root", "SPDXRef-DOCUMENT"
 _NOT_IN_IDS = re.compile(r"[^A-Za-z0-9.-]+")
 _ADDRESS = re.compile(r"(.*?)\s*<([^<>]*)>.*", re.DOTALL)
-_PLAIN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff()]+")
+_PLAIN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]+")
+_PARENTHESES = re.compile(r"[()]+")
+"""What stands in them is an address to SPDX, where people are named."""
 
 
 def document(inventory: Inventory, *, name: str, version: str, tool: str, created: float) -> bytes:
@@ -95,7 +97,7 @@ def _supplier(package: Package) -> str:
     """Who supplies it: distributions have vendors, all else has people."""
     found = _ADDRESS.fullmatch(package.supplier)
     name, address = (found[1], found[2]) if found else (package.supplier, "")
-    name, address = _plain(name).strip(' "'), _plain(address).strip()
+    name, address = (_plain(_PARENTHESES.sub(" ", text)).strip(' "') for text in (name, address))
     if not name:
         return _NOTHING
     kind = "Organization" if package.kind == "rpm" else "Person"
@@ -107,5 +109,5 @@ def _related(one: str, how: str, other: str) -> dict[str, str]:
 
 
 def _plain(text: str) -> str:
-    """Text on one line that JSON and tags can hold; parentheses mean addresses to SPDX."""
+    """Text on one line, that documents can hold."""
     return _PLAIN.sub(" ", text).strip()

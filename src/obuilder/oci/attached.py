@@ -60,21 +60,28 @@ class Attached(Struct, frozen=True):
                 found.append(_cosigned(self.subject, suffix, tag, layers, there.get(tag)))
         return found
 
-    def listing(self, artifacts: Sequence[Artifact], there: bytes | None) -> Document:
-        """The index of artifacts, with what is `there` in it: but for what these stand for."""
+    def listing(self, artifacts: Sequence[Artifact], there: Mapping[str, bytes]) -> Document:
+        """The index of artifacts, with what is `there` in it but for what these stand for, or stand in
+        the place of.
+        """
         listed = [_described(artifact.manifest) for artifact in artifacts]
-        known = {item["digest"] for item in listed}
-        others = [item for item in _items(there, "manifests") if item.get("digest") not in known]
+        gone = {item["digest"] for item in listed}
+        gone |= {_digest(there[one.tag]) for one in artifacts if one.tag in there}
+        before = _items(there.get(self.tag), "manifests")
+        kept = [item for item in before if item["digest"] not in gone]
         return document(
-            INDEX, {"schemaVersion": 2, "mediaType": INDEX, "manifests": [*others, *listed]}
+            INDEX, {"schemaVersion": 2, "mediaType": INDEX, "manifests": [*kept, *listed]}
         )
 
 
 def document(kind: str, said: dict[str, Any] | bytes, **more: Any) -> Document:
     """A blob, and its descriptor with `more`."""
     data = said if isinstance(said, bytes) else msgspec.json.encode(said)
-    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-    return Document(Descriptor(digest, kind, len(data), **more), data)
+    return Document(Descriptor(_digest(data), kind, len(data), **more), data)
+
+
+def _digest(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def artifact(

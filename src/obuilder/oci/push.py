@@ -171,7 +171,10 @@ async def attach(target: Target, attached: Attached) -> None:
             artifact.tag or found_as.digest, found_as, artifact.manifest.data
         )
     if not listed:
-        listing = attached.listing(artifacts, await target.read(attached.tag))
+        before = await target.read(attached.tag)
+        listing = attached.listing(
+            artifacts, there if before is None else {**there, attached.tag: before}
+        )
         await target.manifest(attached.tag, listing.descriptor, listing.data)
 
 

@@ -55,7 +55,7 @@ class Finished(Struct, frozen=True):
         entries = [_entry(top, _named(name)) for name in self.names]
         for attached in self.attached:
             artifacts = attached.whole(there)
-            listing = attached.listing(artifacts, there.get(attached.tag))
+            listing = attached.listing(artifacts, there)
             for artifact in artifacts:
                 documents += [*artifact.blobs, artifact.manifest]
                 if artifact.tag:
