@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import BinaryIO
 
 import anyio
@@ -27,6 +27,7 @@ from obuilder.oci.reference import Reference
 from obuilder.oci.writers import DockerArchive, Finished, Layout, OciArchive, Writer
 from obuilder.system.files import copy_tree
 from obuilder.system.namespaces import by_root
+from obuilder.system.replacing import replacing
 from obuilder.values import IdMap, Key
 
 TYPE_CHECKING = False
@@ -98,14 +99,8 @@ async def written(path: str) -> AsyncIterator[BinaryIO]:
         with open(path, "wb") as file:
             yield file
         return
-    scratch = f"{path}.{os.getpid()}"
-    try:
-        with open(scratch, "wb") as file:
-            yield file
-        os.replace(scratch, path)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(scratch)
+    with replacing(path) as file:
+        yield file
 
 
 Turn = Callable[[], Awaitable[None]]

@@ -22,6 +22,7 @@ from obuilder.oci.members import Out, end
 from obuilder.oci.pack import Blob
 from obuilder.oci.parts import DOCUMENT
 from obuilder.oci.reference import Reference, is_sha256
+from obuilder.system.replacing import replacing
 
 _PIECE = 1 << 20
 _TAG = "org.opencontainers.image.ref.name"
@@ -133,15 +134,8 @@ class Layout:
             # What was begun and failed is a layout all the same, to be gone on with.
             os.makedirs(self._blobs)
             self._write(os.path.join(self._path, "oci-layout"), io.BytesIO(_LAYOUT))
-        scratch = f"{path}.{os.getpid()}"
-        try:
-            with open(scratch, "wb") as file:
-                copyfileobj(content, file, _PIECE)
-            os.replace(scratch, path)
-        except BaseException:
-            if os.path.exists(scratch):
-                os.unlink(scratch)
-            raise
+        with replacing(path) as file:
+            copyfileobj(content, file, _PIECE)
 
 
 class _Archive:
