@@ -55,6 +55,31 @@ def make_layout(directory):
     return image
 
 
+def make_odd(layout):
+    """Add an image with all that a layer can say to a layout: `odd`, on `one`."""
+    with _bundle(layout, "one", "odd", os.path.dirname(layout)) as root:
+        os.makedirs(f"{root}/d/e")
+        for name in (b"plain", b"odd\xc3\xa9 \xe2\x82\xac", b"-rf", b"x" * 200):
+            with open(os.path.join(os.fsencode(root), b"d", name), "wb") as file:
+                file.write(name * 1000)
+        os.link(f"{root}/d/plain", f"{root}/d/e/hard")
+        os.symlink("../nowhere", f"{root}/d/dangling")
+        os.mkfifo(f"{root}/d/fifo", 0o640)
+        os.chmod(f"{root}/d/plain", 0o6750)
+        os.chown(f"{root}/d/plain", 1000, 1001)
+        os.chmod(f"{root}/d", 0o1777)
+        os.setxattr(f"{root}/d/-rf", "user.note", b"\x01 any")
+        os.setxattr(f"{root}/d/-rf", "security.capability", bytes.fromhex("0100000200040000000000000000000000000000"))  # fmt: skip
+        with open(f"{root}/d/sparse", "wb") as file:
+            file.truncate(1 << 20)
+            file.seek(500_000)
+            file.write(b"in the middle")
+        shutil.rmtree(f"{root}/etc")
+        os.makedirs(f"{root}/etc/new")
+        os.utime(f"{root}/d/e", ns=(1, 1_234_567_890_123_456_789))
+        os.utime(f"{root}/d/dangling", ns=(1, 999_999_999), follow_symlinks=False)
+
+
 class _bundle:  # noqa: N801 - reads like a function
     def __init__(self, image, source, tag, directory):
         self.image, self.source, self.tag = image, source, tag
