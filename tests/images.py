@@ -11,6 +11,8 @@ import tarfile
 
 import pytest
 
+from obuilder.oci.platforms import host_platform
+
 
 @pytest.fixture(scope="session")
 def layout(tmp_path_factory):
@@ -53,6 +55,31 @@ def make_layout(directory):
         _write(f"{root}/other", "other")
     run("umoci", "config", "--image", f"{image}:one", "--config.env", "A=b=c")
     return image
+
+
+def layout_of(layout, layer):
+    """An OCI layout with an image `it` of one layer, a file compressed by gzip that nobody looks into."""
+    kinds, blobs = "application/vnd.oci.image.", f"{layout}/blobs/sha256"
+    os.makedirs(blobs)
+
+    def put(data, kind, **more):
+        digest = hashlib.sha256(data).hexdigest()
+        with open(f"{blobs}/{digest}", "wb") as file:
+            file.write(data)
+        return {"mediaType": kinds + kind, "digest": f"sha256:{digest}", "size": len(data), **more}
+
+    with open(layer, "rb") as file:
+        described = put(file.read(), "layer.v1.tar+gzip")
+    rootfs = {"type": "layers", "diff_ids": ["sha256:" + "0" * 64]}
+    about = {"architecture": str(host_platform().architecture), "os": "linux", "rootfs": rootfs}
+    config = put(json.dumps(about).encode(), "config.v1+json")
+    said = {"schemaVersion": 2, "mediaType": kinds + "manifest.v1+json", "config": config}
+    names = {"org.opencontainers.image.ref.name": "it"}
+    manifest = put(
+        json.dumps({**said, "layers": [described]}).encode(), "manifest.v1+json", annotations=names
+    )
+    _write(f"{layout}/index.json", json.dumps({"schemaVersion": 2, "manifests": [manifest]}))
+    _write(f"{layout}/oci-layout", '{"imageLayoutVersion": "1.0.0"}')
 
 
 def make_odd(layout):
