@@ -531,12 +531,23 @@ def test_intermediate_steps_have_the_settings_of_their_base(built: Program, out:
     assert config(f"oci:{out}/l:latest")["config"] == {}
 
 
-def test_memory_does_not_grow_with_layers(program: Program, out: str) -> None:
+@pytest.mark.needs("registry")
+def test_memory_does_not_grow_with_layers(program: Program, out: str, registry) -> None:
     program.spec(
-        shell("head -c 200000000 /dev/zero > /big; for i in $(seq 6000); do echo > /tmp/$i; done")
+        shell(
+            "head -c 60000000 /dev/zero > /big; head -c 60000000 /dev/urandom >> /big; "
+            "for i in $(seq 6000); do echo > /tmp/$i; done"
+        )
     )
-    _, memory = program.measured("export", key(program), f"oci:{out}/l")
-    assert memory < 150_000
+    result, name = key(program), f"{registry.host}/large:1"
+    for place in (f"oci:{out}/l", f"docker://{name}"):
+        _, memory = program.measured("export", result, place)
+        assert memory < 150_000, place
+    program.use("other")
+    for source in (name, f"oci:{out}/l"):
+        _, memory = program.measured("image", "import", source.partition(":")[0], source)
+        assert memory < 150_000, source
+        program.ok("clean")
 
 
 # --- single files --------------------------------------------------------------------------------
