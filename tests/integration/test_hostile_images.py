@@ -104,7 +104,7 @@ def test_a_few_megabytes_that_come_to_ten_gigabytes(
     done = program.run("build")
     assert done.status == 5, done
     assert done.err.count("error: ") == 1
-    assert "the layer is a bomb" in done.err
+    assert "this is a bomb" in done.err
     assert sorted(program.ok("ls").splitlines()) == before
     assert leftovers(program.store, program.temporary) == []
     assert shutil.disk_usage(place.directory).free > room - (1 << 20)

@@ -1,10 +1,13 @@
 """Unpacking layers: what honest ones mean, and what hostile ones can't do."""
 
+import bz2
 import gzip
 import hashlib
 import io
+import lzma
 import os
 import random
+import shutil
 import subprocess
 import tarfile
 
@@ -230,6 +233,28 @@ def test_packed_zeros_are_a_bomb_when_there_are_too_many(tmp_path, monkeypatch, 
     else:
         fetch_tar(tmp_path, packed)
     fetch_tar(tmp_path, gzip.compress(archive(("y", F, random.Random(1).randbytes(1 << 22)))))
+
+
+class Limited:
+    """Takes so much and no more."""
+
+    size = 0
+
+    def write(self, data):
+        self.size += len(data)
+        assert self.size < 1 << 22
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstd, bz2.compress, lzma.compress])
+def test_a_bomb_is_refused_wherever_something_is_unpacked(monkeypatch, pack):
+    monkeypatch.setattr(streams, "_BOMB_SIZE", 2 << 20)
+    bomb = io.BytesIO(pack(bytes(1 << 23)))
+    with streams.decompressed(bomb) as content, pytest.raises(BadImage, match="is a bomb"):
+        shutil.copyfileobj(content, Limited())
+    bomb.seek(0)
+    with streams.decompressed(bomb) as content:
+        assert content.seek(1 << 19) == content.tell()
+        assert content.read(3) == bytes(3)
 
 
 @pytest.mark.parametrize("missing", [1024 + 500, 1024])

@@ -6,8 +6,8 @@ import sys
 
 from obuilder.cli.options import add_messages, add_verb
 from obuilder.errors import UsageError
+from obuilder.oci.attestation import ALGORITHMS
 
-_ALGORITHMS = ("ecdsa-p256", "ed25519")
 _VARIABLE = "COSIGN_PASSWORD"
 
 
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     new.add_argument("name", metavar="NAME", help="the files' path without their endings")
     new.add_argument(
-        "--algorithm", choices=_ALGORITHMS, default=_ALGORITHMS[0],
+        "--algorithm", choices=ALGORITHMS, default=ALGORITHMS[0],
         help="ecdsa-p256 is what everybody reads",
     )  # fmt: skip
     public = add_verb(verbs, "public", "print the public key of a private one")

@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # most results are not signed
     from obuilder.oci.signing import PrivateKey
 
-_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[!-~]+")
+_URI = r"[A-Za-z][A-Za-z0-9+.-]*:[!-~]+"
 
 
 def add_wishes(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +84,7 @@ def wishes(args: argparse.Namespace) -> Wishes:
         provenance=args.provenance,
         sbom=args.sbom,
         signer=_signer(args) if args.sign or args.sign_key else None,
-        builder_id=builder_id(args),
+        builder_id=builder_id(args) if args.provenance or args.builder_id else LOCAL_BUILDER,
     )
 
 
@@ -96,7 +96,7 @@ def epoch() -> int | None:
 def builder_id(args: argparse.Namespace) -> str:
     """Who provenance says has built. ConfigError, UsageError."""
     found = _setting("builder_id", FileConfig(builder_id=args.builder_id)) or LOCAL_BUILDER
-    if not _URI.fullmatch(found):
+    if not re.fullmatch(_URI, found):
         raise UsageError(f"--builder-id {found!r} is no URI", hint="https://ci.example/runner, say")
     return found
 

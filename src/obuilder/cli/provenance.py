@@ -1,12 +1,15 @@
 """`obuilder provenance`: the predicate alone, for who signs statements of their own."""
 
 import argparse
-import sys
 
-from obuilder.cli.options import add_id, add_store, settings
+from obuilder.cli.options import add_id, add_store
 from obuilder.cli.outputs import add_builder_id, builder_id
-from obuilder.cli.session import in_session
 from obuilder.engine.outputs import Wishes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the help needs no engine
+    from obuilder.engine.builder import Builder
+    from obuilder.values import Key
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,14 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print it."""
     wanted = Wishes(builder_id=builder_id(args), reproducible=args.reproducible)
-    from obuilder.engine.builder import Builder
+    from obuilder.cli.papers import show
     from obuilder.engine.papers import provenance
 
-    async def tell(builder: Builder) -> bytes:
-        key = builder.record(args.id).key
-        final = builder.layers(lambda _: None).final(key)
-        with builder.held(key):
-            return provenance(builder, key, final, wanted)
+    async def tell(builder: "Builder", key: "Key") -> bytes:
+        return provenance(builder, key, builder.layers(lambda _: None).final(key), wanted)
 
-    sys.stdout.buffer.write(in_session(settings(args), tell) + b"\n")
-    return 0
+    return show(args, tell)

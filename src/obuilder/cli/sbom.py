@@ -1,12 +1,15 @@
 """`obuilder sbom`."""
 
 import argparse
-import sys
 
-from obuilder.cli.options import add_id, add_store, settings
+from obuilder.cli.options import add_id, add_store
 from obuilder.cli.outputs import epoch
-from obuilder.cli.session import in_session
 from obuilder.engine.outputs import Wishes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the help needs no engine
+    from obuilder.engine.builder import Builder
+    from obuilder.values import Key
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,21 +19,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reproducible", action="store_true",
         help="made at SOURCE_DATE_EPOCH (1970 if not set), and not when the result was",
     )  # fmt: skip
-
     add_store(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print it."""
     wanted = Wishes(epoch=epoch(), reproducible=args.reproducible)
-    from obuilder.engine.builder import Builder
+    from obuilder.cli.papers import show
     from obuilder.engine.papers import sbom
 
-    async def tell(builder: Builder) -> bytes:
-        key = builder.record(args.id).key
+    async def tell(builder: "Builder", key: "Key") -> bytes:
+        return await sbom(builder, key, wanted)
 
-        with builder.held(key):
-            return await sbom(builder, key, wanted)
-
-    sys.stdout.buffer.write(in_session(settings(args), tell) + b"\n")
-    return 0
+    return show(args, tell)

@@ -85,7 +85,7 @@ class Layers:
         found = self._index.final(key)
         if found is not None:
             return found
-        for record in self._chain(key):
+        for record in self.chain(key):
             found = self._index.final(record.key)
             if found is not None:
                 self._tell(
@@ -103,7 +103,7 @@ class Layers:
 
         `squash`: those of its steps are one. An empty image's layer is left out if it can be.
         """
-        chain = self._chain(key)[::-1]
+        chain = self.chain(key)[::-1]
         images = {each: number for number, each in enumerate(layer_keys(base))}
         found = [
             Layer(
@@ -129,8 +129,8 @@ class Layers:
             found = [msgspec.structs.replace(found[1], base=None), *found[2:]]
         return found
 
-    def _chain(self, key: Key) -> list[Record]:
-        """A result and what it was made from, as far as that is there."""
+    def chain(self, key: Key) -> list[Record]:
+        """A result and what it was made from, as far as that is there. SnapshotMissing."""
         found: list[Record] = []
         wanted: Key | None = key
         while wanted is not None:

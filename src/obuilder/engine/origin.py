@@ -11,7 +11,7 @@ from obuilder.plan.model import AddAction, CopyAction, LayerAction, Plan, RunAct
 from obuilder.spec.model import Spec
 from obuilder.values import Key, shown
 
-_PASSWORD = re.compile(r"(?<=://)[^/\s:@\"']+:[^/\s@\"']+@")
+_SIGNED_IN = r"(?<=://)[^/\s:@\"']+:[^/\s@\"']+@"
 
 
 class Source(Struct, frozen=True):
@@ -104,4 +104,5 @@ def _needed(plan: Plan, last: Key) -> list[Step]:
 
 def _open(text: str) -> str:
     """Text without what nobody else may know: users and passwords in URLs."""
-    return _PASSWORD.sub("", shown(text))
+    text = shown(text)
+    return re.sub(_SIGNED_IN, "", text) if "://" in text and "@" in text else text

@@ -1,5 +1,6 @@
 """What goes along with images of results: provenance, a list of packages, signatures."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import anyio.to_thread
@@ -57,13 +58,19 @@ def provenance(builder: Builder, key: Key, final: Final, wishes: Wishes) -> byte
             f"nobody noted how {key[:12]} was built",
             hint="only of what a build came to that is noted: build it again, which runs nothing",
         )
-    chain = _chain(builder, key)
+    chain = builder.layers(lambda _: None).chain(key)
     platform = final.base.platform if final.base.platform.architecture else host_platform()
-    steps = [(record, builder.log(record.key)) for record in chain]
+    logs = {} if wishes.reproducible else {r.key: log for r in chain if (log := _log(builder, r))}
     return predicate(
-        final.origin, platform, steps,
+        final.origin, platform, chain, logs,
         builder=wishes.builder_id, reproducible=wishes.reproducible,
     )  # fmt: skip
+
+
+def _log(builder: Builder, record: Record) -> str | None:
+    """The SHA-256 of a step's log: one log at a time, since they are large."""
+    log = None if record.kind == "layer" else builder.log(record.key)
+    return None if log is None else hashlib.sha256(log).hexdigest()
 
 
 async def sbom(builder: Builder, key: Key, wishes: Wishes) -> bytes:
@@ -77,17 +84,6 @@ async def sbom(builder: Builder, key: Key, wishes: Wishes) -> bytes:
         inventory, name=f"obuilder-{key[:12]}", version=key, tool=f"obuilder-{__version__}",
         created=wishes.made(builder.record(key).created),
     )  # fmt: skip
-
-
-def _chain(builder: Builder, key: Key) -> list[Record]:
-    """A result and what it was made from, as far as that is there."""
-    found = [builder.record(key)]
-    while found[-1].base is not None:
-        try:
-            found.append(builder.record(found[-1].base))
-        except UsageError:
-            break
-    return found
 
 
 def attached(

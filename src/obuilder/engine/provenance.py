@@ -1,8 +1,7 @@
 """What is told of how a result came to be: a predicate of SLSA's provenance, version 1."""
 
-import hashlib
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -15,23 +14,22 @@ from obuilder.engine.origin import Copied, Material, Origin
 from obuilder.inventory.model import made_purl
 from obuilder.oci.reference import Reference
 from obuilder.plan.keys import KEY_VERSION
-from obuilder.values import Platform
+from obuilder.values import Key, Platform
 
 BUILD_TYPE = "urn:obuilder:build:v1"
 _MANIFEST = "application/vnd.obuilder.manifest.v1"
 
 
 def predicate(
-    origin: Origin, platform: Platform, steps: Iterable[tuple[Record, bytes | None]], *,
+    origin: Origin, platform: Platform, steps: Sequence[Record], logs: Mapping[Key, str], *,
     builder: str, reproducible: bool,
 ) -> bytes:  # fmt: skip
-    """The provenance of a result, made by `steps`, the last first, each with its log.
+    """The provenance of a result, made by `steps`, the last first; `logs` has the SHA-256 of theirs.
 
     `builder` is the URI of who built it. With `reproducible`, nothing is told that another build of
     the same would tell differently: no times, no logs.
     """
-    found = list(steps)
-    last = found[0][0]
+    last = steps[0]
     source = origin.source
     outside: dict[str, Any] = {
         "frontend": source.frontend,
@@ -48,7 +46,7 @@ def predicate(
     }  # fmt: skip
     run: dict[str, Any] = {"builder": {"id": builder, "version": {"obuilder": __version__}}}
     if not reproducible:
-        ran = [record for record, _ in found if record.kind != "layer"] or [last]
+        ran = [record for record in steps if record.kind != "layer"] or [last]
         run["metadata"] = {
             "invocationId": f"urn:obuilder:result:{last.key}:{last.created:.6f}",
             "startedOn": _time(min(record.created - record.seconds for record in ran)),
@@ -57,10 +55,10 @@ def predicate(
         run["byproducts"] = [
             {
                 "name": f"log of {record.key}", "mediaType": "text/plain",
-                "digest": {"sha256": hashlib.sha256(log).hexdigest()},
+                "digest": {"sha256": logs[record.key]},
             }
-            for record, log in reversed(found)
-            if log is not None and record.kind != "layer"
+            for record in reversed(steps)
+            if record.key in logs
         ]  # fmt: skip
     said = {
         "buildDefinition": {

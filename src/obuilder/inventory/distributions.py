@@ -46,36 +46,36 @@ def dpkg_files(root: Root) -> list[str]:
 
 def dpkg(root: Root, path: str) -> Iterator[Package]:
     """What a file of dpkg's tells. Unreadable."""
-    file = root.open(path)
-    if file is None:
-        return
-    with file:
-        for said in paragraphs(file, _DPKG_FIELDS):
-            name, version = said.get("Package"), said.get("Version")
-            state = said.get("Status", "installed").rpartition(" ")[2]
-            if name and version and state not in _GONE:
-                yield Package(
-                    "deb", name, version, said.get("Architecture", ""), path,
-                    supplier=said.get("Maintainer", ""),
-                    source=said.get("Source", "").partition(" ")[0],
-                )  # fmt: skip
+    for said in _told(root, path, _DPKG_FIELDS):
+        name, version = said.get("Package"), said.get("Version")
+        state = said.get("Status", "installed").rpartition(" ")[2]
+        if name and version and state not in _GONE:
+            yield Package(
+                "deb", name, version, said.get("Architecture", ""), path,
+                supplier=said.get("Maintainer", ""),
+                source=said.get("Source", "").partition(" ")[0],
+            )  # fmt: skip
 
 
 def apk(root: Root, path: str) -> Iterator[Package]:
     """What a file of apk's tells. Unreadable."""
+    for said in _told(root, path, _APK_FIELDS):
+        name, version = said.get("P"), said.get("V")
+        if name and version:
+            source = said.get("o", "")
+            yield Package(
+                "apk", name, version, said.get("A", ""), path, said.get("L", ""),
+                said.get("m", ""), source if source != name else "",
+                checksums=_apk_checksum(said.get("C", "")),
+            )  # fmt: skip
+
+
+def _told(root: Root, path: str, wanted: frozenset[str]) -> Iterator[dict[str, str]]:
+    """The paragraphs of a file; none if there is none. Unreadable."""
     file = root.open(path)
-    if file is None:
-        return
-    with file:
-        for said in paragraphs(file, _APK_FIELDS):
-            name, version = said.get("P"), said.get("V")
-            if name and version:
-                source = said.get("o", "")
-                yield Package(
-                    "apk", name, version, said.get("A", ""), path, said.get("L", ""),
-                    said.get("m", ""), source if source != name else "",
-                    checksums=_apk_checksum(said.get("C", "")),
-                )  # fmt: skip
+    if file is not None:
+        with file:
+            yield from paragraphs(file, wanted)
 
 
 def _apk_checksum(text: str) -> tuple[tuple[str, str], ...]:

@@ -4,7 +4,7 @@ Pure: keys come from `signing`, or from anything else that signs bytes.
 """
 
 import base64
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import msgspec
 
@@ -16,6 +16,9 @@ PROVENANCE_TYPE = "https://slsa.dev/provenance/v1"
 SPDX_TYPE = "https://spdx.dev/Document"
 SIGNATURE = "dev.cosignproject.cosign/signature"
 """The annotation that has a signature of a layer."""
+Algorithm = Literal["ecdsa-p256", "ed25519"]
+ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
+"""Of keys."""
 _STATEMENT = "https://in-toto.io/Statement/v1"
 
 

@@ -12,7 +12,6 @@ from obuilder.oci.streams import (
     DAMAGED,
     MOST_DATA,
     UNREADABLE,
-    Counted,
     Hashed,
     Padded,
     decompressed,
@@ -72,9 +71,8 @@ def unpack_blob(
     `what` is what messages call it. DigestMismatch, BadImage, StoreFull.
     """
     try:
-        packed = Counted(blob)
-        with decompressed(packed) as content:
-            hashed = Hashed(content, packed)
+        with decompressed(blob) as content:
+            hashed = Hashed(content)
             unpack(Padded(hashed), root, idmap, note)  # type: ignore[arg-type] # reads like one
             hashed.finish(digest, what)
     except UNREADABLE as error:

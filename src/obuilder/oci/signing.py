@@ -15,12 +15,12 @@ import hashlib
 import os
 import re
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import msgspec
 from msgspec import Struct
 
 from obuilder.errors import BackendUnavailable, UsageError
+from obuilder.oci.attestation import ALGORITHMS, Algorithm
 
 try:
     from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -52,8 +52,6 @@ except ImportError as _error:
         f"signatures need cryptography and PyNaCl: {_error}", hint="pip install obuilder[sign]"
     ) from _error
 
-Algorithm = Literal["ecdsa-p256", "ed25519"]
-ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 Password = Callable[[], bytes]
 """Asked for a key's password, once it is known that it has one."""
 

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import os
 import sys
 import tarfile
 import zlib
@@ -23,8 +24,8 @@ MOST_DATA = 256 << 30
 """Bytes of content in one archive: more is a bomb."""
 _BOMB_SIZE = 1 << 30
 _BOMB_RATIO = 250
-"""A packed layer that comes to more bytes than this, and to that many times its own size, is a bomb:
-those of real files come to three or four times their size, and gzip can do a thousand.
+"""What comes to more bytes than this, and to that many times its own size, is a bomb: archives of
+files stay far below, and gzip can do a thousand.
 """
 _HEADER = 1 << 20
 """Bytes of one extended header, which is held in memory."""
@@ -61,46 +62,21 @@ class Window(io.RawIOBase):
         return len(data)
 
 
-class Counted(io.RawIOBase):
-    """The bytes of `file`; `size` is how many were read.
+class Hashed(io.RawIOBase):
+    """The bytes of `file`, hashed as they are read."""
 
-    If they come of `packed`, which is read meanwhile, reading more of a bomb raises BadImage.
-    """
-
-    def __init__(self, file: BinaryIO, packed: "Counted | None" = None) -> None:
-        self._file, self._packed = file, packed
-        self.size = 0
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
 
     def readable(self) -> bool:  # noqa: D102
         return True
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override] # noqa: D102
-        if self.size > _BOMB_SIZE and self._packed is not None:
-            self._refuse_bomb(self._packed.size)
         data = self._file.read(len(buffer))
         buffer[: len(data)] = data
-        self.size += len(data)
+        self._hash.update(data)
         return len(data)
-
-    def _refuse_bomb(self, packed: int) -> None:
-        if self.size > _BOMB_RATIO * packed:
-            raise BadImage(
-                f"the layer is a bomb: {packed >> 10} kB of it come to more than {self.size >> 20} MB",
-                hint="if that is meant, take it from an archive that is not compressed",
-            )
-
-
-class Hashed(Counted):
-    """The same, hashed."""
-
-    def __init__(self, file: BinaryIO, packed: Counted | None = None) -> None:
-        super().__init__(file, packed)
-        self._hash = hashlib.sha256()
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override] # noqa: D102
-        count = super().readinto(buffer)
-        self._hash.update(memoryview(buffer)[:count])
-        return count
 
     def finish(self, digest: str, what: str) -> None:
         """Read the rest. DigestMismatch if all that was read is not of that digest."""
@@ -130,32 +106,91 @@ class Padded(io.RawIOBase):
         return len(data)
 
 
+class _Sought(io.RawIOBase):
+    """The bytes of `file`, which can be sought if it can."""
+
+    def __init__(self, file: BinaryIO | io.RawIOBase | io.BufferedIOBase) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._file.seekable()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _Packed(_Sought):
+    """`size` is how many bytes were read."""
+
+    size = 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size) or b""
+        self.size += len(data)
+        return data
+
+
+class _Unpacked(_Sought):
+    """The content of what is packed: BadImage once it is known to be a bomb."""
+
+    def __init__(self, content: io.BufferedIOBase, packed: _Packed) -> None:
+        super().__init__(content)
+        self._packed = packed
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size) or b""
+        there, packed = self._file.tell(), self._packed.size
+        if there > _BOMB_SIZE and there > _BOMB_RATIO * packed:
+            raise BadImage(
+                f"this is a bomb: {packed >> 10} kB of it come to more than {there >> 20} MB",
+                hint="if that is meant, take it from an archive that is not compressed",
+            )
+        return data
+
+
 @contextmanager
 def decompressed(file: BinaryIO | io.RawIOBase) -> Iterator[BinaryIO]:
     """The content of a plain, gzip, zstd, bzip2 or xz stream, told apart by its first bytes.
 
     It can be sought if `file` can; going back in a compressed one starts from its beginning. The
-    file stays the caller's to close.
+    file stays the caller's to close. Reading a bomb raises BadImage.
     """
-    buffered = io.BufferedReader(file, _BLOCK)  # type: ignore[type-var] # reads like a raw one
+    packed = _Packed(file)
+    buffered = io.BufferedReader(packed, _BLOCK)
     try:
-        head = buffered.peek(4)[:4]
-        if head[:2] == b"\x1f\x8b":
-            with gzip.GzipFile(fileobj=buffered) as content:
-                yield content  # type: ignore[misc] # reads like one
-        elif head == b"\x28\xb5\x2f\xfd":
-            with zstd.ZstdFile(buffered) as content:
-                yield content  # type: ignore[misc,unused-ignore]
-        elif head[:3] == b"BZh":
-            with bz2.BZ2File(buffered) as content:
-                yield content  # type: ignore[misc,unused-ignore]
-        elif head == b"\xfd7zX":
-            with lzma.LZMAFile(buffered) as content:
-                yield content  # type: ignore[misc,unused-ignore]
-        else:
+        unpacker = _unpacker(buffered)
+        if unpacker is None:
             yield buffered
+        else:
+            with unpacker:
+                yield io.BufferedReader(_Unpacked(unpacker, packed), _BLOCK)
     finally:
         buffered.detach()
+
+
+def _unpacker(file: "io.BufferedReader[_Packed]") -> "io.BufferedIOBase | None":
+    """What reads the content of a packed file; None if it is plain."""
+    head = file.peek(4)[:4]
+    if head[:2] == b"\x1f\x8b":
+        return gzip.GzipFile(fileobj=file)
+    if head == b"\x28\xb5\x2f\xfd":
+        return zstd.ZstdFile(file)  # type: ignore[no-any-return,unused-ignore]
+    if head[:3] == b"BZh":
+        return bz2.BZ2File(file)
+    if head == b"\xfd7zX":
+        return lzma.LZMAFile(file)
+    return None
 
 
 class Member(tarfile.TarInfo):
