@@ -121,13 +121,7 @@ class _Copy:
                 os.close(at)
 
     def _symlink(self, entry: Entry, name: str, at: int, source: int) -> None:
-        fd = open_entry(entry, os.O_PATH | os.O_NOFOLLOW, source)
-        try:
-            status = os.fstat(fd)
-            if not stat.S_ISLNK(status.st_mode) or os.readlink("", dir_fd=fd) != entry.target:
-                raise changed_entry(entry)
-        finally:
-            os.close(fd)
+        status = link_status(entry, source)
         os.symlink(entry.target, name, dir_fd=at)
         if self._owner != (-1, -1):
             os.chown(name, *self._owner, dir_fd=at, follow_symlinks=False)
@@ -176,6 +170,20 @@ def open_entry(entry: Entry, flags: int, source: int) -> int:
         if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EXDEV):
             raise changed_entry(entry) from error
         raise CopyError(f"can't read {entry.source!r}: {error.strerror}") from error
+
+
+def link_status(entry: Entry, source: int) -> os.stat_result:
+    """The status of a symlink below the directory `source` that is as it was found. CopyError."""
+    fd = open_entry(entry, os.O_PATH | os.O_NOFOLLOW, source)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISLNK(status.st_mode) or os.readlink("", dir_fd=fd) != entry.target:
+            raise changed_entry(entry)
+    except OSError as error:  # one that was replaced since can't be read on FUSE
+        raise changed_entry(entry) from error
+    finally:
+        os.close(fd)
+    return status
 
 
 def transfer(source: int, target: int, size: int, *, sparse: bool) -> str:

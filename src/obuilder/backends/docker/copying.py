@@ -17,7 +17,7 @@ from obuilder.backends.docker.archives import parts_of
 from obuilder.backends.docker.engine import Engine
 from obuilder.backends.docker.model import Image
 from obuilder.errors import CopyError
-from obuilder.system.copying import changed_entry, open_entry
+from obuilder.system.copying import changed_entry, link_status, open_entry
 from obuilder.system.tree import Entry, Manifest
 
 _PIECE = 1 << 20
@@ -178,14 +178,7 @@ def _told(info: tarfile.TarInfo, status: os.stat_result | None = None) -> bytes:
 
 
 def _symlink(info: tarfile.TarInfo, entry: Entry, source: int) -> bytes:
-    fd = open_entry(entry, os.O_PATH | os.O_NOFOLLOW, source)
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISLNK(status.st_mode) or os.readlink("", dir_fd=fd) != entry.target:
-            raise changed_entry(entry)
-    finally:
-        os.close(fd)
-    return _told(info, status)
+    return _told(info, link_status(entry, source))
 
 
 def _content(info: tarfile.TarInfo, entry: Entry, source: int) -> Iterator[bytes]:
