@@ -22,7 +22,7 @@ from obuilder.errors import CopyError, SandboxError, Unsupported
 from obuilder.system import process
 from obuilder.system.tree import Manifest, scan
 from obuilder.testing import dockerfile_checks as asked, isolation_checks as apart
-from obuilder.testing.bench import Bench, Subject, running
+from obuilder.testing.bench import Bench, Subject, marked, running
 from obuilder.values import Limits, UnixUser
 
 EXCUSED = 77
@@ -187,34 +187,35 @@ async def copies(bench: Bench) -> None:
 
 async def daemons(bench: Bench) -> None:
     """What a step left running ends with it, and nobody waits for it."""
-    began = time.monotonic()
-    assert (await bench.run("sleep 97530 & exit 3")).status == 3
+    began, seconds = time.monotonic(), marked(bench.place)
+    assert (await bench.run(f"sleep {seconds} & exit 3")).status == 3
     assert time.monotonic() - began < 5
-    assert not running("97530")
+    assert not running(seconds)
 
 
 async def cancel(bench: Bench) -> None:
     """Cancelling ends a step that ignores signals, at once and wholly."""
-    before = await bench.names()
+    before, seconds = await bench.names(), marked(bench.place)
     with anyio.CancelScope() as scope:
         await bench.run(
-            "trap '' TERM INT; sleep 97531 & echo started; sleep 97531",
+            f"trap '' TERM INT; sleep {seconds} & echo started; sleep {seconds}",
             output=lambda _: scope.cancel(),
         )
     assert scope.cancelled_caught
     assert bench.said == b"started\n", bench.said
-    assert not running("97531")
+    assert not running(seconds)
     assert await bench.names() == before
 
 
 async def cancel_at_once(bench: Bench) -> None:
     """So does cancelling at any moment of a step's start."""
+    seconds = marked(bench.place)
     for milliseconds in (0, 1, 3, 10, 20, 40, 80):
         with anyio.move_on_after(milliseconds / 1000) as scope:
-            await bench.run("sleep 97532")
+            await bench.run(f"sleep {seconds}")
         assert scope.cancelled_caught
         assert anyio.current_time() - scope.deadline < 1
-    assert not running("97532")
+    assert not running(seconds)
 
 
 async def time_limit(bench: Bench) -> None:
@@ -233,6 +234,7 @@ async def killed_builder(bench: Bench) -> None:
     """The step of a builder that was killed ends with it; recovery removes what is left of it."""
     subject = msgspec.json.encode(bench.subject).decode()
     other = os.path.join(bench.place, "other")
+    seconds = marked(other)
     builder = [sys.executable, "-m", __spec__.name, "forever", other, subject]
     heard: list[bytes] = []
     with anyio.fail_after(20) as patience:
@@ -245,10 +247,10 @@ async def killed_builder(bench: Bench) -> None:
             tasks.start_soon(build)
             while b"started" not in b"".join(heard):
                 await anyio.sleep(0.05)
-            assert running("86421") == (bench.subject.namespaces and bench.subject.visible)
+            assert running(seconds) == (bench.subject.namespaces and bench.subject.visible)
             tasks.cancel_scope.cancel()  # a kill -9: the builder has no time to do anything
         patience.deadline = anyio.current_time() + 2
-        while running("86421"):
+        while running(seconds):
             await anyio.sleep(0.05)
     assert bench.left("other") != []
     await bench.recover("other")
@@ -319,7 +321,7 @@ async def run_check(name: str, place: str, subject: Subject) -> bool:
     bench = await Bench.open(subject, place)
     try:
         if name == "forever":
-            await bench.run("echo started; sleep 86421", output=_show)
+            await bench.run(f"echo started; sleep {marked(place)}", output=_show)
             return True
         check = _NAMED[name]
         concerned = _CONCERNS[check](bench.sandbox.features)
