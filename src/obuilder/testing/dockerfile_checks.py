@@ -62,7 +62,7 @@ async def variables(bench: Bench) -> None:
     value = b"a value that is told to nobody"
     before = await bench.names()
     ended = await bench.run(
-        'echo "$S"; ls -A /run/secrets', secrets=(SecretFile("", value, env="S"),)
+        'echo "$S"; ls -A /run/secrets 2>&1', secrets=(SecretFile("", value, env="S"),)
     )
     assert bench.said.startswith(value + b"\n"), (ended, bench.said)
     assert await bench.names() == before
