@@ -58,9 +58,11 @@ def test_a_step_that_resists_is_gone_within_a_second(place: Opened, program: Pro
 @each_kind
 @pytest.mark.parametrize("who", ["owner", "follower"])
 def test_another_process_that_shares_the_step_goes_on(program: Program, who: str) -> None:
+    mark = str(7_300_000 + os.getpid())
+    made = "echo ended > /made; cat /made"  # a shell may say on its errors what ended its child
     program.spec(
         shell(
-            "cat /proc/sys/kernel/random/uuid; echo begun; sleep 1.5; echo ended > /made; cat /made"
+            f"exec 2> /dev/null; cat /proc/sys/kernel/random/uuid; echo begun; sleep {mark}; {made}"
         )
     )
     owner = program.start("build")
@@ -70,6 +72,9 @@ def test_another_process_that_shares_the_step_goes_on(program: Program, who: str
     leaver, stayer = (owner, follower) if who == "owner" else (follower, owner)
     leaver.send_signal(signal.SIGINT)
     assert finish(leaver, timeout=10).status == 130
+    until(lambda: running("sleep", mark), "the step goes on, or another's begins")
+    for pid in running("sleep", mark):
+        os.kill(pid, signal.SIGTERM)
     done = finish(stayer, timeout=30)
     assert done.status == 0, done
     assert "ended\n" in done.out
