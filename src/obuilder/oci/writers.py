@@ -4,9 +4,12 @@ Each takes layers, and at last the images that they are of: a layout's index is 
 is. Everything here blocks; what goes wrong is an OSError.
 """
 
+import fcntl
 import io
 import os
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from shutil import copyfileobj
 from typing import Any, BinaryIO, Protocol
 
@@ -80,17 +83,31 @@ class Layout:
 
     def put(self, blob: Blob, file: BinaryIO) -> None:
         """See `Writer`."""
-        self._write(self._blob(blob.digest), file)
+        self.write(blob.digest, file)
 
     def finish(self, made: Finished) -> None:
         """See `Writer`."""
         for document in made.documents:
-            self._write(self._blob(document.descriptor.digest), io.BytesIO(document.data))
+            self.write(document.descriptor.digest, io.BytesIO(document.data))
+        self.add(made.entries())
+
+    def write(self, digest: str, content: BinaryIO) -> None:
+        """Take a blob, whatever it is."""
+        self._write(self._blob(digest), content)
+
+    def add(self, entries: list[dict[str, Any]]) -> None:
+        """Take entries of the index, in place of those of the same tags; others may do so meanwhile."""
         index = os.path.join(self._path, "index.json")
-        entries = made.entries()
-        names = {entry["annotations"][_TAG] for entry in entries}
-        others = [one for one in _manifests(index) if not names & {_tag(one)}]
-        self._write(index, io.BytesIO(_index_json([*others, *entries])))
+        names = {_tag(entry) for entry in entries}
+        with self._locked():
+            others = [one for one in _manifests(index) if _tag(one) not in names]
+            self._write(index, io.BytesIO(_index_json([*others, *entries])))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with open(os.path.join(self._path, "oci-layout"), "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def _blob(self, digest: str) -> str:
         return os.path.join(self._blobs, digest.partition(":")[2])
