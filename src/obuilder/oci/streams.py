@@ -57,10 +57,10 @@ class Window(io.RawIOBase):
 
 
 class Hashed(io.RawIOBase):
-    """The bytes of `file`, hashed as they are read."""
+    """The bytes of `file`, hashed as they are read; BadImage if there are more than `most`."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self, file: BinaryIO, most: int | None = None) -> None:
+        self._file, self._left = file, most
         self._hash = hashlib.sha256()
 
     def readable(self) -> bool:  # noqa: D102
@@ -70,6 +70,10 @@ class Hashed(io.RawIOBase):
         data = self._file.read(len(buffer))
         buffer[: len(data)] = data
         self._hash.update(data)
+        if self._left is not None:
+            self._left -= len(data)
+            if self._left < 0:
+                raise BadImage("there is more in it than there is room for")
         return len(data)
 
     def finish(self, digest: str, what: str) -> None:

@@ -146,7 +146,7 @@ class S3Cache:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (failed.NotFoundError, FileNotFoundError) as error:
+        except FileNotFoundError as error:
             raise NotFound(f"{self.name} has no such object: {_first_line(error)}") from error
         except (failed.PermissionDeniedError, failed.UnauthenticatedError) as error:
             raise Denied(
