@@ -164,12 +164,8 @@ class Layers:
             digest, size, form = blob_of(content.source)
             if form != "tar":
                 return Blob(content.digest, digest, size, form)
-        said = self._index.blob(layer.key, _name(layer, packing))
+        said = self._index.blob(layer.key, blob_name(layer.base, packing))
         return None if said is None else msgspec.msgpack.decode(said, type=Blob)
-
-    def remember(self, layer: Layer, packing: Packing, blob: Blob) -> None:
-        """Note what a layer is, packed."""
-        self._index.put_blob(layer.key, _name(layer, packing), msgspec.msgpack.encode(blob))
 
     @asynccontextmanager
     async def packed(self, layer: Layer, packing: Packing) -> AsyncIterator[tuple[Blob, BinaryIO]]:
@@ -232,7 +228,9 @@ class Layers:
 
             blob, file = await _stoppable(make)
         if layer.key not in self._anew:  # else the image's own may be had again the next time
-            self.remember(layer, packing, blob)
+            self._index.put_blob(
+                layer.key, blob_name(layer.base, packing), msgspec.msgpack.encode(blob)
+            )
         return blob, file
 
     def _note(self, text: str) -> None:
@@ -242,9 +240,9 @@ class Layers:
             self._tell(text)
 
 
-def _name(layer: Layer, packing: Packing) -> str:
-    """What is remembered of a layer is for what it was made from, too."""
-    return f"{packing} on {layer.base or 'nothing'}"
+def blob_name(base: Key | None, packing: Packing) -> str:
+    """What a packed layer is remembered as: it is for what it was made from, too."""
+    return f"{packing} on {base or 'nothing'}"
 
 
 async def _opened(stack: AsyncExitStack, store: Store, key: Key) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 import anyio
 import anyio.to_thread
+import msgspec
 from msgspec import Struct
 
 from obuilder.backends.caches import Place, open_place
@@ -18,6 +19,7 @@ from obuilder.backends.protocols import Draft, Store
 from obuilder.engine.actions import Workshop
 from obuilder.engine.cache_entry import Link, Log, Remote
 from obuilder.engine.index import Index, Record
+from obuilder.engine.layers import Packing, blob_name
 from obuilder.engine.locks import held
 from obuilder.engine.logs import put_log
 from obuilder.engine.meta import written
@@ -229,6 +231,10 @@ class Caches:
                     await self._keep_log(key, log)
                 await draft.commit(written(record))
             index.add(record, holders=holders)
+            if remote.link.layer is not None:  # who sends it on need not make it again
+                packing = Packing(remote.link.layer.form, exact=True)
+                said = msgspec.msgpack.encode(remote.link.layer)
+                index.put_blob(key, blob_name(record.base, packing), said)
 
     async def _unpack(self, remote: Remote, blob: Blob, draft: Draft, tell: Tell) -> None:
         link, store = remote.link, self.store

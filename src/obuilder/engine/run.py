@@ -64,7 +64,7 @@ class Runner:
         self._context, self._secrets, self._sink = context, secrets, sink
         self._keep_failed, self._passing, self._caches = keep_failed, passing, caches
         self._directory = workshop.store.directory
-        self._ready = {key: anyio.Event() for key in plan.steps}
+        self._ready: dict[Key, anyio.Event] = {}
         self._actual: dict[Key, Key] = {}
         self._manifests: dict[Key, Manifest | Selection] = {}
         self._ran = 0
@@ -85,6 +85,8 @@ class Runner:
 
     async def _run(self) -> bool:
         """Make it of what is here and in other places. False if there it is not."""
+        self._ready = {key: anyio.Event() for key in self._plan.steps}
+        self._actual = {}
         found = self._index.find(self._plan.steps, holders=[self._holder])
         remote = await self._caches.look(found) if self._caches is not None else {}
         known = {**remote, **found}
