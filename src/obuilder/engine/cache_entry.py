@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import Struct
 
-from obuilder.errors import BadImage, Denied
+from obuilder.errors import BadImage
 from obuilder.oci.manifest import Descriptor, check_layer
 from obuilder.oci.pack import Blob
 from obuilder.oci.reference import is_sha256
@@ -114,7 +114,7 @@ def sealed(entry: Entry, key: "PrivateKey | None") -> bytes:
 
 
 def opened(data: bytes, wanted: Key, keys: "Sequence[PublicKey]") -> Entry:
-    """The entry of `wanted` that was kept. BadImage; Denied if none of `keys` has signed it."""
+    """The entry of `wanted` that was kept. BadImage, also if none of `keys` has signed it."""
     try:
         envelope = msgspec.json.decode(data, type=_Envelope)
         payload = envelope.payload
@@ -126,7 +126,7 @@ def opened(data: bytes, wanted: Key, keys: "Sequence[PublicKey]") -> Entry:
             for signature in envelope.signatures[:16]
         ):
             said = "by another key" if envelope.signatures else "by nobody"
-            raise Denied(f"the entry of {wanted[:12]} is signed {said}")
+            raise BadImage(f"the entry of {wanted[:12]} is signed {said}")
         entry = msgspec.json.decode(payload, type=Entry)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BadImage(f"the entry of {wanted[:12]} is malformed: {error}") from error

@@ -43,6 +43,12 @@ def may_take(plan: Plan, settings: Settings, place: str) -> set[Key]:
     return found - _standing_on(plan, secret) - _stood_on(plan, secret)
 
 
+def sent_as(settings: Settings, place: str) -> str:
+    """What is remembered of sending to a cache is for one key that signs."""
+    key = settings.cache(place).sign
+    return place if key is None else f"{place} signed with {key}"
+
+
 def to_send(plan: Plan, settings: Settings, place: str) -> set[Key]:
     """The steps whose results go to a cache."""
     found = {key for key, step in plan.steps.items() if not isinstance(step.action, LayerAction)}

@@ -16,7 +16,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from obuilder import events
 from obuilder.engine.cache_entry import Entry, Link, Log, capped, opened, sealed
-from obuilder.engine.cache_policy import to_send
+from obuilder.engine.cache_policy import sent_as, to_send
 from obuilder.engine.layers import Layer, Layers, Packing
 from obuilder.engine.logs import read_log
 from obuilder.engine.remote_cache import Caches
@@ -47,6 +47,7 @@ class Sender:
         for name in self._wanted:
             caches.place(name)
             caches.signer(name)
+        self._as = {name: sent_as(settings, name) for name in self._wanted}
         self._there: set[tuple[str, str]] = set()
         self._lacking: set[tuple[str, Key]] = set()
         self._links: dict[tuple[str, Key, Key | None], Link] = {}
@@ -59,13 +60,26 @@ class Sender:
 
     def has(self, name: str, key: Key) -> None:
         """A place has an entry of that step."""
-        if name in self._wanted:
-            self._caches.index.put_sent(name, key)
+        if name in self._wanted and self._caches.signer(name) is None:
+            self._caches.index.put_sent(self._as[name], key)
 
     def lacks(self, name: str, key: Key) -> None:
         """A place has no entry of that step that is any good."""
-        self._lacking.add((name, key))
-        self._caches.index.put_sent(name, key, there=False)
+        if name in self._wanted:
+            self._lacking.add((name, key))
+            self._caches.index.put_sent(self._as[name], key, there=False)
+
+    def give_up(self, name: str, error: ObuilderError) -> None:
+        """Send no more to a place. That fails the build if all must be sent."""
+        if self._wanted.pop(name, None) is None:
+            return
+        if self._caches.settings.cache(name).required:
+            self._failed = Unreachable(
+                f"not all could be sent to {name}, which is required: {error.message}",
+                hint=error.hint,
+            )
+        else:
+            self._warn(f"nothing more is sent to {name}: {error.message}")
 
     def offer(self, step: Step, key: Key) -> None:
         """A step has a result: send it, if it is one to be sent."""
@@ -102,7 +116,7 @@ class Sender:
             try:
                 await self._caches.place(name).finish()
             except ObuilderError as error:
-                self._give_up(name, error)
+                self.give_up(name, error)
         if failure is not None:
             raise failure
         if self._failed is not None:
@@ -115,27 +129,19 @@ class Sender:
                     try:
                         await self._result(name, step, key)
                     except FetchError as error:
-                        self._give_up(name, error)
+                        self.give_up(name, error)
                     except (ObuilderError, OSError) as error:
                         said = error.message if isinstance(error, ObuilderError) else error
                         self._warn(f"{key[:12]} is not sent to {name}: {said}")
             self._left -= 1
 
-    def _give_up(self, name: str, error: ObuilderError) -> None:
-        if self._wanted.pop(name, None) is None:
-            return
-        if self._caches.settings.cache(name).required:
-            self._failed = Unreachable(
-                f"not all could be sent to {name}, which is required: {error.message}",
-                hint=error.hint,
-            )
-        else:
-            self._warn(f"nothing more is sent to {name}: {error.message}")
-
     async def _result(self, name: str, step: Step, key: Key) -> None:
         index, place = self._caches.index, self._caches.place(name)
-        if index.sent(name, [step.key]) or await self._is_there(name, step.key):
-            index.put_sent(name, step.key)
+        known = self._as[name]
+        if index.sent(known, [step.key]):
+            return
+        if await self._is_there(name, step.key):
+            index.put_sent(known, step.key)
             return
         packing = Packing(self._caches.settings.cache(name).compression, exact=True)
         links = [
@@ -145,7 +151,7 @@ class Sender:
         for each in dict.fromkeys((step.key, key)):
             entry = Entry(each, tuple(links), self._caches.store.idmap.single)
             await place.put_entry(each, sealed(entry, self._caches.signer(name)), entry.blobs())
-        index.put_sent(name, step.key)
+        index.put_sent(known, step.key)
 
     async def _is_there(self, name: str, key: Key) -> bool:
         """Whether a place has an entry of a step that others will take."""

@@ -16,7 +16,13 @@ from obuilder.engine.cache_sender import Sender
 from obuilder.engine.index import Final
 from obuilder.engine.layers import Layers
 from obuilder.engine.remote_cache import Caches
-from obuilder.errors import FetchError, ObuilderError
+from obuilder.errors import (
+    BadImage,
+    DigestMismatch,
+    FetchError,
+    ObuilderError,
+    Unreachable,
+)
 from obuilder.plan.model import LayerAction, Plan, Step
 from obuilder.spec.image import begun
 from obuilder.values import Key
@@ -127,19 +133,18 @@ class CacheUse:
             try:
                 with anyio.fail_after(_PATIENCE):
                     data = await self._caches.place(name).entry(key)
-            except TimeoutError:
-                self._give_up(name, "it does not answer")
-                continue
-            except FetchError as error:
-                self._give_up(name, error.message)
-                continue
-            if data is None:
-                continue
-            try:
+                if data is None:
+                    continue
                 entry = opened(data, key, self._caches.keys(name))
                 self._note(name, entry)
-            except FetchError as error:
+            except TimeoutError:
+                self._lost(name, Unreachable(f"{name} does not answer"))
+                continue
+            except (BadImage, DigestMismatch) as error:
                 self._refuse(name, key, error)
+                continue
+            except FetchError as error:
+                self._lost(name, error)
                 continue
             hits[key] = entry.result
             self._sender.has(name, key)
@@ -150,10 +155,10 @@ class CacheUse:
         index, bases = self._caches.index, _bases(self._plan)
         single = self._caches.store.idmap.single
         if entry.single and not single:
-            raise FetchError("it was made where all files are of one owner")
+            raise BadImage("it was made where all files are of one owner")
         for link in entry.links:
             if link.kind == "layer" and link.key not in bases:
-                raise FetchError("it stands on another base image")
+                raise BadImage("it stands on another base image")
         if not index.find([entry.result]):
             self._known[entry.result] = name
             index.add_remotes([Remote(name, link) for link in entry.links], [self._holder])
@@ -231,6 +236,11 @@ class CacheUse:
         self._sender.offer(step, key)
 
     # --- what goes wrong -------------------------------------------------------------------------
+
+    def _lost(self, name: str, error: FetchError) -> None:
+        """A place that does not answer takes nothing either."""
+        self._give_up(name, error.message)
+        self._sender.give_up(name, error)
 
     def _refuse(self, name: str, key: Key, error: FetchError) -> None:
         self._warn(f"{name}: an entry is not taken: {error.message}")

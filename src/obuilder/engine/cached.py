@@ -213,12 +213,12 @@ def _unsent(plan: Plan, index: Index, settings: Settings) -> bool:
     """Whether there is something to send to a cache in another place."""
     if not settings.cache_to:
         return False
-    from obuilder.engine.cache_policy import to_send
+    from obuilder.engine.cache_policy import sent_as, to_send
 
     here = index.find(plan.steps).keys()
     for place in settings.cache_to:
         wanted = to_send(plan, settings, place) & here
-        if wanted - index.sent(place, wanted):
+        if wanted - index.sent(sent_as(settings, place), wanted):
             return True
     return False
 
