@@ -49,7 +49,7 @@ def _sweep(folder: str) -> None:
 
 
 @contextmanager
-def tmpfs(size: str = "512m") -> Iterator[str]:
+def tmpfs(size: str = "2g") -> Iterator[str]:
     """A file system on memory."""
     enter()
     with scratch() as path:
@@ -104,27 +104,28 @@ def zfs(size: int = 1 << 30) -> Iterator[str]:
 class Place(NamedTuple):
     """A kind of store, and how to make a directory that it can work in.
 
-    `slow`: how much longer than others a step there takes; tests that do things often do them less
-    often there, unless OBUILDER_TEST_WHOLE is set. `engine`: the one that it is in, of those in `engines`.
+    `rarely`: tests that do things often do them that many times less often there, since steps there
+    are slow or the place is much like another, unless OBUILDER_TEST_WHOLE is set. `engine`: the one that
+    it is in, of those in `engines`.
     """
 
     kind: str
     directory: Callable[[], AbstractContextManager[str]]
     needs: tuple[str, ...]
-    slow: int = 1
+    rarely: int = 1
     engine: Literal["", "docker", "podman"] = ""
 
 
 PLACES = {
     "overlayfs": Place("overlayfs", scratch, ("overlay",)),
-    "overlayfs-on-tmpfs": Place("overlayfs", tmpfs, ("overlay", "tmpfs")),
-    "btrfs": Place("btrfs", lambda: loop("btrfs"), ("btrfs",)),
-    "docker": Place("docker", scratch, ("docker",), slow=16, engine="docker"),
-    "podman": Place("docker", scratch, ("podman",), slow=30, engine="podman"),
-    "xfs": Place("xfs", lambda: loop("xfs"), ("xfs", "overlay")),
-    "rsync+hardlink": Place("rsync+hardlink", without_overlays, ("overlay",)),
-    "copy": Place("copy", memory, ("namespaces",)),
-    "zfs": Place("zfs", zfs, ("zfs",), slow=4),
+    "overlayfs-on-tmpfs": Place("overlayfs", tmpfs, ("overlay", "tmpfs"), rarely=3),
+    "btrfs": Place("btrfs", lambda: loop("btrfs"), ("btrfs",), rarely=2),
+    "docker": Place("docker", scratch, ("docker",), rarely=16, engine="docker"),
+    "podman": Place("docker", scratch, ("podman",), rarely=30, engine="podman"),
+    "xfs": Place("xfs", lambda: loop("xfs"), ("xfs", "overlay"), rarely=3),
+    "rsync+hardlink": Place("rsync+hardlink", without_overlays, ("overlay",), rarely=3),
+    "copy": Place("copy", memory, ("namespaces",), rarely=3),
+    "zfs": Place("zfs", zfs, ("zfs",), rarely=8),
 }
 
 
@@ -151,7 +152,7 @@ class Opened(NamedTuple):
     name: str
     kind: str
     directory: str
-    slow: int
+    rarely: int
 
     @property
     def store(self) -> str:
@@ -163,5 +164,5 @@ class Opened(NamedTuple):
 def opened(name: str) -> Iterator[Opened]:
     """The place of that name, for as long as the context lasts."""
     with PLACES[name].directory() as directory:
-        slow = 1 if os.environ.get("OBUILDER_TEST_WHOLE") else PLACES[name].slow
-        yield Opened(name, PLACES[name].kind, directory, slow)
+        rarely = 1 if os.environ.get("OBUILDER_TEST_WHOLE") else PLACES[name].rarely
+        yield Opened(name, PLACES[name].kind, directory, rarely)

@@ -36,6 +36,8 @@ class FileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     cache_to: tuple[str, ...] | None = None
     cache_mode: CacheMode | None = None
     caches: dict[str, CacheSettings] | None = None
+    sign_key: str | None = None
+    builder_id: str | None = None
     memory: int | None = None
     cpus: float | None = None
     pids: int | None = None
@@ -131,6 +133,8 @@ def load(given: FileConfig) -> Settings:
         name if name == "*" else parse_cache(name).name: said
         for name, said in values.get("caches", {}).items()
     }
+    for name in ("sign_key", "builder_id"):  # for who takes results out
+        values.pop(name, None)
     limits = limits.over(Settings().limits)
     settings = Settings(**values, limits=limits, images=images)  # FileConfig has checked them
     if given.rsync_mode is not None and not settings.named_store.startswith("rsync+"):

@@ -158,7 +158,7 @@ async def test_every_pair_makes_the_same(context, request, monkeypatch):
         if engine := WHERE[name].engine:
             monkeypatch.setenv("DOCKER_HOST", request.getfixturevalue(f"{engine}_engine").host)
         with WHERE[name].directory() as directory:
-            place = Opened(name, WHERE[name].kind, directory, WHERE[name].slow)
+            place = Opened(name, WHERE[name].kind, directory, WHERE[name].rarely)
             try:
                 found, features = await outcomes(place, sandbox, context)
             except BackendUnavailable as unavailable:

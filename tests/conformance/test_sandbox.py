@@ -8,8 +8,6 @@ from obuilder.testing.bench import Subject
 from obuilder.testing.sandbox_suite import SandboxSuite
 from obuilder.values import Policy
 
-pytestmark = pytest.mark.xdist_group("users")
-
 OCI = SANDBOXES["oci"].target
 
 
@@ -66,20 +64,6 @@ class TestHost(_Suite):
         {
             "secret_owner", "alone", "loopback", "devices", "streams", "orphans", "hostile",
             "nesting", "fast_sync", "powers",
-        }
-    )  # fmt: skip
-
-
-@pytest.mark.needs("root", "useradd")
-class TestUsers(_Suite):
-    subject = Subject(
-        SANDBOXES["users"].target, base="scratch", home="/home/builder",
-        left="obuilder.testing.bench:users_of",
-    )  # fmt: skip
-    excused = frozenset(
-        {
-            "identity", "secret_owner", "alone", "loopback", "devices", "streams", "orphans",
-            "hostile", "privileges", "names", "memory_places", "powers",
         }
     )  # fmt: skip
 

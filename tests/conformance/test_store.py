@@ -318,6 +318,7 @@ class TestRsyncHardlinkWithoutOverlays(_Trees):
 @pytest.mark.needs("zfs")
 class TestZfs(_Suite):
     target = STORES["zfs"].target
+    steps = 150
 
     @pytest.fixture
     def place(self):

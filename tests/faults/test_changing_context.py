@@ -121,7 +121,7 @@ async def test_a_hundred_copies_while_a_thread_writes(
         changing, quiet = (os.path.join(program.context, name) for name in ("changing", "quiet"))
         os.mkdir(changing)
         with Writer(changing, seed) as writer:
-            for number in range(100 if place.slow == 1 else 25):
+            for number in range(100 if place.rarely == 1 else 25):
                 try:
                     result = await builder.build(copy("."), changing)
                 except errors.CopyError as error:

@@ -34,7 +34,7 @@ def _is_open(store: str) -> bool:
 def test_a_step_that_resists_is_gone_within_a_second(place: Opened, program: Program) -> None:
     program.spec()
     program.ok("build")
-    for number in range(0, 10, 1 if place.slow == 1 else 3):
+    for number in range(0, 10, 1 if place.rarely == 1 else 3):
         mark = str(7_400_000 + os.getpid() % 1000 * 100 + number)
         program.spec(shell(RESIST.format(mark)))
         process = program.start("build", "--progress=plain")

@@ -50,7 +50,7 @@ def _shared(place: Opened, program: Program) -> list[str]:
 def test_any_name_stays_inside(place: Opened, program: Program) -> None:
     victim = f"{place.directory}/victim"
     os.mkdir(victim)
-    names = NAMES if place.slow == 1 else NAMES[::6]
+    names = NAMES if place.rarely == 1 else NAMES[::6]
     texts = [os.fsdecode(name) for name in names]
     for mode in ("private", "locked", "append", "shared"):
         program.spec(_step(names, mode, f"echo {mode} $v > $v/mine"))

@@ -159,7 +159,7 @@ def specs(place: Opened, program: Program, seed: int) -> tuple[list[Build], list
     """The builds of a seed, fewer where steps are slow, and the names of their specs."""
     for name, text in oracle.FILES.items():
         program.file(name, f"{text}\n".encode())
-    made = oracle.builds(seed, -(-COUNT // place.slow))
+    made = oracle.builds(seed, -(-COUNT // place.rarely))
     names = {build: f"{number}.spec" for number, build in enumerate(dict.fromkeys(made))}
     for build, name in names.items():
         build.write(program, name)

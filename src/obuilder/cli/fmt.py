@@ -3,12 +3,12 @@
 import argparse
 import os
 import sys
-from contextlib import suppress
 
 from obuilder.cli.options import read_file
 from obuilder.cli.specs import is_dockerfile
 from obuilder.errors import UsageError
 from obuilder.spec.format import format_text
+from obuilder.system.replacing import replacing
 from obuilder.ui.messages import complain
 
 
@@ -50,14 +50,8 @@ def run(args: argparse.Namespace) -> int:
 def _replace(path: str, data: bytes) -> None:
     """Give a file other content, at once or not at all. A symlink stays one. UsageError."""
     place = os.path.realpath(path)
-    temporary = f"{place}.{os.getpid()}.new"
     try:
-        mode = os.stat(place).st_mode & 0o777
-        with open(temporary, "xb") as file:
-            os.fchmod(file.fileno(), mode)
+        with replacing(place, mode=os.stat(place).st_mode & 0o777) as file:
             file.write(data)
-        os.replace(temporary, place)
     except OSError as error:
-        with suppress(OSError):
-            os.unlink(temporary)
         raise UsageError(f"can't write {path}: {error.strerror}") from error

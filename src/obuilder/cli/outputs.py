@@ -2,17 +2,27 @@
 
 import argparse
 import os
+import re
 import sys
 
 from obuilder import events
 from obuilder.cli.options import human
+from obuilder.config import FileConfig, merged
 from obuilder.engine.outputs import (
     COMPRESSIONS,
+    LOCAL_BUILDER,
     Wishes,
     parse_annotation,
     parse_epoch,
     whole_name,
 )
+from obuilder.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # most results are not signed
+    from obuilder.oci.signing import PrivateKey
+
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[!-~]+")
 
 
 def add_wishes(parser: argparse.ArgumentParser) -> None:
@@ -38,18 +48,75 @@ def add_wishes(parser: argparse.ArgumentParser) -> None:
         "--annotation", action="append", default=[], metavar="KEY=VALUE",
         help="of the image's manifest, and of the index of several; repeatable",
     )  # fmt: skip
+    group = parser.add_argument_group("what goes along with images")
+    group.add_argument(
+        "--provenance", action="store_true", help="how the result was built, as SLSA has it"
+    )
+    group.add_argument(
+        "--sbom", action="store_true", help="the packages that are in the result, as SPDX has it"
+    )
+    group.add_argument(
+        "--sign", action="store_true", help="sign these, and the image, with the key of --sign-key"
+    )
+    group.add_argument(
+        "--sign-key", metavar="FILE",
+        help="a private key, of `obuilder key new`, cosign or openssl; means --sign",
+    )  # fmt: skip
+    add_builder_id(group)
+
+
+def add_builder_id(group: "argparse._ActionsContainer") -> None:
+    """Who provenance says has built."""
+    group.add_argument(
+        "--builder-id", metavar="URI", help=f"who built it; {LOCAL_BUILDER} if not given"
+    )
 
 
 def wishes(args: argparse.Namespace) -> Wishes:
-    """What the options say. UsageError."""
+    """What the options say, and the key that signs, opened. UsageError, BackendUnavailable."""
     return Wishes(
         names=tuple(whole_name(name) for name in args.tag),
         squash=args.squash,
         compression=args.compression,
-        epoch=parse_epoch(os.environ.get("SOURCE_DATE_EPOCH")),
+        epoch=epoch(),
         reproducible=args.reproducible,
         annotations=tuple(parse_annotation(text) for text in args.annotation),
+        provenance=args.provenance,
+        sbom=args.sbom,
+        signer=_signer(args) if args.sign or args.sign_key else None,
+        builder_id=builder_id(args),
     )
+
+
+def epoch() -> int | None:
+    """What SOURCE_DATE_EPOCH says. UsageError."""
+    return parse_epoch(os.environ.get("SOURCE_DATE_EPOCH"))
+
+
+def builder_id(args: argparse.Namespace) -> str:
+    """Who provenance says has built. ConfigError, UsageError."""
+    found = _setting("builder_id", FileConfig(builder_id=args.builder_id)) or LOCAL_BUILDER
+    if not _URI.fullmatch(found):
+        raise UsageError(f"--builder-id {found!r} is no URI", hint="https://ci.example/runner, say")
+    return found
+
+
+def _signer(args: argparse.Namespace) -> "PrivateKey":
+    path = _setting("sign_key", FileConfig(sign_key=args.sign_key))
+    if not path:
+        raise UsageError(
+            "there is no key to sign with",
+            hint="--sign-key FILE, or sign-key in the config file; `obuilder key new` makes one",
+        )
+    from obuilder.cli.key import password
+    from obuilder.oci.signing import load_private
+
+    return load_private(path, lambda: password(path))
+
+
+def _setting(name: str, given: FileConfig) -> str:
+    found = merged(given).get(name, ("", ""))[0]
+    return found if isinstance(found, str) else ""
 
 
 class Teller:

@@ -3,12 +3,14 @@
 import argparse
 import os
 import sys
+from typing import Literal
 
 from msgspec import Struct
 
 from obuilder.cli.options import read_file, settings
 from obuilder.config import FileConfig, merged
 from obuilder.engine.inputs import Contexts
+from obuilder.engine.origin import Source
 from obuilder.engine.settings import Settings
 from obuilder.errors import UsageError
 from obuilder.spec.decode import parse
@@ -119,13 +121,24 @@ def chosen(args: argparse.Namespace, setup: Settings) -> Chosen:
         if args.build_arg:
             raise UsageError("--build-arg is for Dockerfiles", hint="a spec has no arguments")
         spec = _target(parse(text, file=path).spec, getattr(args, "target", None))
-        return Chosen(spec, Contexts(where, named=tuple(given)), name)
+        source = _source("spec", args, path, text)
+        return Chosen(spec, Contexts(where, named=tuple(given), source=source), name)
     from obuilder.spec.dockerfile import parse as parse_dockerfile
 
-    found = _converted(parse_dockerfile(text, file=path), _options(args, given, setup), setup)
+    options = _options(args, given, setup)
+    found = _converted(parse_dockerfile(text, file=path), options, setup)
     ignore = (f"{path}.dockerignore", os.path.join(where, ".dockerignore"))
     named = tuple((key.lower(), value) for key, value in given if "://" not in value)
-    return Chosen(found.spec, Contexts(where, ignore, named, found.places), name)
+    source = _source("dockerfile", args, path, text, options.args)
+    return Chosen(found.spec, Contexts(where, ignore, named, found.places, source), name)
+
+
+def _source(
+    frontend: Literal["spec", "dockerfile"], args: argparse.Namespace, path: str, text: bytes,
+    arguments: tuple[tuple[str, str], ...] = (),
+) -> Source:  # fmt: skip
+    target = getattr(args, "target", None) or ""
+    return Source(frontend, os.path.basename(path), os.fsdecode(text), arguments, target)
 
 
 def _options(args: argparse.Namespace, given: list[tuple[str, str]], setup: Settings) -> "Options":

@@ -15,6 +15,8 @@ VERBS = {
     "du": "tell what takes the space",
     "shell": "enter a result, or a failed step",
     "export": "take a result out: as files, an image, or into a registry",
+    "provenance": "print how a result was built",
+    "sbom": "print the packages that are in a result",
     "cp": "copy a file or directory out of a result",
     "delete": "delete a result and all that was made from it",
     "prune": "delete what was not used for long",

@@ -227,7 +227,7 @@ class Builder:
             async with caches.sending(), noticing_loss(self.store, self._index):
                 result = await runner.run()
             found = self._index.find(plan.steps, remote=True)
-            final = remember_finals(self._index, plan, found)
+            final = remember_finals(self._index, plan, found, spec, context)
         try:
             await pruning.drop_unused(
                 self.store, self._index, runner.results(passing=True),

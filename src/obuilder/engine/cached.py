@@ -25,6 +25,7 @@ from obuilder.engine.inputs import (
     gather,
 )
 from obuilder.engine.logs import replay_log
+from obuilder.engine.origin import origin_of, source_of
 from obuilder.engine.result import Result
 from obuilder.engine.settings import Images, Settings
 from obuilder.errors import FetchError
@@ -152,12 +153,15 @@ def remember(index: Index, plan: Plan, context: Context, name: str) -> None:
         index.put_build(identity, plan.result, encode([records(plan, context.files), *before]))
 
 
-def remember_finals(index: Index, plan: Plan, found: Mapping[Key, Key]) -> Final:
-    """Note what images of a plan's results say of themselves: of its stages, and of what they began
-    from. `found` has the results of its steps. What an image of its own result says.
+def remember_finals(
+    index: Index, plan: Plan, found: Mapping[Key, Key], spec: Spec, context: Context
+) -> Final:
+    """Note what is told of a plan's results: of its stages, and of what they began from. `found` has
+    the results of its steps. What is told of its own result.
     """
     finals: dict[Key, Final] = {}
-    for last, context in plan.contexts.items():
+    source = source_of(spec, context.source)
+    for last, final in plan.contexts.items():
         step = plan.steps[last]
         while step.base is not None:
             step = plan.steps[step.base]
@@ -165,7 +169,8 @@ def remember_finals(index: Index, plan: Plan, found: Mapping[Key, Key]) -> Final
         base = step.action.base
         top = layer_keys(base)[-1]
         finals.setdefault(found.get(top, top), Final(base, begun(base.config)))
-        finals[found.get(last, last)] = Final(base, context.config)
+        origin = origin_of(plan, last, source)
+        finals[found.get(last, last)] = Final(base, final.config, origin)
     there = set(found.values())  # not so what was made on the way only
     index.put_finals({key: final for key, final in finals.items() if key in there})
     return finals[found.get(plan.result, plan.result)]
@@ -265,7 +270,7 @@ def replay(
         for heading in plan.tail:
             sink(events.Note(text=heading))
         remember(index, plan, looked, name)
-        final = remember_finals(index, plan, found)
+        final = remember_finals(index, plan, found, spec, looked)
     finally:
         index.close()
     result = Result(

@@ -1,20 +1,21 @@
 """Taking results out: as files, or as images in every form that others read."""
 
-import io
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import BinaryIO
 
 import anyio
 import anyio.to_thread
+import msgspec
 
 from obuilder import events
 from obuilder.engine.builder import Builder
 from obuilder.engine.index import Final
 from obuilder.engine.layers import Layer, Packing
 from obuilder.engine.outputs import Output, Wishes, check
+from obuilder.engine.papers import Papers, attached, papers
 from obuilder.engine.run import first_error
 from obuilder.errors import UsageError
 from obuilder.oci.archive import write_tar
@@ -26,6 +27,7 @@ from obuilder.oci.reference import Reference
 from obuilder.oci.writers import DockerArchive, Finished, Layout, OciArchive, Writer
 from obuilder.system.files import copy_tree
 from obuilder.system.namespaces import by_root
+from obuilder.system.replacing import replacing
 from obuilder.values import IdMap, Key
 
 TYPE_CHECKING = False
@@ -99,14 +101,8 @@ async def written(path: str) -> AsyncIterator[BinaryIO]:
         with open(path, "wb") as file:
             yield file
         return
-    scratch = f"{path}.{os.getpid()}"
-    try:
-        with open(scratch, "wb") as file:
-            yield file
-        os.replace(scratch, path)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(scratch)
+    with replacing(path) as file:
+        yield file
 
 
 Turn = Callable[[], Awaitable[None]]
@@ -136,6 +132,7 @@ class _Export:
         given = dict.fromkeys((output.name, *wishes.names))
         given.pop("", None)
         self._names = tuple(given) or (() if plain else ("latest",))
+        self._papers: list[Papers] = []
 
     def _tell(self, text: str) -> None:
         self._sink(events.Note(text=text))
@@ -160,12 +157,15 @@ class _Export:
         for prefix in prefixes:
             key = self._builder.record(prefix).key
             with self._builder.held(key):
-                images.append(await self._image(key, self._finals.get(prefix), deliver))
+                final = self._finals.get(prefix) or self._layers.final(key)
+                images.append(await self._image(key, final, deliver))
+                if self._wishes.papers:
+                    self._papers.append(await papers(self._builder, key, final, self._wishes))
         index = index_of(images, dict(self._wishes.annotations)) if len(images) > 1 else None
         return Finished(tuple(images), index, self._names)
 
-    async def _image(self, key: Key, said: Final | None, deliver: Deliver) -> Image:
-        final, wishes = said or self._layers.final(key), self._wishes
+    async def _image(self, key: Key, final: Final, deliver: Deliver) -> Image:
+        wishes = self._wishes
         layers = self._layers.of(key, final.base, squash=wishes.squash)
         width = anyio.CapacityLimiter(_AT_ONCE)
         done = [anyio.Event() for _ in layers]
@@ -189,11 +189,10 @@ class _Export:
         platform = final.base.platform
         if not platform.architecture:
             platform = host_platform()
-        made = self._builder.record(key).created if not wishes.reproducible else 0
         return assembled(
             final.config, platform,
             [(blobs[number], layer.heading) for number, layer in enumerate(layers)],
-            made if wishes.epoch is None else wishes.epoch, dict(wishes.annotations),
+            wishes.made(self._builder.record(key).created), dict(wishes.annotations),
         )  # fmt: skip
 
     # --- on this machine -----------------------------------------------------------------------
@@ -210,6 +209,9 @@ class _Export:
                 return blob
 
         made = await self._images(prefixes, deliver)
+        if self._wishes.papers:
+            more = attached(made, self._papers, self._wishes, self._names)
+            made = msgspec.structs.replace(made, attached=more)
         await anyio.to_thread.run_sync(writer.finish, made)
 
     async def _load(self, prefixes: Sequence[str]) -> None:
@@ -237,27 +239,37 @@ class _Export:
                     targets[place] = await stack.enter_async_context(Target(reference, settings))
             made = await self._images(prefixes, self._sender(list(targets.values())))
             for place, target in targets.items():
-                for image in made.images:
-                    await self._put_config(target, image.config)
-                    if made.index is not None:
-                        await _put_manifest(target, "", image.manifest)
-                top = made.index or made.images[0].manifest
-                for reference in references:
-                    if (reference.registry, reference.repository) == place:
-                        await _put_manifest(target, reference.tag, top)
-                        self._tell(f"pushed {reference}@{top.descriptor.digest}")
+                named = [one for one in references if (one.registry, one.repository) == place]
+                await self._send(target, made, named)
+
+    async def _send(self, target: "Target", made: Finished, names: Sequence[Reference]) -> None:
+        """Send all but the layers: at last the names, so that what goes along is there before."""
+        from obuilder.oci.push import attach, put_document
+
+        for image in made.images:
+            await put_document(target, image.config)
+            if made.index is not None or self._wishes.papers:
+                await _put_manifest(target, "", image.manifest)
+        if self._wishes.papers:
+            if made.index is not None:
+                await _put_manifest(target, "", made.index)
+            for each in attached(made, self._papers, self._wishes, [str(name) for name in names]):
+                await attach(target, each)
+        for name in names:
+            await _put_manifest(target, name.tag, made.top)
+            self._tell(f"pushed {name}@{made.top.descriptor.digest}")
 
     def _sender(self, targets: "list[Target]") -> Deliver:
         async def deliver(layer: Layer, _: Turn) -> Blob:
             known = self._layers.known(layer, self._packing)
-            if known is not None:
-                has = [await target.has(known.digest, layer.origin) for target in targets]
-                if all(has):
-                    return known
+            lack = targets if known is None else await _lacking(targets, known, layer)
+            if known is not None and not lack:
+                return known
             async with self._layers.packed(layer, self._packing) as (blob, file):
-                for target in targets:
-                    if not await target.has(blob.digest, layer.origin):
-                        await target.put(blob.digest, blob.size, file, self._progress(layer, blob))
+                if blob != known:
+                    lack = await _lacking(targets, blob, layer)
+                for target in lack:
+                    await target.put(blob.digest, blob.size, file, self._progress(layer, blob))
                 return blob
 
         return deliver
@@ -265,11 +277,10 @@ class _Export:
     def _progress(self, layer: Layer, blob: Blob) -> Callable[[int], None]:
         return lambda done: self._sink(events.Progress(layer.key, done, blob.size))
 
-    async def _put_config(self, target: "Target", config: Document) -> None:
-        found = config.descriptor
-        if not await target.has(found.digest):
-            data = io.BytesIO(config.data)
-            await target.put(found.digest, found.size, data, lambda _: None)
+
+async def _lacking(targets: "list[Target]", blob: Blob, layer: Layer) -> "list[Target]":
+    """Those that have no such blob, and can't be lent it."""
+    return [target for target in targets if not await target.has(blob.digest, layer.origin)]
 
 
 async def _put_manifest(target: "Target", tag: str, manifest: Document) -> None:

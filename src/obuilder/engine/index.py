@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 import msgspec
 
 from obuilder.engine.database import lease
+from obuilder.engine.origin import Origin
 from obuilder.engine.remotes import Remotes
 from obuilder.errors import StoreDamaged
 from obuilder.plan.keys import layer_keys
@@ -44,10 +45,13 @@ class Record(msgspec.Struct, frozen=True):
 
 
 class Final(msgspec.Struct, frozen=True):
-    """What an image of a result is made of besides its files: where it began, and its settings."""
+    """What is told of a result besides its files: where it began, an image's settings, and, of what
+    a build came to, what went into it.
+    """
 
     base: Base
     config: ImageConfig
+    origin: Origin | None = None
 
 
 _USED_STEP = 60.0
@@ -297,13 +301,13 @@ class Index(Remotes):
             said = _told(_bytes(rows[0][0]))
         except (msgspec.MsgspecError, ValueError):  # of another version, or another's stream
             return None
-        return Final(_paths(said.base, _as_path), said.config)
+        return Final(_paths(said.base, _as_path), said.config, said.origin)
 
     def put_finals(self, finals: Mapping[Key, Final]) -> None:
         """Remember what images of results say; nothing is written where that is known."""
         new: list[tuple[Key, bytes]] = []
         for key, final in finals.items():
-            said = _said(Final(_paths(final.base, _as_text), final.config))
+            said = _said(Final(_paths(final.base, _as_text), final.config, final.origin))
             if self._rows("SELECT said FROM finals WHERE key = ?", key) != [(said,)]:
                 new.append((key, said))
         if new:

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from obuilder.backends.fetchers import Sources, fetcher_for, is_remote
 from obuilder.engine.index import Index
+from obuilder.engine.origin import Source
 from obuilder.engine.settings import Images
 from obuilder.errors import CopyError, NotFound, ObuilderError, UsageError
 from obuilder.oci.platforms import accepted, host_platform, normalised
@@ -110,6 +111,8 @@ class Contexts(Struct, frozen=True):
     named: tuple[tuple[str, str], ...] = ()
     places: Mapping[OpPath | str, str] = {}
     """Where ops, and names of images, stand in a Dockerfile, for what is said of them."""
+    source: Source | None = None
+    """What the spec was read from, for the provenance of what is built."""
 
 
 def contexts(context: "str | Contexts") -> Contexts:
@@ -124,7 +127,7 @@ class Context:
         where = contexts(where)
         self.directory = _directory(where.directory)
         self.named = {name: _directory(directory) for name, directory in where.named}
-        self._places = where.places
+        self.source, self._places = where.source, where.places
         self._stats = stats
         names = where.ignore or (os.path.join(self.directory, ".obuilderignore"),)
         self._ignore = read_ignore_file(names)

@@ -103,7 +103,7 @@ class Layers:
                     f"no build ended with {key[:12]}: its image has the settings of what it was "
                     f"made from, {record.key[:12]}"
                 )
-                return found
+                return msgspec.structs.replace(found, origin=None)
         raise UsageError(
             f"nobody noted what an image of {key[:12]} says of itself",
             hint="build it again, which runs nothing: then it is noted",

@@ -9,6 +9,7 @@ import os
 import msgspec
 
 from obuilder.errors import DigestMismatch, StoreError, UsageError
+from obuilder.system.replacing import replacing
 from obuilder.values import shown
 
 VERSION = 1
@@ -69,10 +70,8 @@ def write_lock(path: str, images: dict[str, str]) -> None:
     """Write the digests of images by name, at once or not at all. StoreError."""
     named = {shown(name): digest for name, digest in sorted(images.items())}
     data = msgspec.json.format(msgspec.json.encode(_File(VERSION, named)), indent=2) + b"\n"
-    scratch = f"{path}.{os.getpid()}"
     try:
-        with open(scratch, "wb") as file:
+        with replacing(path) as file:
             file.write(data)
-        os.replace(scratch, path)
     except OSError as error:
         raise StoreError(f"can't write the lock file {path}: {error.strerror}") from error

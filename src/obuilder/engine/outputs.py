@@ -11,6 +11,10 @@ from msgspec import Struct
 from obuilder.errors import NotFound, UsageError
 from obuilder.oci.reference import Reference
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # most results are not signed
+    from obuilder.oci.signing import PrivateKey
+
 Kind = Literal[
     "directory", "tar", "oci", "oci-archive", "docker-archive", "docker-daemon", "registry"
 ]
@@ -23,6 +27,8 @@ _FORMS = (
 )  # fmt: skip
 FORMS = ", ".join(_FORMS) + "; a FILE of - is standard output, and - alone a tar to it"
 """For messages."""
+LOCAL_BUILDER = "urn:obuilder:local"
+"""Who builds, if nobody says more."""
 _TAG = re.compile(r"[A-Za-z0-9_][\w.-]{0,127}", re.ASCII)
 _ANNOTATION = re.compile(r"[!-<>-~]+", re.ASCII)
 
@@ -63,6 +69,23 @@ class Wishes(Struct, frozen=True):
     reproducible: bool = False
     """No time of a file is later than `epoch`, 0 if there is none."""
     annotations: tuple[tuple[str, str], ...] = ()
+    provenance: bool = False
+    sbom: bool = False
+    """These go along with an image, and so does a signature, if there is who signs."""
+    signer: "PrivateKey | None" = None
+    builder_id: str = LOCAL_BUILDER
+    """Who built it: a URI."""
+
+    @property
+    def papers(self) -> bool:
+        """Whether anything goes along with an image."""
+        return self.provenance or self.sbom or self.signer is not None
+
+    def made(self, created: float) -> float:
+        """When something says that it was made which was made then, in seconds since 1970."""
+        if self.epoch is not None:
+            return self.epoch
+        return 0 if self.reproducible else created
 
     @property
     def latest(self) -> int | None:
@@ -130,6 +153,8 @@ def check(outputs: list[Output], wishes: Wishes, *, platforms: int = 1) -> None:
     """UsageError: these can't be had together."""
     if sum(output.piped for output in outputs) > 1:
         raise UsageError("only one thing can go to standard output")
+    if wishes.papers:
+        _check_papers(outputs, wishes)
     if outputs and not any(output.is_image for output in outputs):
         for given, option in (
             (wishes.names, "--tag"), (wishes.squash, "--squash"),
@@ -145,3 +170,20 @@ def check(outputs: list[Output], wishes: Wishes, *, platforms: int = 1) -> None:
                 f"{output.kind} can't hold images for {platforms} platforms",
                 hint="oci:DIR, oci-archive:FILE and docker://NAME can",
             )
+
+
+def _check_papers(outputs: list[Output], wishes: Wishes) -> None:
+    """UsageError: what is to go along with an image has nowhere to go."""
+    given = (
+        ("--provenance", wishes.provenance), ("--sbom", wishes.sbom),
+        ("--sign", wishes.signer is not None),
+    )  # fmt: skip
+    option = next(option for option, wanted in given if wanted)
+    hint = "oci:DIR, oci-archive:FILE and docker://NAME can"
+    if wishes.signer is None:
+        hint += "; `obuilder provenance ID` and `obuilder sbom ID` print it"
+    for output in outputs:
+        if output.is_image and not output.holds_indexes:
+            raise UsageError(f"{output.kind} can't hold what {option} adds", hint=hint)
+    if not any(output.holds_indexes for output in outputs):
+        raise UsageError(f"{option} is for images, and no image is exported", hint=hint)

@@ -41,8 +41,6 @@ _AT_ONCE = 4
 _STALLED = 30.0
 """Seconds without a byte after which a place is given up."""
 _LOOK = 0.5
-_ROOM = 64 << 20
-"""Bytes of the disk that no layer may take."""
 
 Tell = Callable[[Key, int, int], None]
 """Takes how many bytes of a result's layer are here, and how many there will be."""
@@ -240,12 +238,11 @@ class Caches:
         link, store = remote.link, self.store
         assert link.layer is not None
         digest, what = link.layer.diff, f"the layer of {link.key[:12]} from {remote.place}"
-        room = max((await store.usage()).free - _ROOM, 0)
         async with store.files(draft.root, write=True) as root:
 
             def work() -> None:
                 unpack_blob(
-                    blob.reader(), digest, what, root, store.idmap, lambda _: None, most=room  # type: ignore[arg-type] # reads like one
+                    blob.reader(), digest, what, root, store.idmap, lambda _: None  # type: ignore[arg-type] # reads like one
                 )  # fmt: skip
 
             async def unpack() -> None:

@@ -8,7 +8,16 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 from obuilder.errors import BadImage, of_disk
-from obuilder.oci.streams import DAMAGED, MOST_DATA, UNREADABLE, Hashed, decompressed, read_tar
+from obuilder.oci.streams import (
+    DAMAGED,
+    MOST_DATA,
+    UNREADABLE,
+    Counted,
+    Hashed,
+    Padded,
+    decompressed,
+    read_tar,
+)
 from obuilder.system.files import InRoot, kept_xattr, remove_at, write_all
 from obuilder.values import IdMap
 
@@ -57,18 +66,16 @@ def unpack_blob(
     root: str,
     idmap: IdMap,
     note: Callable[[str], None],
-    *,
-    most: int | None = None,
 ) -> None:
     """Unpack a layer, compressed or not, whose content uncompressed must be of `digest`.
 
-    There may be `most` bytes of it. `what` is what messages call it. DigestMismatch, BadImage,
-    StoreFull.
+    `what` is what messages call it. DigestMismatch, BadImage, StoreFull.
     """
     try:
-        with decompressed(blob) as content:
-            hashed = Hashed(content, most)
-            unpack(hashed, root, idmap, note)  # type: ignore[arg-type] # reads like one
+        packed = Counted(blob)
+        with decompressed(packed) as content:
+            hashed = Hashed(content, packed)
+            unpack(Padded(hashed), root, idmap, note)  # type: ignore[arg-type] # reads like one
             hashed.finish(digest, what)
     except UNREADABLE as error:
         raise BadImage(f"{what} is damaged: {error}") from error

@@ -4,15 +4,19 @@ A blob is there, or another repository of the registry lends it (a mount), or it
 whole, a large one piece by piece, each of which is sent again, where it broke off, if that may help.
 """
 
+import io
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import BinaryIO, Self
 
 import httpx2
 
-from obuilder.errors import Denied, DigestMismatch, NotFound, Unreachable
-from obuilder.oci.endpoint import Content, Endpoint, Passing
-from obuilder.oci.manifest import Descriptor
+from obuilder.errors import BadImage, Denied, DigestMismatch, NotFound, Unreachable
+from obuilder.oci.assemble import Document
+from obuilder.oci.attached import Attached
+from obuilder.oci.endpoint import Content, Endpoint, Passing, read
+from obuilder.oci.manifest import INDEX, MANIFEST, Descriptor
+from obuilder.oci.parts import DOCUMENT
 from obuilder.oci.reference import Reference
 from obuilder.oci.registry import TRIES, Patience, patiently
 from obuilder.values import RegistrySettings
@@ -107,26 +111,82 @@ class Target:
             except NotFound as error:
                 raise _no_place(self.name, error) from error
 
-    async def manifest(self, wanted: str, found: Descriptor, data: bytes) -> None:
-        """Put a manifest or an index under a tag, or its digest. Denied, Unreachable."""
+    async def read(self, tag: str) -> bytes | None:
+        """The manifest or index that stands under a tag; None if none does. Denied, Unreachable."""
 
-        async def ask(endpoint: Endpoint) -> str:
+        async def ask(endpoint: Endpoint) -> bytes | None:
+            path, headers = f"{self._path}/manifests/{tag}", {"Accept": f"{INDEX}, {MANIFEST}"}
+            try:
+                async with endpoint.ask(
+                    "GET", path, scope=self._scope, headers=headers
+                ) as response:
+                    data = await read(response, DOCUMENT + 1)
+            except NotFound:
+                return None
+            if len(data) > DOCUMENT:
+                raise BadImage(f"{self.name}:{tag} is absurdly large")
+            return data
+
+        return await patiently(self._endpoint, ask)
+
+    async def manifest(self, wanted: str, found: Descriptor, data: bytes) -> bool:
+        """Put a manifest or an index under a tag, or its digest. Denied, Unreachable.
+
+        Whether the registry lists it by its subject.
+        """
+
+        async def ask(endpoint: Endpoint) -> tuple[str, bool]:
             headers = {"Content-Type": found.media_type, "Content-Length": str(len(data))}
             async with endpoint.ask(
                 "PUT", f"{self._path}/manifests/{wanted}",
                 scope=self._scope, headers=headers, content=lambda: _bytes(data),
             ) as response:  # fmt: skip
                 said: str = response.headers.get("docker-content-digest", "")
-                return said
+                return said, "oci-subject" in response.headers
 
         try:
-            said = await patiently(self._endpoint, ask)
+            said, listed = await patiently(self._endpoint, ask)
         except NotFound as error:
             raise _no_place(self.name, error) from error
         if said and said != found.digest:
             raise DigestMismatch(
                 f"{self.name} says that it has {said}, and was sent {found.digest}"
             )
+        return listed
+
+
+async def attach(target: Target, attached: Attached) -> None:
+    """Put what goes along with a manifest. Where that is not listed by subject, a tag does it.
+
+    Denied, Unreachable, BadImage.
+    """
+    there: dict[str, bytes] = {}
+    for tag in attached.tags[1:]:
+        found = await target.read(tag)
+        if found is not None:
+            there[tag] = found
+    artifacts = attached.whole(there)
+    listed = True
+    for artifact in artifacts:
+        for blob in artifact.blobs:
+            await put_document(target, blob)
+        found_as = artifact.manifest.descriptor
+        listed &= await target.manifest(
+            artifact.tag or found_as.digest, found_as, artifact.manifest.data
+        )
+    if not listed:
+        before = await target.read(attached.tag)
+        listing = attached.listing(
+            artifacts, there if before is None else {**there, attached.tag: before}
+        )
+        await target.manifest(attached.tag, listing.descriptor, listing.data)
+
+
+async def put_document(target: Target, document: Document) -> None:
+    """Send a small blob, unless it is there."""
+    found = document.descriptor
+    if not await target.has(found.digest):
+        await target.put(found.digest, found.size, io.BytesIO(document.data), lambda _: None)
 
 
 class _Upload:

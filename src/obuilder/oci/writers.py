@@ -8,7 +8,7 @@ import fcntl
 import io
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from shutil import copyfileobj
 from typing import Any, BinaryIO, Protocol
@@ -18,9 +18,13 @@ from msgspec import Struct
 
 from obuilder.errors import NotFound, UsageError
 from obuilder.oci.assemble import Document, Image, described
+from obuilder.oci.attached import Attached
+from obuilder.oci.manifest import Descriptor
 from obuilder.oci.members import Out, end
 from obuilder.oci.pack import Blob
-from obuilder.oci.reference import Reference
+from obuilder.oci.parts import DOCUMENT
+from obuilder.oci.reference import Reference, is_sha256
+from obuilder.system.replacing import replacing
 
 _PIECE = 1 << 20
 _TAG = "org.opencontainers.image.ref.name"
@@ -29,23 +33,39 @@ _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 
 
 class Finished(Struct, frozen=True):
-    """What was made: images, the index of them if there is one, and the names for that."""
+    """What was made: images, the index of them if there is one, the names for that, and what goes
+    along with each.
+    """
 
     images: tuple[Image, ...]
     index: Document | None
     names: tuple[str, ...]
+    attached: tuple[Attached, ...] = ()
 
     @property
-    def documents(self) -> list[Document]:
-        """Configs, manifests and the index, each after what it names."""
-        found = [part for image in self.images for part in (image.config, image.manifest)]
-        return found if self.index is None else [*found, self.index]
+    def top(self) -> Document:
+        """What the names are for."""
+        return self.images[0].manifest if self.index is None else self.index
 
-    def entries(self) -> list[dict[str, Any]]:
-        """What an index of a layout has of them: an entry for each name."""
+    def contents(self, there: Mapping[str, bytes]) -> tuple[list[Document], list[dict[str, Any]]]:
+        """Configs, manifests and indexes, each after what it names, and what the index of a layout
+        has of them: an entry for each name. `there` has documents of the layout by tag.
+        """
+        documents = [part for image in self.images for part in (image.config, image.manifest)]
+        if self.index is not None:
+            documents.append(self.index)
         top = self.index.descriptor if self.index is not None else described(self.images[0])
-        entry = msgspec.to_builtins(top)
-        return [{**entry, "annotations": _named(name)} for name in self.names]
+        entries = [_entry(top, _named(name)) for name in self.names]
+        for attached in self.attached:
+            artifacts = attached.whole(there)
+            listing = attached.listing(artifacts, there)
+            for artifact in artifacts:
+                documents += [*artifact.blobs, artifact.manifest]
+                if artifact.tag:
+                    entries.append(_entry(artifact.manifest.descriptor, {_TAG: artifact.tag}))
+            documents.append(listing)
+            entries.append(_entry(listing.descriptor, {_TAG: attached.tag}))
+        return documents, entries
 
 
 class Writer(Protocol):
@@ -68,6 +88,7 @@ class Layout:
         """UsageError: the directory is something else."""
         self._path = path
         self._blobs = os.path.join(path, "blobs", "sha256")
+        self._index = os.path.join(path, "index.json")
         there = os.path.exists(os.path.join(path, "oci-layout"))
         if not there and os.path.exists(path) and (not os.path.isdir(path) or os.listdir(path)):
             raise UsageError(
@@ -87,46 +108,61 @@ class Layout:
 
     def finish(self, made: Finished) -> None:
         """See `Writer`."""
-        for document in made.documents:
-            self.write(document.descriptor.digest, io.BytesIO(document.data))
-        self.add(made.entries())
+        tags = {tag for attached in made.attached for tag in attached.tags}
+        with self._locked() as before:
+            there = {tag: self._read(one) for one in before if (tag := _tag(one)) in tags and tag}
+            documents, entries = made.contents(there)
+            for document in documents:
+                self.write(document.descriptor.digest, io.BytesIO(document.data))
+            self._list(before, entries)
 
     def write(self, digest: str, content: BinaryIO) -> None:
         """Take a blob, whatever it is."""
         self._write(self._blob(digest), content)
 
     def add(self, entries: list[dict[str, Any]]) -> None:
-        """Take entries of the index, in place of those of the same tags; others may do so meanwhile."""
-        index = os.path.join(self._path, "index.json")
-        names = {_tag(entry) for entry in entries}
-        with self._locked():
-            others = [one for one in _manifests(index) if _tag(one) not in names]
-            self._write(index, io.BytesIO(_index_json([*others, *entries])))
+        """Take entries of the index, in place of those of the same tags."""
+        with self._locked() as before:
+            self._list(before, entries)
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[list[dict[str, Any]]]:
+        """What the index has, which nobody else changes meanwhile."""
+        self._begin()
         with open(os.path.join(self._path, "oci-layout"), "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            yield _manifests(self._index)
+
+    def _list(self, before: list[dict[str, Any]], entries: list[dict[str, Any]]) -> None:
+        names = {entry["annotations"][_TAG] for entry in entries}
+        others = [one for one in before if _tag(one) not in names]
+        self._write(self._index, io.BytesIO(_index_json([*others, *entries])))
+
+    def _begin(self) -> None:
+        """What was begun and failed is a layout all the same, to be gone on with."""
+        mark = os.path.join(self._path, "oci-layout")
+        if not os.path.exists(mark):
+            os.makedirs(self._blobs, exist_ok=True)
+            with replacing(mark) as file:
+                file.write(_LAYOUT)
 
     def _blob(self, digest: str) -> str:
         return os.path.join(self._blobs, digest.partition(":")[2])
 
+    def _read(self, entry: dict[str, Any]) -> bytes:
+        """A document that the index names; nothing, if it is not there."""
+        digest = str(entry.get("digest"))
+        try:
+            with open(self._blob(digest), "rb") as file:
+                return file.read(DOCUMENT) if is_sha256(digest) else b""
+        except OSError:
+            return b""
+
     def _write(self, path: str, content: BinaryIO) -> None:
         """Write a file, at once or not at all."""
-        if not os.path.exists(self._blobs):
-            # What was begun and failed is a layout all the same, to be gone on with.
-            os.makedirs(self._blobs)
-            self._write(os.path.join(self._path, "oci-layout"), io.BytesIO(_LAYOUT))
-        scratch = f"{path}.{os.getpid()}"
-        try:
-            with open(scratch, "wb") as file:
-                copyfileobj(content, file, _PIECE)
-            os.replace(scratch, path)
-        except BaseException:
-            if os.path.exists(scratch):
-                os.unlink(scratch)
-            raise
+        self._begin()
+        with replacing(path) as file:
+            copyfileobj(content, file, _PIECE)
 
 
 class _Archive:
@@ -173,9 +209,10 @@ class OciArchive:
 
     def finish(self, made: Finished) -> None:
         """See `Writer`."""
-        for document in made.documents:
+        documents, entries = made.contents({})
+        for document in documents:
             self._archive.data(_path(document.descriptor.digest), document.data)
-        self._archive.data("index.json", _index_json(made.entries()))
+        self._archive.data("index.json", _index_json(entries))
         self._archive.data("oci-layout", _LAYOUT)
         self._archive.finish()
 
@@ -207,6 +244,10 @@ class DockerArchive:
         ]  # fmt: skip
         self._archive.data("manifest.json", msgspec.json.encode(listed))
         self._archive.finish()
+
+
+def _entry(found: Descriptor, annotations: dict[str, str]) -> dict[str, Any]:
+    return {**msgspec.to_builtins(found), "annotations": annotations}
 
 
 def _path(digest: str) -> str:

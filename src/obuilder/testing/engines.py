@@ -40,6 +40,9 @@ exec dockerd --config-file "$1/daemon.json" --host "unix://$1/engine.sock" --pid
     "podman": """
 mount -t tmpfs obuilder-test /run
 printf '[engine]\nlock_type = "file"\n' > "$1/containers.conf"
+if [ -e /usr/bin/dpkg ]; then  # which it asks at length, each time that it tells of itself
+    mount --bind /bin/false /usr/bin/dpkg
+fi
 export CONTAINERS_CONF="$1/containers.conf"
 cd "$1"  # where its monitor notes that memory ran out
 podman --root "$1/data" --runroot "$1/run" --tmpdir "$1/tmp" --volumepath "$1/volumes" \

@@ -61,6 +61,8 @@ def probe(capability: str) -> str | None:
         "buildah", "zsh", "fish",
     ):  # fmt: skip
         return _program(capability)
+    if capability == "rpmbuild":
+        return _program("rpmbuild") or _program("rpm") or _program("db_load")
     if capability == "system-python":
         return _system_python()
     if capability == "fuse":

@@ -3,6 +3,7 @@
 Whatever goes wrong is Refused, Unreachable or Denied; `told` makes a back end's own errors of them.
 """
 
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -23,7 +24,6 @@ from obuilder.backends.docker.model import (
     Named,
     Progress,
     Use,
-    Version,
     Volume,
     Volumes,
     decoded,
@@ -36,6 +36,8 @@ T = TypeVar("T")
 _STREAMS = anyio.CapacityLimiter(10_000)
 """Threads that wait for as long as a step takes; others must not wait for them."""
 _PIECE = 1 << 20
+_INFOS: dict[tuple[int, int, int], Info] = {}
+"""What engines said of themselves, by their sockets: one that starts anew has a new socket."""
 _REMOVALS = 200
 """How often a container that somebody else removes is asked for again."""
 
@@ -98,11 +100,28 @@ class Engine:
     # --- the engine itself ---------------------------------------------------------------------
 
     async def info(self) -> Info:
-        """What it is."""
-        found = await self._said(Info, "/info")
-        version = await self._said(Version, "/version")
-        found.podman = any(part.name == "Podman Engine" for part in version.components or ())
+        """What it is. It is asked once for all who open what is in it: podman takes its time."""
+        return await anyio.to_thread.run_sync(self._info)
+
+    def _info(self) -> Info:
+        try:
+            status = os.stat(self.api.path)
+        except OSError:
+            return self._asked_info()  # which says what is wrong
+        mark = (status.st_dev, status.st_ino, status.st_ctime_ns)
+        if mark not in _INFOS:
+            _INFOS[mark] = self._asked_info()
+        return _INFOS[mark]
+
+    def _asked_info(self) -> Info:
+        with self.api.get("/info") as answer:
+            found = decoded(answer.file().read(), Info)
+            found.podman = bool(answer.header("libpod-api-version"))
         return found
+
+    async def check(self) -> None:
+        """Whether it answers."""
+        await self.call("GET", "/_ping")
 
     async def networks(self) -> list[str]:
         """The networks there are."""

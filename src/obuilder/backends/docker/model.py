@@ -72,12 +72,6 @@ class Named(Struct, rename="pascal"):
     labels: dict[str, str] | None = None
 
 
-class Version(Struct, rename="pascal"):
-    """What an engine is made of."""
-
-    components: list[Named] | None = None
-
-
 class Change(Struct, rename="pascal"):
     """A path that differs from the image's: changed (0), added (1), removed (2)."""
 

@@ -117,7 +117,7 @@ class DockerSandbox:
     async def check(self) -> None:
         """BackendUnavailable if the engine does not answer."""
         with told(BackendUnavailable, "steps can't be run by a Docker engine"):
-            await self._engine.info()
+            await self._engine.check()
 
     async def describe(self) -> str:
         """The engine, its runtime and the limits that bite."""
