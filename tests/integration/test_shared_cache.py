@@ -83,6 +83,12 @@ def layout(shelf: Shelf) -> Cache:
     return shelf.cache("layout")
 
 
+@pytest.fixture
+def btrfs() -> Iterator[str]:
+    with opened("btrfs") as place:
+        yield place.directory
+
+
 def use(program: Program, name: str) -> None:
     """Another store, for one who knows the same passwords."""
     before = program.variables
@@ -170,12 +176,13 @@ def test_a_stage_that_comes_to_the_same_is_found_by_its_content(
     assert "used\n" in out
 
 
-def test_stores_of_other_kinds_take_the_same(world: World, layout: Cache) -> None:
+@pytest.mark.needs("btrfs")
+def test_stores_of_other_kinds_take_the_same(world: World, layout: Cache, btrfs: str) -> None:
     cache = world.caches["layout"]
-    program = world.on("copies")
-    program.variables["OBUILDER_STORE"] = f"copy:{program.store}"
+    program = world.on("other")
+    program.variables["OBUILDER_STORE"] = f"btrfs:{btrfs}/store"
     program.spec(*VARIETY, before=DEV)
-    target = f"{program.temporary}/copies"
+    target = f"{program.temporary}/other"
     program.ok("build", "--cache-from", cache.name, "-o", target)
     assert differences(world.variety, target) == []
     assert moved(program.ok("build", "--cache-to", layout.name))[2] == 7

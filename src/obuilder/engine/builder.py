@@ -28,7 +28,7 @@ from obuilder.engine.inputs import Context, Contexts, IndexStats, Resolver, cont
 from obuilder.engine.layers import Layers
 from obuilder.engine.logs import read_log
 from obuilder.engine.recover import noticing_loss, open_index, recover
-from obuilder.engine.remote_cache import Caches
+from obuilder.engine.remote_cache import Caches, Fetched
 from obuilder.engine.reserve import give_up_reserve, keep_reserve
 from obuilder.engine.result import Result
 from obuilder.engine.run import Runner, first_error
@@ -329,8 +329,9 @@ class Builder:
     async def bring(self, prefix: str, *, sink: events.Sink = _ignore) -> Key:
         """Make sure that a result is here, and not in another place alone. Its key. FetchError."""
         key = self.record(prefix).key
-        fetched = await self._caches.bring(
-            key, tell=lambda one, done, total: sink(events.Progress(one, done, total))
+        fetched = Fetched()
+        await self._caches.bring(
+            key, fetched, tell=lambda one, done, total: sink(events.Progress(one, done, total))
         )
         if fetched.layers:
             sink(events.Note(f"fetched {fetched}"))

@@ -15,7 +15,7 @@ from obuilder.engine.cache_policy import may_take
 from obuilder.engine.cache_sender import Sender
 from obuilder.engine.index import Final
 from obuilder.engine.layers import Layers
-from obuilder.engine.remote_cache import Caches
+from obuilder.engine.remote_cache import Caches, Fetched
 from obuilder.errors import (
     BadImage,
     DigestMismatch,
@@ -27,7 +27,7 @@ from obuilder.plan.model import LayerAction, Plan, Step
 from obuilder.spec.image import begun
 from obuilder.values import Key
 
-_PATIENCE = 10.0
+_PATIENCE = 5.0
 """Seconds for an answer of a place about one step."""
 _MOST = 32
 """Steps that are asked for at the same time."""
@@ -61,7 +61,8 @@ class CacheUse:
             self._open = {name: may_take(plan, settings, name) for name in settings.cache_from}
         self._wrong: dict[str, int] = {}
         self._known: dict[Key, str] = {}
-        self._found = self._fetched = self._fetched_size = 0
+        self._had = set[Key]()
+        self._fetched = Fetched()
         self._told = set[str]()
         for name in self._open:
             caches.place(name)
@@ -97,7 +98,8 @@ class CacheUse:
             hits.update(self._noted({**found, **hits}))
             index.lease_all(hits.values(), self._holder)
         more = plan.cached({**found, **hits}) - plan.cached(found)
-        self._found = sum(not isinstance(plan.steps[key].action, LayerAction) for key in more)
+        more = {key for key in more if not isinstance(plan.steps[key].action, LayerAction)}
+        self._had = (self._had & found.keys()) | more  # some may have come before others did not
         return hits
 
     def _noted(self, found: Mapping[Key, Key]) -> dict[Key, Key]:
@@ -179,8 +181,8 @@ class CacheUse:
             self._sink(events.Progress(key, done, total))
 
         try:
-            fetched = await self._caches.bring(
-                key, holders=[self._holder], passing=self._passing, tell=tell
+            await self._caches.bring(
+                key, self._fetched, holders=[self._holder], passing=self._passing, tell=tell
             )
         except ObuilderError as error:
             name = self._known.pop(key, "")
@@ -188,8 +190,6 @@ class CacheUse:
                 self._sender.lacks(name, step)
             self._give_up(name, error.message)
             raise Unfetched from error
-        self._fetched += fetched.layers
-        self._fetched_size += fetched.size
 
     async def take(self, step: Step, key: Key) -> bool:
         """Bring the result `key` of a step that is only now known, if a place has it."""
@@ -210,7 +210,7 @@ class CacheUse:
             await self.bring(key)
         except Unfetched:
             return False
-        self._found += 1
+        self._had.add(step.key)
         return True
 
     # --- sending ---------------------------------------------------------------------------------
@@ -222,12 +222,12 @@ class CacheUse:
             async with self._sender.sending():
                 yield
         finally:
-            settings, sent = self._caches.settings, self._sender
-            if settings.cache_from or settings.cache_to or self._fetched or self._found:
+            settings, sent, fetched = self._caches.settings, self._sender, self._fetched
+            if settings.cache_from or settings.cache_to or fetched.layers or self._had:
                 self._sink(
                     events.CacheMoved(
-                        found=self._found, fetched=self._fetched, sent=sent.layers,
-                        fetched_bytes=self._fetched_size, sent_bytes=sent.size,
+                        found=len(self._had), fetched=fetched.layers, fetched_bytes=fetched.size,
+                        sent=sent.layers, sent_bytes=sent.size,
                     )
                 )  # fmt: skip
 

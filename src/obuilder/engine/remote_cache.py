@@ -115,17 +115,17 @@ class Caches:
     async def bring(
         self,
         key: Key,
+        fetched: Fetched,
         *,
         holders: Iterable[str] = (),
         passing: Iterable[Key] = (),
         tell: Tell = lambda *_: None,
-    ) -> Fetched:
+    ) -> None:
         """Make a result of what is only known to be in another place; nothing if it is here.
 
-        `passing` are those that are not kept after the build. What can't be had is forgotten, so
-        that it can be built: FetchError, StoreError.
+        What comes is added to `fetched`. `passing` are those that are not kept after the build.
+        What can't be had is forgotten, so that it can be built: FetchError, StoreError.
         """
-        fetched = Fetched()
         while chain := self._missing(key):
             async with held(self.store.directory, f"bring-{chain[0].link.key}"):
                 if self._missing(key) != chain:
@@ -135,7 +135,6 @@ class Caches:
                 except ObuilderError:
                     self.index.forget(remote.link.key for remote in self._missing(key))
                     raise
-        return fetched
 
     def _missing(self, key: Key) -> list[Remote]:
         """What is to be brought for a result, the lowest first."""
