@@ -8,7 +8,7 @@ import pytest
 
 from caches import KINDS, Shelf, shelf
 from obuilder.backends.caches import Place, open_place
-from obuilder.errors import Denied, DigestMismatch, FetchError, NotFound
+from obuilder.errors import Denied, DigestMismatch, NotFound, Unreachable
 from obuilder.oci.manifest import Descriptor
 from obuilder.values import CacheSettings, Key
 
@@ -79,5 +79,5 @@ async def test_who_is_not_let_in(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) 
     for variable, value in cache.variables.items():
         monkeypatch.setenv(variable, value)
     nowhere = place("s3://no-such-bucket-of-anybody/x")
-    with pytest.raises(FetchError):
-        await nowhere.put(DIGEST, 3, io.BytesIO(b"abc"), lambda _: None)
+    with pytest.raises(Unreachable, match="no such bucket"):
+        await nowhere.entry(KEY)

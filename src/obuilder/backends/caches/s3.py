@@ -147,6 +147,8 @@ class S3Cache:
         try:
             yield
         except FileNotFoundError as error:
+            if "NoSuchBucket" in str(error):
+                raise Unreachable(f"{self.name}: there is no such bucket") from error
             raise NotFound(f"{self.name} has no such object: {_first_line(error)}") from error
         except (failed.PermissionDeniedError, failed.UnauthenticatedError) as error:
             raise Denied(
