@@ -18,7 +18,9 @@ from places import opened
 from program import Program, finish, shell, until
 from registries import Front, Registry, running as running_registry
 
-pytestmark = pytest.mark.needs("root", "overlay", "registry", "crun")
+pytestmark = [
+    pytest.mark.needs("root", "overlay", "registry", "crun"), pytest.mark.xdist_group("faultycaches")
+]  # fmt: skip
 
 STEPS = tuple(shell(f"head -c 700000 /dev/urandom > /f{number}") for number in range(3))
 LAST = shell("cat /f0 /f1 /f2 | sha256sum")

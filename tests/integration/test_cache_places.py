@@ -13,7 +13,9 @@ from obuilder.oci.manifest import Descriptor
 from obuilder.values import CacheSettings, Key
 
 __all__ = ["shelf"]
-pytestmark = [pytest.mark.needs("registry"), pytest.mark.anyio]
+pytestmark = [
+    pytest.mark.needs("registry"), pytest.mark.anyio, pytest.mark.xdist_group("caches")
+]  # fmt: skip
 
 BIG = os.urandom(17 << 20)
 """More than is sent in one piece anywhere."""

@@ -18,7 +18,9 @@ from program import Program, cached, shell
 from trees import differences
 
 __all__ = ["shelf"]
-pytestmark = [pytest.mark.needs("overlay", "crun", "registry")]
+pytestmark = [
+    pytest.mark.needs("overlay", "crun", "registry"), pytest.mark.xdist_group("caches")
+]  # fmt: skip
 
 STEPS = tuple(
     shell(f"head -c 20000 /dev/urandom > /f{number}; echo said {number}") for number in range(30)
@@ -211,6 +213,59 @@ def test_mode_min_has_the_result_alone(program: Program, shelf: Shelf) -> None:
     use(program, "third")
     program.spec(*STEPS[:2])
     assert moved(program.ok("build", "--cache-from", cache.name)) == (0, 0, 0)
+
+
+def test_what_is_made_anew_is_sent_anew(program: Program, layout: Cache) -> None:
+    program.spec(STEPS[0])
+    program.ok("build", "--cache-to", layout.name)
+    before = layers_of(layout.name[4:])
+    key = program.ok("build", "-q", "--no-cache", "--cache-to", layout.name).strip()
+    target = tree(program, key, "before")
+    assert layers_of(layout.name[4:]).isdisjoint(before)
+    use(program, "second")
+    program.ok("build", "--cache-from", layout.name, "-o", f"{program.temporary}/after")
+    assert differences(target, f"{program.temporary}/after") == []
+
+
+def test_a_place_that_is_gone_when_files_are_wanted(program: Program, layout: Cache) -> None:
+    program.spec(STEPS[0])
+    program.ok("build", "--cache-to", layout.name)
+    use(program, "second")
+    key = program.ok("build", "-q", "--cache-from", layout.name).strip()
+    os.rename(layout.name[4:], f"{layout.name[4:]}-away")
+    done = program.run("export", key, f"{program.temporary}/out")
+    assert done.status == 5
+    assert "has no blob" in done.err
+    os.rename(f"{layout.name[4:]}-away", layout.name[4:])
+    program.ok("export", key, f"{program.temporary}/out")
+    use(program, "third")
+    program.ok("build", "-q", "--cache-from", layout.name)
+    shutil.rmtree(layout.name[4:])
+    assert "said 0\n" not in program.ok("build"), "the result is known, its log is not here"
+    program.spec(STEPS[0], LAST)
+    out = program.ok("build")
+    assert "is not used any more" in out
+    assert out.count("saved as") == 2
+
+
+def test_results_that_are_elsewhere_are_pruned_and_copied_around(
+    program: Program, layout: Cache
+) -> None:
+    program.spec(*STEPS[:2])
+    program.ok("build", "--cache-to", layout.name)
+    use(program, "second")
+    program.ok("build", "--cache-from", layout.name)
+    assert (
+        program.ok("store", "copy", program.settings.store, f"{program.settings.store}-copy")
+        == "copied 0\n"
+    )
+    program.spec(STEPS[0], LAST)
+    program.ok("build", "--cache-from", layout.name, "--keep", "stages")
+    kinds = [record["kind"] for record in json.loads(program.ok("ls", "--json"))]
+    assert sorted(kinds) == ["layer", "remote", "run"], "what was on the way is gone again"
+    assert "remote" in program.ok("prune", "--limit", "9", "--dry-run")
+    program.ok("clean")
+    assert program.ok("ls") == ""
 
 
 def test_what_a_failed_build_made_is_sent(program: Program, layout: Cache) -> None:

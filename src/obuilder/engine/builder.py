@@ -328,11 +328,13 @@ class Builder:
 
     async def bring(self, prefix: str, *, sink: events.Sink = _ignore) -> Key:
         """Make sure that a result is here, and not in another place alone. Its key. FetchError."""
-        key = self.record(prefix).key
-        fetched = Fetched()
-        await self._caches.bring(
-            key, fetched, tell=lambda one, done, total: sink(events.Progress(one, done, total))
-        )
+        key, fetched = self.record(prefix).key, Fetched()
+
+        def tell(one: Key, done: int, total: int) -> None:
+            sink(events.Progress(one, done, total))
+
+        with self._holding() as holder:
+            await self._caches.bring(key, fetched, holders=[holder], tell=tell)
         if fetched.layers:
             sink(events.Note(f"fetched {fetched}"))
         return key

@@ -30,7 +30,10 @@ _AT_ONCE = 3
 
 
 class Sender:
-    """Sends what one build offers. `layers` and `size` (bytes) were sent."""
+    """Sends what one build offers; with `anew`, also over what is there.
+
+    `layers` and `size` (bytes) were sent.
+    """
 
     def __init__(
         self,
@@ -39,10 +42,12 @@ class Sender:
         plan: Plan,
         warn: Callable[[str], None],
         sink: events.Sink,
+        *,
+        anew: bool,
     ) -> None:
         settings = caches.settings
         self._caches, self._layers, self._plan = caches, layers, plan
-        self._warn, self._sink = warn, sink
+        self._warn, self._sink, self._anew = warn, sink, anew
         self._wanted = {name: to_send(plan, settings, name) for name in settings.cache_to}
         for name in self._wanted:
             caches.place(name)
@@ -138,11 +143,12 @@ class Sender:
     async def _result(self, name: str, step: Step, key: Key) -> None:
         index, place = self._caches.index, self._caches.place(name)
         known = self._as[name]
-        if index.sent(known, [step.key]):
-            return
-        if await self._is_there(name, step.key):
-            index.put_sent(known, step.key)
-            return
+        if not self._anew:
+            if index.sent(known, [step.key]):
+                return
+            if await self._is_there(name, step.key):
+                index.put_sent(known, step.key)
+                return
         packing = Packing(self._caches.settings.cache(name).compression, exact=True)
         links = [
             await self._link(name, layer, packing)

@@ -40,7 +40,10 @@ class Unfetched(Exception):
 
 
 class CacheUse:
-    """Caches as one build uses them. With `fresh`, results are only sent. ConfigError, UsageError."""
+    """Caches as one build uses them. With `fresh`, results are only sent, in place of what is there.
+
+    ConfigError, UsageError, BackendUnavailable.
+    """
 
     def __init__(
         self,
@@ -67,7 +70,7 @@ class CacheUse:
         for name in self._open:
             caches.place(name)
             caches.keys(name)
-        self._sender = Sender(caches, layers, plan, self._warn, sink)
+        self._sender = Sender(caches, layers, plan, self._warn, sink, anew=fresh)
 
     # --- looking ---------------------------------------------------------------------------------
 
@@ -186,6 +189,7 @@ class CacheUse:
             )
         except ObuilderError as error:
             name = self._known.pop(key, "")
+            self._caches.forget(key)
             for step in self._plan.steps:
                 self._sender.lacks(name, step)
             self._give_up(name, error.message)

@@ -124,17 +124,17 @@ class Caches:
         """Make a result of what is only known to be in another place; nothing if it is here.
 
         What comes is added to `fetched`. `passing` are those that are not kept after the build.
-        What can't be had is forgotten, so that it can be built: FetchError, StoreError.
+        FetchError, StoreError.
         """
         while chain := self._missing(key):
             async with held(self.store.directory, f"bring-{chain[0].link.key}"):
                 if self._missing(key) != chain:
                     continue  # somebody else has brought some of it
-                try:
-                    await self._fetch(chain, list(holders), set(passing), tell, fetched)
-                except ObuilderError:
-                    self.index.forget(remote.link.key for remote in self._missing(key))
-                    raise
+                await self._fetch(chain, list(holders), set(passing), tell, fetched)
+
+    def forget(self, key: Key) -> None:
+        """Know no more that a result is in another place, or what it stands on is: to build it."""
+        self.index.forget([remote.link.key for remote in self._missing(key)])
 
     def _missing(self, key: Key) -> list[Remote]:
         """What is to be brought for a result, the lowest first."""
