@@ -11,6 +11,8 @@ import tarfile
 
 import pytest
 
+from obuilder.oci.platforms import host_platform
+
 
 @pytest.fixture(scope="session")
 def layout(tmp_path_factory):
@@ -53,6 +55,56 @@ def make_layout(directory):
         _write(f"{root}/other", "other")
     run("umoci", "config", "--image", f"{image}:one", "--config.env", "A=b=c")
     return image
+
+
+def layout_of(layout, layer):
+    """An OCI layout with an image `it` of one layer, a file compressed by gzip that nobody looks into."""
+    kinds, blobs = "application/vnd.oci.image.", f"{layout}/blobs/sha256"
+    os.makedirs(blobs)
+
+    def put(data, kind, **more):
+        digest = hashlib.sha256(data).hexdigest()
+        with open(f"{blobs}/{digest}", "wb") as file:
+            file.write(data)
+        return {"mediaType": kinds + kind, "digest": f"sha256:{digest}", "size": len(data), **more}
+
+    with open(layer, "rb") as file:
+        described = put(file.read(), "layer.v1.tar+gzip")
+    rootfs = {"type": "layers", "diff_ids": ["sha256:" + "0" * 64]}
+    about = {"architecture": str(host_platform().architecture), "os": "linux", "rootfs": rootfs}
+    config = put(json.dumps(about).encode(), "config.v1+json")
+    said = {"schemaVersion": 2, "mediaType": kinds + "manifest.v1+json", "config": config}
+    names = {"org.opencontainers.image.ref.name": "it"}
+    manifest = put(
+        json.dumps({**said, "layers": [described]}).encode(), "manifest.v1+json", annotations=names
+    )
+    _write(f"{layout}/index.json", json.dumps({"schemaVersion": 2, "manifests": [manifest]}))
+    _write(f"{layout}/oci-layout", '{"imageLayoutVersion": "1.0.0"}')
+
+
+def make_odd(layout):
+    """Add an image with all that a layer can say to a layout: `odd`, on `one`."""
+    with _bundle(layout, "one", "odd", os.path.dirname(layout)) as root:
+        os.makedirs(f"{root}/d/e")
+        for name in (b"plain", b"odd\xc3\xa9 \xe2\x82\xac", b"-rf", b"x" * 200):
+            with open(os.path.join(os.fsencode(root), b"d", name), "wb") as file:
+                file.write(name * 1000)
+        os.link(f"{root}/d/plain", f"{root}/d/e/hard")
+        os.symlink("../nowhere", f"{root}/d/dangling")
+        os.mkfifo(f"{root}/d/fifo", 0o640)
+        os.chmod(f"{root}/d/plain", 0o6750)
+        os.chown(f"{root}/d/plain", 1000, 1001)
+        os.chmod(f"{root}/d", 0o1777)
+        os.setxattr(f"{root}/d/-rf", "user.note", b"\x01 any")
+        os.setxattr(f"{root}/d/-rf", "security.capability", bytes.fromhex("0100000200040000000000000000000000000000"))  # fmt: skip
+        with open(f"{root}/d/sparse", "wb") as file:
+            file.truncate(1 << 20)
+            file.seek(500_000)
+            file.write(b"in the middle")
+        shutil.rmtree(f"{root}/etc")
+        os.makedirs(f"{root}/etc/new")
+        os.utime(f"{root}/d/e", ns=(1, 1_234_567_890_123_456_789))
+        os.utime(f"{root}/d/dangling", ns=(1, 999_999_999), follow_symlinks=False)
 
 
 class _bundle:  # noqa: N801 - reads like a function

@@ -15,6 +15,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess  # programs of the tests
 import tempfile
 import threading
@@ -62,13 +63,16 @@ class Registry(NamedTuple):
         finally:
             link.close()
 
-    def put_index(self, repository, tag, tags):
+    def put_index(self, repository, tag, tags, user=""):
         """An index of images that are there: (tag, platform) pairs. Its digest."""
+        known = {}
+        if user:
+            known["Authorization"] = "Basic " + base64.b64encode(user.encode()).decode()
         manifests = []
         for one, platform in tags:
             _, headers, data = self.request(
                 "GET", f"{repository}/manifests/{one}",
-                Accept="application/vnd.oci.image.manifest.v1+json",
+                Accept="application/vnd.oci.image.manifest.v1+json", **known,
             )  # fmt: skip
             names = dict(zip(("os", "architecture", "variant"), platform.split("/"), strict=False))
             manifests.append(
@@ -80,7 +84,7 @@ class Registry(NamedTuple):
         kind = "application/vnd.oci.image.index.v1+json"
         index = {"schemaVersion": 2, "mediaType": kind, "manifests": manifests}
         status, headers, said = self.request(
-            "PUT", f"{repository}/manifests/{tag}", json.dumps(index), Content_Type=kind
+            "PUT", f"{repository}/manifests/{tag}", json.dumps(index), Content_Type=kind, **known
         )
         assert status == 201, said
         return headers["Docker-Content-Digest"]
@@ -314,7 +318,8 @@ class _TokenHandler(Handler):
 
 
 class Front(Server):
-    """Stands before a registry. What it does to blobs is in its attributes, and off at first.
+    """Stands before a registry; with `tls`, a key and a certificate, behind that. What it does to blobs
+    is in its attributes, and off at first.
 
     `cut`: answers end after so many bytes. `most`: so many bytes in all, then it only closes.
     `corrupt`: the byte at this place of each answer is another. `lie`: that much is added to the
@@ -324,8 +329,13 @@ class Front(Server):
     content; `digests`: whether it says what their digests are.
     """
 
-    def __init__(self, upstream):
+    def __init__(self, upstream, tls=None):
         super().__init__(_FrontHandler)
+        if tls is not None:
+            key, certificate = tls
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate, key)
+            self.socket = context.wrap_socket(self.socket, server_side=True)
         self.upstream = upstream
         self.cut = self.corrupt = self.redirect = self.most = None
         self.lie, self.spared, self.pace = 0, 0, 0.0

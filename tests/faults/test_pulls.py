@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 import images
+from obuilder.oci.platforms import host_platform
 from program import finish, running, shell, until
-from registries import Front, running as running_registry
+from registries import Front, make_authority, make_certificate, running as running_registry
+from trees import differences
 
 pytestmark = pytest.mark.needs("root", "overlay", "registry", "umoci", "skopeo")
 
@@ -95,6 +97,36 @@ def test_a_registry_that_cuts_off_and_is_busy_now_and_then(program, front, use, 
     assert len(largest) >= SIZES[0] / front.cut
     assert largest == sorted(largest)
     assert len(set(largest)) == len(largest)  # nothing came twice
+
+
+def test_all_at_once_and_the_root_is_what_umoci_makes_of_it(program, layout, tmp_path):
+    """Passwords, a certificate of one's own, an index, zstd, cuts every 200 kB, a busy registry."""
+    copy, user = str(shutil.copytree(layout, tmp_path / "layout")), "me:word"
+    images.make_odd(copy)
+    with images._bundle(copy, "odd", "large", str(tmp_path)) as root:
+        Path(root, "large").write_bytes(os.urandom(1_500_000))
+    images.run("umoci", "unpack", "--image", f"{copy}:large", f"{tmp_path}/bundle")  # knows no zstd
+    authority = make_authority(str(tmp_path))
+    with running_registry(users={"me": "word"}) as guarded:
+        for tag in ("large", "two"):
+            guarded.push(
+                f"oci:{copy}:{tag}", f"app:{tag}", "--dest-compress-format=zstd", user=user
+            )
+        pairs = [("two", "linux/s390x"), ("large", str(host_platform()))]
+        guarded.put_index("app", "1", pairs, user)
+        with Front(guarded.host, make_certificate(str(tmp_path), authority)) as front:
+            front.cut, front.busy = 200_000, [(503, {}), (429, {"Retry_After": "0"})]
+            known = {"auths": {front.host: {"username": "me", "password": "word"}}}
+            program.file("config.json", json.dumps(known).encode())
+            settings = f'[registries."{front.host}"]\nca = "{authority}"\n'
+            program.variables |= {
+                "DOCKER_CONFIG": program.context,
+                "OBUILDER_CONFIG": program.file("config.toml", settings.encode()),
+            }
+            program.spec(base=f"{front.host}/app:1")
+            program.ok("build", "-o", f"directory:{program.temporary}/root")
+            assert max(len(places) for places in starts(front).values()) > 5
+    assert differences(f"{program.temporary}/root", f"{tmp_path}/bundle/rootfs") == []
 
 
 def test_busy_in_the_middle_of_a_layer(program, front, use, big):

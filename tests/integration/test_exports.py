@@ -226,10 +226,10 @@ def built(program: Program) -> Program:
 RUN = b"3\n/srv\nmade\n"
 
 
-@pytest.mark.needs("docker")
+@pytest.mark.needs("docker", "registry")
 @pytest.mark.xdist_group("docker")
-@pytest.mark.parametrize("way", ["archive", "pipe", "daemon"])
-def test_docker_loads_and_runs_it(built: Program, out: str, docker_engine, way) -> None:
+@pytest.mark.parametrize("way", ["archive", "pipe", "daemon", "registry"])
+def test_docker_loads_and_runs_it(built: Program, out: str, docker_engine, registry, way) -> None:
     built.variables["DOCKER_HOST"] = docker_engine.host
     name = f"exported/{way}"
     if way == "daemon":
@@ -238,6 +238,10 @@ def test_docker_loads_and_runs_it(built: Program, out: str, docker_engine, way) 
     elif way == "archive":
         built.ok("build", "-o", f"docker-archive:{out}/d:{name}")
         docker(docker_engine, "load", "-i", f"{out}/d")
+    elif way == "registry":
+        name = f"{registry.host}/{name}"
+        built.ok("build", "-o", f"docker://{name}")
+        docker(docker_engine, "pull", "-q", name)
     else:
         process = built.start(
             "export", key(built), f"docker-archive:-:{name}", stdout=subprocess.PIPE
@@ -258,6 +262,16 @@ def test_docker_loads_and_runs_it(built: Program, out: str, docker_engine, way) 
             again = json.load(tar.extractfile(listed["Config"]))["rootfs"]["diff_ids"]
         said = json.loads(docker(docker_engine, "image", "inspect", name).stdout)
         assert again[: len(said[0]["RootFS"]["Layers"])] == said[0]["RootFS"]["Layers"]
+
+
+@pytest.mark.needs("docker")
+@pytest.mark.xdist_group("docker")
+def test_files_alone_run_as_well(built: Program, out: str, docker_engine) -> None:
+    built.ok("build", "-o", f"tar:{out}/tar", "-o", f"directory:{out}/root")
+    name = docker(docker_engine, "import", f"{out}/tar").stdout.decode().strip()
+    words = ("run", "--rm", "--network=host", name, "/bin/sh", "-c", "cat /made")
+    assert docker(docker_engine, *words).stdout == b"made\n"
+    assert images.run("chroot", f"{out}/root", "/bin/sh", "-c", "cat /made") == b"made\n"
 
 
 def docker(engine, *argv, check=True, **streams):
@@ -517,12 +531,23 @@ def test_intermediate_steps_have_the_settings_of_their_base(built: Program, out:
     assert config(f"oci:{out}/l:latest")["config"] == {}
 
 
-def test_memory_does_not_grow_with_layers(program: Program, out: str) -> None:
+@pytest.mark.needs("registry")
+def test_memory_does_not_grow_with_layers(program: Program, out: str, registry) -> None:
     program.spec(
-        shell("head -c 200000000 /dev/zero > /big; for i in $(seq 6000); do echo > /tmp/$i; done")
+        shell(
+            "head -c 60000000 /dev/zero > /big; head -c 60000000 /dev/urandom >> /big; "
+            "for i in $(seq 6000); do echo > /tmp/$i; done"
+        )
     )
-    _, memory = program.measured("export", key(program), f"oci:{out}/l")
-    assert memory < 150_000
+    result, name = key(program), f"{registry.host}/large:1"
+    for place in (f"oci:{out}/l", f"docker://{name}"):
+        _, memory = program.measured("export", result, place)
+        assert memory < 150_000, place
+    program.use("other")
+    for source in (name, f"oci:{out}/l"):
+        _, memory = program.measured("image", "import", source.partition(":")[0], source)
+        assert memory < 150_000, source
+        program.ok("clean")
 
 
 # --- single files --------------------------------------------------------------------------------

@@ -2,13 +2,18 @@
 
 import os
 import re
+import shutil
 import tarfile
+import zlib
+from pathlib import Path
 
 import pytest
 
+import images
 from leftovers import leftovers
 from places import Opened, each
 from program import Program, cached, shell
+from registries import Registry
 
 pytestmark = pytest.mark.needs("root", "overlay")
 
@@ -69,6 +74,40 @@ def test_links_lead_nowhere_outside(program: Program) -> None:
             os.unlink(archive)
         assert untouched(outside), name
     assert leftovers(program.store, program.temporary) == []
+
+
+def bomb(path: str, size: int) -> None:
+    """A layer with one file of so many gigabytes, which is some megabytes long."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    entry = tarfile.TarInfo("large")
+    entry.size = size << 30
+    with open(path, "wb") as file:
+        file.write(packer.compress(entry.tobuf()) + packer.flush(zlib.Z_FULL_FLUSH))
+        piece = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
+        file.writelines(piece for _ in range(size << 10))
+
+
+@each("overlayfs-on-tmpfs")
+@pytest.mark.needs("registry", "skopeo")
+def test_a_few_megabytes_that_come_to_ten_gigabytes(
+    place: Opened, program: Program, registry: Registry, tmp_path: Path
+) -> None:
+    layer = str(tmp_path / "layer")
+    bomb(layer, 10)
+    assert os.path.getsize(layer) < 12 << 20
+    images.layout_of(str(tmp_path / "layout"), layer)
+    base = registry.push(f"oci:{tmp_path}/layout:it", "bomb:1")
+    program.spec()
+    program.ok("build")
+    before, room = sorted(program.ok("ls").splitlines()), shutil.disk_usage(place.directory).free
+    program.spec(base=base)
+    done = program.run("build")
+    assert done.status == 5, done
+    assert done.err.count("error: ") == 1
+    assert "the layer is a bomb" in done.err
+    assert sorted(program.ok("ls").splitlines()) == before
+    assert leftovers(program.store, program.temporary) == []
+    assert shutil.disk_usage(place.directory).free > room - (1 << 20)
 
 
 @each("docker", "podman")

@@ -387,35 +387,10 @@ def refused_again(program, name):
     return done.err
 
 
-def make_odd(layout):
-    """Add an image with all that a layer can say to a layout: `odd`, on `one`."""
-    with images._bundle(layout, "one", "odd", os.path.dirname(layout)) as root:
-        os.makedirs(f"{root}/d/e")
-        for name in (b"plain", b"odd\xc3\xa9 \xe2\x82\xac", b"-rf", b"x" * 200):
-            with open(os.path.join(os.fsencode(root), b"d", name), "wb") as file:
-                file.write(name * 1000)
-        os.link(f"{root}/d/plain", f"{root}/d/e/hard")
-        os.symlink("../nowhere", f"{root}/d/dangling")
-        os.mkfifo(f"{root}/d/fifo", 0o640)
-        os.chmod(f"{root}/d/plain", 0o6750)
-        os.chown(f"{root}/d/plain", 1000, 1001)
-        os.chmod(f"{root}/d", 0o1777)
-        os.setxattr(f"{root}/d/-rf", "user.note", b"\x01 any")
-        os.setxattr(f"{root}/d/-rf", "security.capability", bytes.fromhex("0100000200040000000000000000000000000000"))  # fmt: skip
-        with open(f"{root}/d/sparse", "wb") as file:
-            file.truncate(1 << 20)
-            file.seek(500_000)
-            file.write(b"in the middle")
-        shutil.rmtree(f"{root}/etc")
-        os.makedirs(f"{root}/etc/new")
-        os.utime(f"{root}/d/e", ns=(1, 1_234_567_890_123_456_789))
-        os.utime(f"{root}/d/dangling", ns=(1, 999_999_999), follow_symlinks=False)
-
-
 @pytest.mark.parametrize("kind", ["gzip", "zstd", "docker"])
 def test_the_root_is_what_umoci_makes_of_it(program, registry, layout, tmp_path, kind):
     copy = shutil.copytree(layout, tmp_path / "layout")
-    make_odd(str(copy))
+    images.make_odd(str(copy))
     form = "v2s2" if kind == "docker" else "oci"
     options = ["--dest-compress-format=zstd"] if kind == "zstd" else []
     name = registry.push(f"oci:{copy}:odd", f"odd:{kind}", *options, form=form)

@@ -14,6 +14,7 @@ from obuilder.backends.fetchers import fetcher_for
 from obuilder.backends.protocols import HostDir
 from obuilder.engine.inputs import drive
 from obuilder.errors import BadImage, DigestMismatch, StoreFull
+from obuilder.oci import streams
 from obuilder.oci.layers import unpack
 from obuilder.oci.platforms import host_platform
 from obuilder.oci.streams import decompressed
@@ -216,6 +217,18 @@ def test_no_damage_makes_a_traceback(tmp_path, pack):
         except (BadImage, DigestMismatch):
             refused += 1
     assert refused > 50
+
+
+@pytest.mark.parametrize(("pack", "bomb"), [(gzip.compress, True), (zstd, True), (bytes, False)])
+def test_packed_zeros_are_a_bomb_when_there_are_too_many(tmp_path, monkeypatch, pack, bomb):
+    monkeypatch.setattr(streams, "_BOMB_SIZE", 1 << 20)
+    packed = pack(archive(("x", F, bytes(1 << 23))))
+    if bomb:
+        with pytest.raises(BadImage, match="is a bomb"):
+            fetch_tar(tmp_path, packed)
+    else:
+        fetch_tar(tmp_path, packed)
+    fetch_tar(tmp_path, gzip.compress(archive(("y", F, random.Random(1).randbytes(1 << 22)))))
 
 
 def test_a_chain_of_headers_is_refused(root):

@@ -258,20 +258,25 @@ class _Export:
     def _sender(self, targets: "list[Target]") -> Deliver:
         async def deliver(layer: Layer, _: Turn) -> Blob:
             known = self._layers.known(layer, self._packing)
-            if known is not None:
-                has = [await target.has(known.digest, layer.origin) for target in targets]
-                if all(has):
-                    return known
+            lack = targets if known is None else await _lacking(targets, known, layer)
+            if known is not None and not lack:
+                return known
             async with self._layers.packed(layer, self._packing) as (blob, file):
-                for target in targets:
-                    if not await target.has(blob.digest, layer.origin):
-                        await target.put(blob.digest, blob.size, file, self._progress(layer, blob))
+                if blob != known:
+                    lack = await _lacking(targets, blob, layer)
+                for target in lack:
+                    await target.put(blob.digest, blob.size, file, self._progress(layer, blob))
                 return blob
 
         return deliver
 
     def _progress(self, layer: Layer, blob: Blob) -> Callable[[int], None]:
         return lambda done: self._sink(events.Progress(layer.key, done, blob.size))
+
+
+async def _lacking(targets: "list[Target]", blob: Blob, layer: Layer) -> "list[Target]":
+    """Those that have no such blob, and can't be lent it."""
+    return [target for target in targets if not await target.has(blob.digest, layer.origin)]
 
 
 async def _put_manifest(target: "Target", tag: str, manifest: Document) -> None:

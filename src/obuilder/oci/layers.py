@@ -8,7 +8,15 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 from obuilder.errors import BadImage, of_disk
-from obuilder.oci.streams import DAMAGED, MOST_DATA, UNREADABLE, Hashed, decompressed, read_tar
+from obuilder.oci.streams import (
+    DAMAGED,
+    MOST_DATA,
+    UNREADABLE,
+    Counted,
+    Hashed,
+    decompressed,
+    read_tar,
+)
 from obuilder.system.files import InRoot, kept_xattr, remove_at, write_all
 from obuilder.values import IdMap
 
@@ -63,8 +71,9 @@ def unpack_blob(
     `what` is what messages call it. DigestMismatch, BadImage, StoreFull.
     """
     try:
-        with decompressed(blob) as content:
-            hashed = Hashed(content)
+        packed = Counted(blob)
+        with decompressed(packed) as content:
+            hashed = Hashed(content, packed)
             unpack(hashed, root, idmap, note)  # type: ignore[arg-type] # reads like one
             hashed.finish(digest, what)
     except UNREADABLE as error:

@@ -21,6 +21,11 @@ else:
 
 MOST_DATA = 256 << 30
 """Bytes of content in one archive: more is a bomb."""
+_BOMB_SIZE = 1 << 30
+_BOMB_RATIO = 250
+"""A packed layer that comes to more bytes than this, and to that many times its own size, is a bomb:
+those of real files come to three or four times their size, and gzip can do a thousand.
+"""
 _HEADER = 1 << 20
 """Bytes of one extended header, which is held in memory."""
 _BLOCK = 1 << 20
@@ -56,21 +61,46 @@ class Window(io.RawIOBase):
         return len(data)
 
 
-class Hashed(io.RawIOBase):
-    """The bytes of `file`, hashed as they are read."""
+class Counted(io.RawIOBase):
+    """The bytes of `file`; `size` is how many were read.
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._hash = hashlib.sha256()
+    If they come of `packed`, which is read meanwhile, reading more of a bomb raises BadImage.
+    """
+
+    def __init__(self, file: BinaryIO, packed: "Counted | None" = None) -> None:
+        self._file, self._packed = file, packed
+        self.size = 0
 
     def readable(self) -> bool:  # noqa: D102
         return True
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override] # noqa: D102
+        if self.size > _BOMB_SIZE and self._packed is not None:
+            self._refuse_bomb(self._packed.size)
         data = self._file.read(len(buffer))
         buffer[: len(data)] = data
-        self._hash.update(data)
+        self.size += len(data)
         return len(data)
+
+    def _refuse_bomb(self, packed: int) -> None:
+        if self.size > _BOMB_RATIO * packed:
+            raise BadImage(
+                f"the layer is a bomb: {packed >> 10} kB of it come to more than {self.size >> 20} MB",
+                hint="if that is meant, take it from an archive that is not compressed",
+            )
+
+
+class Hashed(Counted):
+    """The same, hashed."""
+
+    def __init__(self, file: BinaryIO, packed: Counted | None = None) -> None:
+        super().__init__(file, packed)
+        self._hash = hashlib.sha256()
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override] # noqa: D102
+        count = super().readinto(buffer)
+        self._hash.update(memoryview(buffer)[:count])
+        return count
 
     def finish(self, digest: str, what: str) -> None:
         """Read the rest. DigestMismatch if all that was read is not of that digest."""

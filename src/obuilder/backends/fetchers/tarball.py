@@ -50,7 +50,7 @@ class TarFetcher(LocalFetcher):
 
 def _unpack(layer: Layer, root: str, idmap: IdMap, note: Callable[[str], None]) -> None:
     from obuilder.oci.layers import unpack
-    from obuilder.oci.streams import UNREADABLE, Hashed, decompressed
+    from obuilder.oci.streams import UNREADABLE, Counted, Hashed, decompressed
 
     try:
         file = open(layer.source, "rb")  # noqa: SIM115 # closed below
@@ -60,7 +60,7 @@ def _unpack(layer: Layer, root: str, idmap: IdMap, note: Callable[[str], None]) 
         hashed = Hashed(file)
         try:
             with decompressed(hashed) as content:
-                unpack(content, root, idmap, note, whiteouts=False)
+                unpack(Counted(content, hashed), root, idmap, note, whiteouts=False)  # type: ignore[arg-type] # reads like one
             hashed.finish(layer.digest, layer.source)
         except UNREADABLE as error:
             raise BadImage(f"can't read {layer.source}: {error}") from error
