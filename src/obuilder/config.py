@@ -5,11 +5,12 @@ from typing import Any, Literal
 
 import msgspec
 
+from obuilder.backends.caches import parse_cache
 from obuilder.backends.registry import check_sandbox
-from obuilder.engine.settings import Images, Keep, RsyncMode, Settings
+from obuilder.engine.settings import CacheMode, Images, Keep, RsyncMode, Settings
 from obuilder.errors import ConfigError, UsageError
 from obuilder.oci.platforms import parse_platform
-from obuilder.values import Limits, Pull, RegistrySettings
+from obuilder.values import CacheSettings, Limits, Pull, RegistrySettings
 
 
 class FileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -33,11 +34,19 @@ class FileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     registries: dict[str, RegistrySettings] | None = None
     sign_key: str | None = None
     builder_id: str | None = None
+    cache_from: tuple[str, ...] | None = None
+    cache_to: tuple[str, ...] | None = None
+    cache_mode: CacheMode | None = None
+    caches: dict[str, CacheSettings] | None = None
     memory: int | None = None
     cpus: float | None = None
     pids: int | None = None
     timeout: float | None = None
     log: int | None = None
+
+
+_LISTS = ("cache_from", "cache_to")
+"""What has several words in a variable."""
 
 
 def default_store() -> str:
@@ -74,10 +83,11 @@ def _read(path: str) -> FileConfig | None:
 
 def _environment() -> FileConfig:
     known = {field.encode_name.replace("-", "_") for field in msgspec.structs.fields(FileConfig)}
-    found = {}
-    for name, value in os.environ.items():
-        if name.startswith("OBUILDER_") and name[9:].lower() in known:
-            found[name[9:].lower().replace("_", "-")] = value
+    found: dict[str, Any] = {}
+    for variable, value in os.environ.items():
+        name = variable.removeprefix("OBUILDER_").lower()
+        if name != variable.lower() and name in known:
+            found[name.replace("_", "-")] = value.split() if name in _LISTS else value
     try:
         return msgspec.convert(found, FileConfig, strict=False)
     except msgspec.ValidationError as error:
@@ -95,7 +105,7 @@ def merged(given: FileConfig) -> dict[str, tuple[object, str]]:
     found: dict[str, tuple[object, str]] = {"store": (default_store(), "default")}
     for source, layer in layers(given):
         for name, value in msgspec.structs.asdict(layer).items():
-            if name == "registries" and value is not None:
+            if name in ("registries", "caches") and value is not None:
                 before: dict[str, object] = found.get(name, ({}, ""))[0]  # type: ignore[assignment] # as here
                 found[name] = ({**before, **value}, source)
             elif value is not None:
@@ -119,6 +129,12 @@ def load(given: FileConfig) -> Settings:
     values.pop("locked", None)  # by which file, only who has a spec can tell
     for name in ("sign_key", "builder_id"):  # for who takes results out
         values.pop(name, None)
+    for name in _LISTS:
+        values[name] = tuple(parse_cache(text).name for text in values.get(name, ()))
+    values["caches"] = {
+        name if name == "*" else parse_cache(name).name: said
+        for name, said in values.get("caches", {}).items()
+    }
     limits = limits.over(Settings().limits)
     settings = Settings(**values, limits=limits, images=images)  # FileConfig has checked them
     if given.rsync_mode is not None and not settings.named_store.startswith("rsync+"):

@@ -72,9 +72,13 @@ class Note(Struct, frozen=True, tag="note", tag_field="event"):
 
 
 class StepCached(Struct, frozen=True, tag="step-cached", tag_field="event"):
-    """The result was there already, its log has been replayed; or what stands on it was there."""
+    """The result was there already, its log has been replayed; or what stands on it was there.
+
+    `place` is the cache in another place that has it, where it is not here.
+    """
 
     key: Key
+    place: str = ""
 
 
 class StepDone(Struct, frozen=True, tag="step-done", tag_field="event"):
@@ -91,6 +95,30 @@ class StepEnded(Struct, frozen=True, tag="step-ended", tag_field="event"):
     code: str
     message: str
     seconds: float
+
+
+class CacheMoved(Struct, frozen=True, tag="cache-moved", tag_field="event"):
+    """What caches in other places did for a build: steps that they had, layers that came from there
+    or went there, and bytes of both. It comes before the build's end, and with what is taken out.
+    """
+
+    found: int
+    fetched: int
+    fetched_bytes: int
+    sent: int
+    sent_bytes: int
+
+    def __str__(self) -> str:
+        """One line for people."""
+        found = f"{self.found} {'step' if self.found == 1 else 'steps'} found"
+        fetched = _layers(self.fetched, self.fetched_bytes, "fetched")
+        return f"cache: {found}, {fetched}, {_layers(self.sent, self.sent_bytes, 'sent')}"
+
+
+def _layers(count: int, size: int, what: str) -> str:
+    if not count:
+        return f"nothing {what}"
+    return f"{count} {'layer' if count == 1 else 'layers'} ({size / 1e6:.1f} MB) {what}"
 
 
 class BuildDone(Struct, frozen=True, tag="build-done", tag_field="event"):
@@ -119,6 +147,7 @@ Event = (
     | StepCached
     | StepDone
     | StepEnded
+    | CacheMoved
     | BuildDone
     | BuildEnded
 )

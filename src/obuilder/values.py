@@ -149,3 +149,27 @@ class RegistrySettings(Struct, frozen=True, rename="kebab", forbid_unknown_field
     """None: `verify`, and `off` for a registry on this machine's own loopback."""
     ca: str | None = None
     """A file of certificates that are trusted beside the machine's own."""
+
+
+class CacheSettings(Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
+    """How results are taken from a cache in another place, and sent to it."""
+
+    trusted: bool = False
+    """Whoever can write there is trusted with the secrets of steps."""
+    keys: tuple[str, ...] = ()
+    """Files of public keys: only what one of them signed is taken, and that is trusted."""
+    sign: str | None = None
+    """The file of the private key that signs what is sent."""
+    required: bool = False
+    """A build fails if what it made can't be sent."""
+    compression: Literal["gzip", "zstd"] = "gzip"
+    """Of the layers that are sent."""
+    endpoint: str | None = None
+    """The URL of an S3-compatible server; None: as the environment says, else Amazon's."""
+    region: str | None = None
+    """None: as the environment says."""
+
+    @property
+    def taken_with_secrets(self) -> bool:
+        """Whether what comes from there may go with steps that see secrets."""
+        return self.trusted or bool(self.keys)

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from obuilder import events
 from obuilder.cli.options import (
+    add_caches,
     add_images,
     add_limits,
     add_sandbox,
@@ -83,6 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--allow", action="append", default=[], choices=("security.insecure",),
         help="let steps ask for this",
     )  # fmt: skip
+    add_caches(parser)
     add_images(parser, spec=True)
     add_wishes(parser)
     add_store(parser)

@@ -7,6 +7,7 @@ from obuilder.cli.options import add_store, settings
 from obuilder.cli.results import find, opened
 from obuilder.engine.index import Index, Record
 from obuilder.engine.logs import read_log
+from obuilder.engine.settings import Settings
 from obuilder.errors import UsageError
 from obuilder.ui.terminal import neutral
 
@@ -29,6 +30,9 @@ def run(args: argparse.Namespace) -> int:
     with opened(chosen) as index:
         last = _newest(index) if args.id is None else find(index, args.id)
         records = _line_of(index, last) if args.all else [last]
+        for record in records:
+            if record.kind == "remote" and read_log(chosen.directory, record.key) is None:
+                _fetch(chosen, index, record)
     for record in records:
         log = read_log(chosen.directory, record.key)
         if args.all:
@@ -41,6 +45,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _fetch(chosen: Settings, index: Index, record: Record) -> None:
+    from obuilder.cli.session import in_loop
+    from obuilder.engine.remote_cache import fetch_log
+
+    in_loop(lambda: fetch_log(chosen, index, record.key))
+
+
 def _put(data: bytes | None) -> None:
     if data:
         sys.stdout.buffer.write(neutral(data) if sys.stdout.isatty() else data)
@@ -48,7 +59,7 @@ def _put(data: bytes | None) -> None:
 
 def _newest(index: Index) -> Record:
     for record in index.records():
-        if record.kind in ("run", "failed"):
+        if record.kind in ("run", "remote", "failed"):
             return record
     raise UsageError("no command has been run yet", hint="`obuilder build` runs some")
 

@@ -7,7 +7,7 @@ from obuilder.cli.options import add_store, is_quiet, settings
 from obuilder.cli.results import opened, row, show, when
 from obuilder.ui.jsonl import as_json
 
-_KINDS = ("run", "copy", "layer", "failed", "volume")
+_KINDS = ("run", "copy", "layer", "remote", "failed", "volume")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NoReturn, get_args
 
 from obuilder.backends.registry import SANDBOXES, STORES
 from obuilder.config import FileConfig, load
-from obuilder.engine.settings import RsyncMode, Settings
+from obuilder.engine.settings import CacheMode, RsyncMode, Settings
 from obuilder.errors import StoreError, UsageError
 from obuilder.ui.terminal import width
 
@@ -251,6 +251,24 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--log", type=size, metavar="SIZE",
         help="bytes of output that are kept, or with k, m, g, t; 64m if not given",
+    )  # fmt: skip
+
+
+def add_caches(parser: argparse.ArgumentParser) -> None:
+    """Which caches in other places results come from, and go to."""
+    group = parser.add_argument_group("caches in other places")
+    group.add_argument(
+        "--cache-from", action="append", metavar="CACHE",
+        help="take results that are there: docker://HOST/NAME, oci:DIR, s3://BUCKET/PREFIX; one for"
+        " each time it is given",
+    )  # fmt: skip
+    group.add_argument(
+        "--cache-to", action="append", metavar="CACHE",
+        help="send results there; one for each time it is given",
+    )  # fmt: skip
+    group.add_argument(
+        "--cache-mode", choices=get_args(CacheMode),
+        help="send what every step comes to, or the build's result alone; max if not given",
     )  # fmt: skip
 
 

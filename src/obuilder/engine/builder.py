@@ -5,11 +5,10 @@ async with Builder.open(Settings(store="overlayfs:/path")) as builder:
 """
 
 import itertools
-import math
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from typing import BinaryIO
 
 import anyio
@@ -21,6 +20,7 @@ from obuilder.backends.protocols import Command, Root, Sandbox, Store, Usage
 from obuilder.backends.registry import check_pair, opened
 from obuilder.engine import prune as pruning
 from obuilder.engine.actions import Workshop, check_secrets
+from obuilder.engine.cache_use import CacheUse
 from obuilder.engine.cached import make_plan, remember, remember_finals
 from obuilder.engine.index import Index, Record
 from obuilder.engine.inflight import InFlight
@@ -28,11 +28,13 @@ from obuilder.engine.inputs import Context, Contexts, IndexStats, Resolver, cont
 from obuilder.engine.layers import Layers
 from obuilder.engine.logs import read_log
 from obuilder.engine.recover import noticing_loss, open_index, recover
+from obuilder.engine.remote_cache import Caches
 from obuilder.engine.reserve import give_up_reserve, keep_reserve
 from obuilder.engine.result import Result
 from obuilder.engine.run import Runner, first_error
 from obuilder.engine.settings import Images, Settings
-from obuilder.engine.transfer import Parcel, Receiver, pack, send, unpack_into
+from obuilder.engine.streaming import streamed
+from obuilder.engine.transfer import Receiver, pack, send_to, unpack_into
 from obuilder.engine.volumes import Volumes
 from obuilder.errors import ObuilderError, StoreError, UsageError
 from obuilder.plan.lower import lower
@@ -59,6 +61,7 @@ class Builder:
         self.store: Store = workshop.store
         self.sandbox: Sandbox = workshop.sandbox
         self._workshop, self._index, self._inflight = workshop, index, inflight
+        self._caches = Caches(workshop, index, settings)
         self._builds = itertools.count()
         self._width = anyio.CapacityLimiter(settings.width)
 
@@ -115,6 +118,7 @@ class Builder:
                 finally:
                     tasks.cancel_scope.cancel()
                     with anyio.CancelScope(shield=True):
+                        await builder._caches.close()
                         await workshop.close()
         except BaseExceptionGroup as group:
             raise first_error(group) from None
@@ -126,7 +130,7 @@ class Builder:
     ) -> tuple[Plan, Inputs, dict[Key, Key]]:
         """The plan of a build, what went into it, and which of its steps have results."""
         plan, inputs, _ = await self._planned(spec, context, images)
-        return plan, inputs, self._index.find(plan.steps)
+        return plan, inputs, self._index.find(plan.steps, remote=True)
 
     async def _planned(
         self, spec: Spec, where: str | Contexts, images: Images | None
@@ -180,35 +184,15 @@ class Builder:
         )
         return result
 
-    @asynccontextmanager
-    async def stream(
+    def stream(
         self, spec: Spec, context: str | Contexts, *, secrets: Mapping[str, bytes] | None = None
-    ) -> AsyncIterator[AsyncIterator[events.Event]]:
+    ) -> AbstractAsyncContextManager[AsyncIterator[events.Event]]:
         """A build as the stream of its events, the last a `BuildDone` or `BuildEnded`.
 
         Leaving the context raises what `build` would have raised. Leaving it before the last
         event cancels the build.
         """
-        send, receive = anyio.create_memory_object_stream[events.Event](math.inf)
-        failed: list[ObuilderError] = []
-
-        async def build() -> None:
-            with send:
-                try:
-                    await self.build(spec, context, secrets=secrets, sink=send.send_nowait)
-                except ObuilderError as error:
-                    failed.append(error)
-
-        try:
-            with receive:
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(build)
-                    yield receive
-                    tasks.cancel_scope.cancel()
-        except BaseExceptionGroup as group:
-            raise first_error(group) from None
-        if failed:
-            raise failed[0]
+        return streamed(lambda sink: self.build(spec, context, secrets=secrets, sink=sink))
 
     async def _build(
         self,
@@ -232,14 +216,18 @@ class Builder:
             await self._forget(plan)
         remember(self._index, plan, context, name)
         with self._holding() as holder:
+            passing = self.settings.passing(plan)
+            layers = self.layers(lambda text: sink(events.Note(text, warning=True)))
+            caches = CacheUse(self._caches, layers, plan, holder, passing, sink, fresh=fresh)
             runner = Runner(
                 self._workshop, self._index, self._inflight, self._width, holder,
                 plan, context, secrets, sink,
-                keep_failed=self.settings.keep_failed, passing=self.settings.passing(plan),
+                keep_failed=self.settings.keep_failed, passing=passing, caches=caches,
             )  # fmt: skip
-            async with noticing_loss(self.store, self._index):
+            async with caches.sending(), noticing_loss(self.store, self._index):
                 result = await runner.run()
-            final = remember_finals(self._index, plan, self._index.find(plan.steps), spec, context)
+            found = self._index.find(plan.steps, remote=True)
+            final = remember_finals(self._index, plan, found, spec, context)
         try:
             await pruning.drop_unused(
                 self.store, self._index, runner.results(passing=True),
@@ -255,8 +243,8 @@ class Builder:
     async def _forget(self, plan: Plan) -> None:
         """Delete what the steps of a plan have made before; base images stay."""
         made = {key for key, step in plan.steps.items() if not isinstance(step.action, LayerAction)}
-        found = [key for step, key in self._index.find(plan.steps).items() if step in made]
-        await pruning.forget(self.store, self._index, found)
+        found = self._index.find(made, remote=True)
+        await pruning.forget(self.store, self._index, found.values())
 
     @contextmanager
     def _holding(self) -> Iterator[str]:
@@ -334,9 +322,19 @@ class Builder:
     @asynccontextmanager
     async def view(self, prefix: str) -> AsyncIterator[Root]:
         """The root of a result, read-only."""
-        key = self.record(prefix).key
+        key = await self.bring(prefix)
         async with noticing_loss(self.store, self._index), self.store.view(key) as root:
             yield root
+
+    async def bring(self, prefix: str, *, sink: events.Sink = _ignore) -> Key:
+        """Make sure that a result is here, and not in another place alone. Its key. FetchError."""
+        key = self.record(prefix).key
+        fetched = await self._caches.bring(
+            key, tell=lambda one, done, total: sink(events.Progress(one, done, total))
+        )
+        if fetched.layers:
+            sink(events.Note(f"fetched {fetched}"))
+        return key
 
     @asynccontextmanager
     async def files(self, prefix: str) -> AsyncIterator[str]:
@@ -344,9 +342,13 @@ class Builder:
         async with self.view(prefix) as root, self.store.files(root) as path:
             yield path
 
-    def layers(self, tell: Callable[[str], None]) -> Layers:
-        """The layers of results."""
-        return Layers(self.store, self._index, self._workshop.blob, tell)
+    def layers(self, tell: Callable[[str], None], *, sink: events.Sink = _ignore) -> Layers:
+        """The layers of results; `tell` gets warnings, `sink` hears of what comes from elsewhere."""
+
+        async def bring(key: Key) -> None:
+            await self.bring(key, sink=sink)
+
+        return Layers(self.store, self._index, self._workshop.blob, tell, bring)
 
     @contextmanager
     def held(self, key: Key) -> Iterator[None]:
@@ -360,7 +362,7 @@ class Builder:
 
     async def shell(self, prefix: str, argv: tuple[str, ...] = ("/bin/sh",)) -> int:
         """Enter a result, or a kept failed step, with this terminal; changes are dropped."""
-        key = self.record(prefix).key
+        key = await self.bring(prefix)
         async with (
             noticing_loss(self.store, self._index),
             self.store.begin(Key(os.urandom(32).hex()), base=key) as draft,
@@ -382,12 +384,7 @@ class Builder:
         volumes, names of images. How many results. Interrupted, the next one goes on from there.
         """
         receiver = other.receiver()
-
-        async def take(parcel: Parcel, layer: BinaryIO) -> None:
-            await receiver.take(parcel, layer)
-            tell(parcel.record)
-
-        receiver.names(await send(self.store, self._index, take, known=receiver.known))
+        await send_to(receiver, self.store, self._index, tell)
         await other.sync()
         return receiver.taken
 

@@ -110,7 +110,7 @@ def look(spec: Spec, context: str | Contexts, settings: Settings) -> tuple[Plan,
     """The plan of a build, and which of its steps need not run. Makes nothing but index rows."""
     with _looking(settings) as index:
         plan, _ = _planned(spec, context, index, settings, wait=True)
-        return plan, plan.cached(index.find(plan.steps))
+        return plan, plan.cached(index.find(plan.steps, remote=True))
 
 
 def resolve(names: Mapping[str, str], settings: Settings, images: Images) -> dict[str, Base]:
@@ -197,7 +197,7 @@ def explanation(
 
     with _looking(settings) as index:
         plan, looked = _planned(spec, context, index, settings, wait=True)
-        cached = plan.cached(index.find(plan.steps))
+        cached = plan.cached(index.find(plan.steps, remote=True))
         builds = decode(index.last_build(_identity(context, name)))
     steps = records(plan, looked.files)
     if not builds:
@@ -212,6 +212,20 @@ def explanation(
     ]
     before = explain(builds[1], builds[0]) if len(builds) > 1 else None
     return Explanation(explain(builds[0], steps), before, lost)
+
+
+def _unsent(plan: Plan, index: Index, settings: Settings) -> bool:
+    """Whether there is something to send to a cache in another place."""
+    if not settings.cache_to:
+        return False
+    from obuilder.engine.cache_policy import to_send
+
+    here = index.find(plan.steps).keys()
+    for place in settings.cache_to:
+        wanted = to_send(plan, settings, place) & here
+        if wanted - index.sent(place, wanted):
+            return True
+    return False
 
 
 def replay(
@@ -232,8 +246,8 @@ def replay(
             plan, looked = _planned(spec, context, index, settings, wait=False)
         except MustWait:
             return None
-        found = index.find(plan.steps)
-        if plan.result not in found:
+        found = index.find(plan.steps, remote=True)
+        if plan.result not in found or _unsent(plan, index, settings):
             return None
         passing = settings.passing(plan)
         if index.unused(found[key] for key in passing if key in found):

@@ -5,12 +5,13 @@ WAL mode, used from one thread; every transaction is short. Errors of SQLite are
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from obuilder.errors import StoreDamaged, StoreError, StoreFull
+from obuilder.values import Key
 
-SCHEMA = 3
+SCHEMA = 4
 _TABLES = """
 CREATE TABLE IF NOT EXISTS results (
     key TEXT PRIMARY KEY, kind TEXT NOT NULL, heading TEXT NOT NULL, stage TEXT NOT NULL,
@@ -34,6 +35,10 @@ CREATE TABLE IF NOT EXISTS builds (
 CREATE TABLE IF NOT EXISTS finals (key TEXT PRIMARY KEY, said BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS blobs (
     key TEXT NOT NULL, form TEXT NOT NULL, said BLOB NOT NULL, PRIMARY KEY (key, form))
+    WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS remotes (key TEXT PRIMARY KEY, said BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS sent (
+    place TEXT NOT NULL, key TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (place, key))
     WITHOUT ROWID;
 """
 
@@ -75,7 +80,7 @@ class Database:
                 )
             if version < SCHEMA:
                 self._db.execute("PRAGMA journal_mode=WAL")
-                # Schema 1 had `specs` where `builds` is now, 2 had fewer tables; the rest is the same.
+                # Schema 1 had `specs` where `builds` is now, 2 and 3 fewer tables; the rest is the same.
                 self._db.executescript(
                     f"BEGIN IMMEDIATE;{_TABLES}DROP TABLE IF EXISTS specs;"
                     f"PRAGMA user_version={SCHEMA};COMMIT"
@@ -107,6 +112,12 @@ class Database:
             return self._db.execute(query, values).fetchall()
         except sqlite3.DatabaseError as error:
             raise _translate(error, self._path) from error
+
+
+def lease(db: sqlite3.Connection, key: Key, holders: Iterable[str]) -> None:
+    """Hold `key` for these, in a transaction that is open."""
+    rows = [(key, holder) for holder in holders]
+    db.executemany("INSERT OR IGNORE INTO leases VALUES (?, ?)", rows)
 
 
 def _translate(error: sqlite3.DatabaseError, path: str) -> StoreError:

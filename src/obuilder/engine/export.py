@@ -53,6 +53,8 @@ async def export(
     builds that ended with them had. UsageError, StoreError, FetchError, OSError.
     """
     check([output], wishes, platforms=len(prefixes))
+    if not output.is_image:
+        await builder.bring(prefixes[0], sink=sink)
     if output.kind == "directory":
         await export_directory(builder, prefixes[0], os.path.abspath(output.path))
     elif output.kind == "tar":
@@ -122,7 +124,9 @@ class _Export:
     ) -> None:
         self._builder, self._output, self._wishes, self._sink = builder, output, wishes, sink
         self._finals = finals
-        self._layers = builder.layers(lambda text: self._sink(events.Note(text, warning=True)))
+        self._layers = builder.layers(
+            lambda text: self._sink(events.Note(text, warning=True)), sink=sink
+        )
         plain = output.kind in ("docker-archive", "docker-daemon")
         self._packing = Packing("tar" if plain else wishes.compression, wishes.latest)
         given = dict.fromkeys((output.name, *wishes.names))

@@ -16,8 +16,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 
 import msgspec
 
-from obuilder.engine.database import Database
+from obuilder.engine.database import lease
 from obuilder.engine.origin import Origin
+from obuilder.engine.remotes import Remotes
 from obuilder.errors import StoreDamaged
 from obuilder.plan.keys import layer_keys
 from obuilder.plan.model import Base, Layer
@@ -28,8 +29,8 @@ from obuilder.values import Key
 class Record(msgspec.Struct, frozen=True):
     """What the index knows of one result.
 
-    `kind` is layer, run, copy, failed or volume. Times are seconds since 1970; `used` is 0 for what
-    is unused: no build came by it that keeps it.
+    `kind` is layer, run, copy, failed, volume, or remote for what only a cache in another place has.
+    Times are seconds since 1970; `used` is 0 for what is unused: no build came by it that keeps it.
     """
 
     key: Key
@@ -62,16 +63,18 @@ def _record(row: tuple[object, ...]) -> Record:
     return msgspec.convert(named, Record, strict=False)  # SQLite has no booleans
 
 
-class Index(Database):
+class Index(Remotes):
     """An open index. If it is `fresh`, the store should be asked what it has."""
 
     # --- results ---------------------------------------------------------------------------
 
-    def find(self, keys: Iterable[Key], *, holders: Collection[str] = ()) -> dict[Key, Key]:
+    def find(
+        self, keys: Iterable[Key], *, holders: Collection[str] = (), remote: bool = False
+    ) -> dict[Key, Key]:
         """Which of `keys` have a result, each with the key the result stands under.
 
-        What is found is leased to the `holders` in the same transaction: nothing can be pruned
-        between the look and the use.
+        `remote`: also those that only a cache in another place has. What is found is leased to the
+        `holders` in the same transaction: nothing can be pruned between the look and the use.
         """
         found: dict[Key, Key] = {}
         query = (
@@ -79,6 +82,8 @@ class Index(Database):
             "(SELECT target FROM aliases WHERE key = ?1), ?1)"
             " AND kind != 'failed' AND (boot IS NULL OR boot = ?2)"
         )
+        if not remote:
+            query += " AND kind != 'remote'"
         if not holders:
             for key in keys:
                 row = self._db.execute(query, (key, self._boot)).fetchone()
@@ -90,7 +95,7 @@ class Index(Database):
                 row = db.execute(query, (key, self._boot)).fetchone()
                 if row is not None:
                     found[key] = Key(row[0])
-                    _lease(db, found[key], holders)
+                    lease(db, found[key], holders)
         return found
 
     def add(self, record: Record, *, holders: Iterable[str] = ()) -> None:
@@ -104,7 +109,7 @@ class Index(Database):
                     record.created, record.used, record.seconds, int(record.pinned), self._boot,
                 ),
             )  # fmt: skip
-            _lease(db, record.key, holders)
+            lease(db, record.key, holders)
 
     def alias(self, key: Key, target: Key) -> None:
         """Note that the step defined by `key` has the content-based key `target`."""
@@ -157,6 +162,7 @@ class Index(Database):
             db.executemany("DELETE FROM manifests WHERE source = ?", gone)
             db.executemany("DELETE FROM finals WHERE key = ?", gone)
             db.executemany("DELETE FROM blobs WHERE key = ?", gone)
+            db.executemany("DELETE FROM remotes WHERE key = ?", gone)
 
     def condemn(self, key: Key, dead: Collection[str], *, unused: bool = False) -> bool:
         """Take `key` out of the index unless a holder that is not `dead` leases it or it is pinned;
@@ -176,13 +182,14 @@ class Index(Database):
             db.execute("DELETE FROM manifests WHERE source = ?", (key,))
             db.execute("DELETE FROM finals WHERE key = ?", (key,))
             db.execute("DELETE FROM blobs WHERE key = ?", (key,))
+            db.execute("DELETE FROM remotes WHERE key = ?", (key,))
             db.execute("DELETE FROM leases WHERE key = ?", (key,))
         return True
 
     def lease(self, key: Key, holders: Iterable[str]) -> None:
         """Hold `key` for these, also before it has a result."""
         with self._write() as db:
-            _lease(db, key, holders)
+            lease(db, key, holders)
 
     def holders(self) -> dict[str, str]:
         """All that hold leases, dead ones too, each with its session."""
@@ -404,11 +411,6 @@ def _told(said: bytes) -> Final:
     import json
 
     return msgspec.convert(json.loads(said[1:]), Final)
-
-
-def _lease(db: sqlite3.Connection, key: Key, holders: Iterable[str]) -> None:
-    rows = [(key, holder) for holder in holders]
-    db.executemany("INSERT OR IGNORE INTO leases VALUES (?, ?)", rows)
 
 
 def _pin_layers(db: sqlite3.Connection) -> None:

@@ -59,6 +59,8 @@ class Packing(Struct, frozen=True):
     form: Form
     latest: int | None = None
     """No time of a file is later than this, in seconds since 1970."""
+    exact: bool = False
+    """All is as it is, down to the nanosecond: what is made of the layer is the result again."""
 
     @property
     def plain(self) -> bool:
@@ -67,16 +69,25 @@ class Packing(Struct, frozen=True):
 
     def __str__(self) -> str:
         """What remembered layers are told apart by."""
-        return self.form if self.latest is None else f"{self.form}@{self.latest}"
+        form = f"exact {self.form}" if self.exact else self.form
+        return form if self.latest is None else f"{form}@{self.latest}"
 
 
 class Layers:
-    """Layers of a store's results. `fetch` brings blobs of base images, `tell` gets notes."""
+    """Layers of a store's results. `fetch` brings blobs of base images, `tell` gets notes, and `bring`
+    brings results here that only a cache in another place has.
+    """
 
     def __init__(
-        self, store: Store, index: Index, fetch: Fetch, tell: Callable[[str], None]
+        self,
+        store: Store,
+        index: Index,
+        fetch: Fetch,
+        tell: Callable[[str], None],
+        bring: Callable[[Key], Awaitable[None]],
     ) -> None:
         self._store, self._index, self._fetch, self._tell = store, index, fetch, tell
+        self._bring = bring
         self._told: set[str] = set()
         self._anew: set[Key] = set()
 
@@ -98,10 +109,11 @@ class Layers:
             hint="build it again, which runs nothing: then it is noted",
         )
 
-    def of(self, key: Key, base: Base, *, squash: bool = False) -> list[Layer]:
+    def of(self, key: Key, base: Base, *, squash: bool = False, told: bool = True) -> list[Layer]:
         """The layers of a result that began with `base`, the lowest first.
 
-        `squash`: those of its steps are one. An empty image's layer is left out if it can be.
+        `squash`: those of its steps are one. `told`: say if some are gone. An empty
+        image's layer is left out if it can be.
         """
         chain = self._chain(key)[::-1]
         images = {each: number for number, each in enumerate(layer_keys(base))}
@@ -117,9 +129,11 @@ class Layers:
         ]
         if chain[0].base is not None:
             found[0] = msgspec.structs.replace(found[0], image=None)
-            self._tell(
-                f"what {chain[0].key[:12]} was made from is gone: it is one layer with what is left"
-            )
+            if told:
+                self._tell(
+                    f"what {chain[0].key[:12]} was made from is gone: it is one layer with what is "
+                    "left"
+                )
         steps = [layer for layer in found if layer.image is None]
         if squash and len(steps) > 1:
             headings = "\n".join(layer.heading for layer in steps)
@@ -152,6 +166,10 @@ class Layers:
                 return Blob(content.digest, digest, size, form)
         said = self._index.blob(layer.key, _name(layer, packing))
         return None if said is None else msgspec.msgpack.decode(said, type=Blob)
+
+    def remember(self, layer: Layer, packing: Packing, blob: Blob) -> None:
+        """Note what a layer is, packed."""
+        self._index.put_blob(layer.key, _name(layer, packing), msgspec.msgpack.encode(blob))
 
     @asynccontextmanager
     async def packed(self, layer: Layer, packing: Packing) -> AsyncIterator[tuple[Blob, BinaryIO]]:
@@ -197,7 +215,8 @@ class Layers:
 
     async def _made(self, layer: Layer, packing: Packing) -> tuple[Blob, BinaryIO]:
         store = self._store
-        manner = Manner(store.idmap, latest=packing.latest)
+        manner = Manner(store.idmap, exact=packing.exact, latest=packing.latest)
+        await self._bring(layer.key)
         async with AsyncExitStack() as stack:
             root = await _opened(stack, store, layer.key)
             base = upper = None
@@ -213,7 +232,7 @@ class Layers:
 
             blob, file = await _stoppable(make)
         if layer.key not in self._anew:  # else the image's own may be had again the next time
-            self._index.put_blob(layer.key, _name(layer, packing), msgspec.msgpack.encode(blob))
+            self.remember(layer, packing, blob)
         return blob, file
 
     def _note(self, text: str) -> None:

@@ -59,7 +59,7 @@ async def noticing_loss(store: Store, index: Index) -> AsyncIterator[None]:
     except SnapshotMissing:
         with anyio.CancelScope(shield=True):
             for record in index.records():
-                if not await store.contains(record.key):
+                if record.kind != "remote" and not await store.contains(record.key):
                     index.forget([record.key])
                     await store.delete(record.key)
                     remove_log(store.directory, record.key)

@@ -13,6 +13,7 @@ from obuilder import events
 from obuilder.backends.protocols import Draft
 from obuilder.engine.actions import Workshop, check_platforms
 from obuilder.engine.attempt import Attempt
+from obuilder.engine.cache_use import CacheUse, Unfetched
 from obuilder.engine.cached import started
 from obuilder.engine.index import Index, Record
 from obuilder.engine.inflight import InFlight, Making
@@ -56,11 +57,12 @@ class Runner:
         *,
         keep_failed: bool,
         passing: Collection[Key] = (),
+        caches: CacheUse | None = None,
     ) -> None:
         self._workshop, self._index, self._inflight = workshop, index, inflight
         self._width, self._holder, self._plan = width, holder, plan
         self._context, self._secrets, self._sink = context, secrets, sink
-        self._keep_failed, self._passing = keep_failed, passing
+        self._keep_failed, self._passing, self._caches = keep_failed, passing, caches
         self._directory = workshop.store.directory
         self._ready = {key: anyio.Event() for key in plan.steps}
         self._actual: dict[Key, Key] = {}
@@ -70,20 +72,8 @@ class Runner:
     async def run(self) -> Result:
         """Make the plan's result. What failed first is raised; the rest is cancelled."""
         began = time.monotonic()
-        found = self._index.find(self._plan.steps, holders=[self._holder])
-        cached = self._plan.cached(found)
-        self._use(found)
-        self._sink(started(self._plan, cached))
-        check_platforms(self._plan, self._plan.steps.keys() - cached)
-        try:
-            async with anyio.create_task_group() as tasks:
-                for step in self._plan.steps.values():
-                    if step.key in cached:
-                        self._shown(step, found.get(step.key))
-                    else:
-                        tasks.start_soon(self._step, step)
-        except BaseExceptionGroup as group:
-            raise first_error(group) from None
+        while not await self._run():
+            pass  # what was known to be in another place is not: once more, without it
         for heading in self._plan.tail:
             self._sink(events.Note(text=heading))
         return Result(
@@ -92,6 +82,33 @@ class Runner:
             ran=self._ran,
             seconds=time.monotonic() - began,
         )
+
+    async def _run(self) -> bool:
+        """Make it of what is here and in other places. False if there it is not."""
+        found = self._index.find(self._plan.steps, holders=[self._holder])
+        remote = await self._caches.look(found) if self._caches is not None else {}
+        known = {**remote, **found}
+        cached = self._plan.cached(known)
+        self._use(known)
+        self._sink(started(self._plan, cached))
+        to_run = self._plan.steps.keys() - cached
+        check_platforms(self._plan, to_run)
+        needed = {need for key in to_run for need in self._plan.steps[key].needs}
+        try:
+            async with anyio.create_task_group() as tasks:
+                for step in self._plan.steps.values():
+                    if step.key in needed & remote.keys():
+                        tasks.start_soon(self._brought, step, remote[step.key])
+                    elif step.key in cached:
+                        self._shown(step, known.get(step.key))
+                    else:
+                        tasks.start_soon(self._step, step)
+        except BaseExceptionGroup as group:
+            error = first_error(group)
+            if isinstance(error, Unfetched):
+                return False
+            raise error from None
+        return True
 
     def results(self, *, passing: bool) -> list[Key]:
         """The results that the build came by, and does not keep or does."""
@@ -107,7 +124,25 @@ class Runner:
         self._begin(step, key or step.key)
         if key is not None:
             self._replay(key)
-        self._sink(events.StepCached(key=key or step.key))
+        place = self._caches.place(key) if self._caches is not None and key is not None else ""
+        if key is not None and not place:
+            self._offer(step, key)
+        self._sink(events.StepCached(key=key or step.key, place=place))
+
+    async def _brought(self, step: Step, key: Key) -> None:
+        """A step whose result is in another place, and needed here."""
+        assert self._caches is not None
+        self._begin(step, key)
+        place = self._caches.place(key)
+        await self._caches.bring(key)
+        self._replay(key)
+        self._sink(events.StepCached(key=key, place=place))
+        self._offer(step, key)
+        self._ready[step.key].set()
+
+    def _offer(self, step: Step, key: Key) -> None:
+        if self._caches is not None:
+            self._caches.offer(step, key)
 
     def _begin(self, step: Step, key: Key) -> None:
         self._sink(
@@ -124,7 +159,10 @@ class Runner:
         key = effective(step, base, await self._content(step), self._actual)
         self._begin(step, key)
         began = time.monotonic()
-        if self._index.find([key], holders=[self._holder]):
+        here = bool(self._index.find([key], holders=[self._holder]))
+        if not here and self._caches is not None and key != step.key:
+            here = await self._caches.take(step, key)
+        if here:
             self._replay(key)
             cached = True
         else:
@@ -132,6 +170,7 @@ class Runner:
         self._index.alias(step.key, key)
         self._use({step.key: key})
         self._ready[step.key].set()
+        self._offer(step, key)
         if cached:
             self._sink(events.StepCached(key=key))
         else:

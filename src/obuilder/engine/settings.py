@@ -9,7 +9,7 @@ from msgspec import Struct
 from obuilder.backends.registry import domain_of, parse_store
 from obuilder.errors import UsageError
 from obuilder.plan.model import Plan
-from obuilder.values import Key, Limits, Platform, Policy, Pull, RegistrySettings
+from obuilder.values import CacheSettings, Key, Limits, Platform, Policy, Pull, RegistrySettings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # most builds have no such file
@@ -28,6 +28,7 @@ class Images(Struct, frozen=True):
 
 
 Keep = Literal["all", "stages"]
+CacheMode = Literal["max", "min"]
 RsyncMode = Literal["copy", "hardlink", "hardlink_unsafe"]
 
 
@@ -46,6 +47,14 @@ class Settings(Policy, frozen=True, kw_only=True):
     """For builds that do not say."""
     registries: Mapping[str, RegistrySettings] = {}
     """How registries are asked, by HOST[:PORT]."""
+    cache_from: tuple[str, ...] = ()
+    """Caches in other places that are asked for results, in this order."""
+    cache_to: tuple[str, ...] = ()
+    """Caches in other places that results are sent to."""
+    cache_mode: CacheMode = "max"
+    """What is sent: what every step comes to (max), or the build's result alone (min)."""
+    caches: Mapping[str, CacheSettings] = {}
+    """How caches are used, by their names; `*` stands for those that are not named."""
     keep_failed: bool = True
     """Keep the root of a failed step, to be entered."""
     keep: Keep = "all"
@@ -85,6 +94,10 @@ class Settings(Policy, frozen=True, kw_only=True):
     def passing(self, plan: Plan) -> set[Key]:
         """The keys of a plan's steps whose results do not stay."""
         return plan.passing if self.keep == "stages" else set()
+
+    def cache(self, name: str) -> CacheSettings:
+        """How the cache of that name is used."""
+        return self.caches.get(name, self.caches.get("*", CacheSettings()))
 
     @property
     def width(self) -> int:

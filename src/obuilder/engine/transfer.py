@@ -110,6 +110,18 @@ def _in_order(records: list[Record]) -> Iterator[Record]:
             yield waiting.pop(key)
 
 
+async def send_to(
+    receiver: "Receiver", store: Store, index: Index, tell: Callable[[Record], None]
+) -> None:
+    """Hand over every result that a receiver's store does not have; `tell` of each."""
+
+    async def take(parcel: Parcel, layer: BinaryIO) -> None:
+        await receiver.take(parcel, layer)
+        tell(parcel.record)
+
+    receiver.names(await send(store, index, take, known=receiver.known))
+
+
 def _write(base: str | None, root: str, file: BinaryIO, idmap: IdMap) -> None:
     if base is None:
         write_tar(root, file, Manner(idmap, exact=True))
@@ -177,7 +189,8 @@ class Receiver:
 
     def known(self, key: Key) -> bool:
         """Whether the store has that result."""
-        return bool(self._index.find([key])) or bool(self._index.record(key))
+        known = any(record.kind != "remote" for record in self._index.record(key))
+        return known or bool(self._index.find([key]))
 
     async def take(self, parcel: Parcel, layer: BinaryIO) -> None:
         """Publish a result. StoreError; BadImage if the layer is damaged."""

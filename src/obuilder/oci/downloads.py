@@ -13,19 +13,37 @@ import hashlib
 import io
 import os
 import threading
+from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 import anyio
 import anyio.to_thread
 
-from obuilder.errors import DigestMismatch, ObuilderError, StoreError, StoreFull, Unreachable
+from obuilder.errors import (
+    DigestMismatch,
+    FetchError,
+    ObuilderError,
+    StoreError,
+    StoreFull,
+    Unreachable,
+)
 from obuilder.system.files import write_all
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:  # who only sweeps does not load the HTTP library
-    from obuilder.oci.registry import Repository
 
 _PIECE = 1 << 20
 _POLL = 0.05
+_OFTEN = 0.2
+"""Seconds from one word of how far it got to the next."""
+
+
+class Source(Protocol):
+    """Where blobs come from: a repository of a registry, or a cache."""
+
+    name: str
+
+    async def blob(
+        self, digest: str, size: int, take: Callable[[bytes], Awaitable[None]], *, start: int = 0
+    ) -> None:
+        """Hand over the bytes of a blob from `start` on; who takes them checks the digest."""
 
 
 class Downloads:
@@ -181,14 +199,14 @@ class Blob:
         self._over = self._left = False
 
     async def bring(
-        self, downloads: Downloads, repository: "Repository", width: anyio.CapacityLimiter
+        self, downloads: Downloads, source: Source, width: anyio.CapacityLimiter
     ) -> None:
         """Fetch what is not there yet, when there is room. `error` says what went wrong."""
         error: ObuilderError | None = Unreachable(f"{self.digest} was given up on its way")
         try:
             with self.scope:
                 async with width:
-                    await self._bring(downloads, repository)
+                    await self._bring(downloads, source)
                 error = None
         except ObuilderError as told:
             error = told
@@ -201,7 +219,7 @@ class Blob:
                 self._changed.notify_all()
             self.ended.set()
 
-    async def _bring(self, downloads: Downloads, repository: "Repository") -> None:
+    async def _bring(self, downloads: Downloads, source: Source) -> None:
         while True:
             found = await anyio.to_thread.run_sync(downloads.whole, self.digest)
             if found is not None:
@@ -218,22 +236,22 @@ class Blob:
             left = part.size > 0
             if not left:
                 self._show(part.reader(), 0)
-            what = f"{repository.name}@{self.digest}"
+            what = f"{source.name}@{self.digest}"
             try:
-                await self._fetch(part, repository)
+                await self._fetch(part, source)
                 part.finish(self.digest, what)
             except DigestMismatch:
                 if not left:
                     raise
                 part.reset()
-                await self._fetch(part, repository)
+                await self._fetch(part, source)
                 part.finish(self.digest, what)
             if left:
                 self._show(part.reader(), self.size)
         finally:
             part.close()
 
-    async def _fetch(self, part: Part, repository: "Repository") -> None:
+    async def _fetch(self, part: Part, source: Source) -> None:
         async def take(data: bytes) -> None:
             await anyio.to_thread.run_sync(part.append, data)
             self.got = part.size
@@ -243,13 +261,45 @@ class Blob:
                     self._changed.notify_all()
 
         self.got = part.size
-        await repository.blob(self.digest, self.size, take, start=part.size)
+        await source.blob(self.digest, self.size, take, start=part.size)
 
     def _show(self, fd: int, readable: int) -> None:
         with self._changed:
             self._fd, self._readable = fd, readable
             self.got = readable
             self._changed.notify_all()
+
+    async def unpacked(
+        self, unpack: Callable[[], Awaitable[None]], progress: Callable[[int, int], None] | None
+    ) -> None:
+        """Wait for `unpack`, which reads it while it comes, and until all was checked. What either
+        raises; of both, what was wrong with the blob.
+        """
+
+        async def watch() -> None:
+            try:
+                while progress is not None:
+                    progress(self.got, self.size)
+                    await anyio.sleep(_OFTEN)
+                await anyio.sleep_forever()
+            finally:
+                self.leave()
+
+        failed: ObuilderError | None = None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch)
+            try:
+                await unpack()
+            except ObuilderError as error:
+                failed = error
+            if failed is None or isinstance(failed, FetchError):
+                # What is wrong with its content may be that something else came.
+                await self.ended.wait()
+            tasks.cancel_scope.cancel()
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        failed = self.error if self.ended.is_set() and self.error is not None else failed
+        if failed is not None:
+            raise failed
 
     def reader(self) -> "Reader":
         """Its bytes from the start, for a thread: it waits for what is to come."""

@@ -65,15 +65,18 @@ def unpack_blob(
     root: str,
     idmap: IdMap,
     note: Callable[[str], None],
+    *,
+    most: int | None = None,
 ) -> None:
     """Unpack a layer, compressed or not, whose content uncompressed must be of `digest`.
 
-    `what` is what messages call it. DigestMismatch, BadImage, StoreFull.
+    There may be `most` bytes of it. `what` is what messages call it. DigestMismatch, BadImage,
+    StoreFull.
     """
     try:
         packed = Counted(blob)
         with decompressed(packed) as content:
-            hashed = Hashed(content, packed)
+            hashed = Hashed(content, packed, most)
             unpack(hashed, root, idmap, note)  # type: ignore[arg-type] # reads like one
             hashed.finish(digest, what)
     except UNREADABLE as error:

@@ -47,6 +47,10 @@ class Target:
 
     async def __aexit__(self, *_: object) -> None:
         """Close."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Let go of connections."""
         await self._endpoint.close()
 
     async def has(self, digest: str, origin: Reference | None = None) -> bool:

@@ -62,13 +62,15 @@ class Window(io.RawIOBase):
 
 
 class Counted(io.RawIOBase):
-    """The bytes of `file`; `size` is how many were read.
+    """The bytes of `file`; `size` is how many were read. BadImage if there are more than `most`.
 
-    If they come of `packed`, which is read meanwhile, reading more of a bomb raises BadImage.
+    If they come of `packed`, which is read meanwhile, reading more of a bomb raises BadImage too.
     """
 
-    def __init__(self, file: BinaryIO, packed: "Counted | None" = None) -> None:
-        self._file, self._packed = file, packed
+    def __init__(
+        self, file: BinaryIO, packed: "Counted | None" = None, most: int | None = None
+    ) -> None:
+        self._file, self._packed, self._most = file, packed, most
         self.size = 0
 
     def readable(self) -> bool:  # noqa: D102
@@ -80,6 +82,8 @@ class Counted(io.RawIOBase):
         data = self._file.read(len(buffer))
         buffer[: len(data)] = data
         self.size += len(data)
+        if self._most is not None and self.size > self._most:
+            raise BadImage("there is more in it than there is room for")
         return len(data)
 
     def _refuse_bomb(self, packed: int) -> None:
@@ -93,8 +97,10 @@ class Counted(io.RawIOBase):
 class Hashed(Counted):
     """The same, hashed."""
 
-    def __init__(self, file: BinaryIO, packed: Counted | None = None) -> None:
-        super().__init__(file, packed)
+    def __init__(
+        self, file: BinaryIO, packed: Counted | None = None, most: int | None = None
+    ) -> None:
+        super().__init__(file, packed, most)
         self._hash = hashlib.sha256()
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override] # noqa: D102

@@ -4,10 +4,12 @@ Each takes layers, and at last the images that they are of: a layout's index is 
 is. Everything here blocks; what goes wrong is an OSError.
 """
 
+import fcntl
 import io
 import os
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from shutil import copyfileobj
 from typing import Any, BinaryIO, Protocol
 
@@ -86,6 +88,7 @@ class Layout:
         """UsageError: the directory is something else."""
         self._path = path
         self._blobs = os.path.join(path, "blobs", "sha256")
+        self._index = os.path.join(path, "index.json")
         there = os.path.exists(os.path.join(path, "oci-layout"))
         if not there and os.path.exists(path) and (not os.path.isdir(path) or os.listdir(path)):
             raise UsageError(
@@ -101,20 +104,47 @@ class Layout:
 
     def put(self, blob: Blob, file: BinaryIO) -> None:
         """See `Writer`."""
-        self._write(self._blob(blob.digest), file)
+        self.write(blob.digest, file)
 
     def finish(self, made: Finished) -> None:
         """See `Writer`."""
-        index = os.path.join(self._path, "index.json")
-        before = _manifests(index)
-        tags = {tag for attached in made.attached for tag in attached.tags}
-        there = {tag: self._read(one) for one in before if (tag := _tag(one)) in tags and tag}
-        documents, entries = made.contents(there)
-        for document in documents:
-            self._write(self._blob(document.descriptor.digest), io.BytesIO(document.data))
+        with self._locked():
+            before = _manifests(self._index)
+            tags = {tag for attached in made.attached for tag in attached.tags}
+            there = {tag: self._read(one) for one in before if (tag := _tag(one)) in tags and tag}
+            documents, entries = made.contents(there)
+            for document in documents:
+                self.write(document.descriptor.digest, io.BytesIO(document.data))
+            self._list(before, entries)
+
+    def write(self, digest: str, content: BinaryIO) -> None:
+        """Take a blob, whatever it is."""
+        self._write(self._blob(digest), content)
+
+    def add(self, entries: list[dict[str, Any]]) -> None:
+        """Take entries of the index, in place of those of the same tags; others may do so meanwhile."""
+        with self._locked():
+            self._list(_manifests(self._index), entries)
+
+    def _list(self, before: list[dict[str, Any]], entries: list[dict[str, Any]]) -> None:
         names = {entry["annotations"][_TAG] for entry in entries}
         others = [one for one in before if not names & {_tag(one)}]
-        self._write(index, io.BytesIO(_index_json([*others, *entries])))
+        self._write(self._index, io.BytesIO(_index_json([*others, *entries])))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self._begin()
+        with open(os.path.join(self._path, "oci-layout"), "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _begin(self) -> None:
+        """What was begun and failed is a layout all the same, to be gone on with."""
+        layout = os.path.join(self._path, "oci-layout")
+        if not os.path.exists(self._blobs) or not os.path.exists(layout):
+            os.makedirs(self._blobs, exist_ok=True)
+            with replacing(layout) as file:
+                file.write(_LAYOUT)
 
     def _blob(self, digest: str) -> str:
         return os.path.join(self._blobs, digest.partition(":")[2])
@@ -130,10 +160,7 @@ class Layout:
 
     def _write(self, path: str, content: BinaryIO) -> None:
         """Write a file, at once or not at all."""
-        if not os.path.exists(self._blobs):
-            # What was begun and failed is a layout all the same, to be gone on with.
-            os.makedirs(self._blobs)
-            self._write(os.path.join(self._path, "oci-layout"), io.BytesIO(_LAYOUT))
+        self._begin()
         with replacing(path) as file:
             copyfileobj(content, file, _PIECE)
 

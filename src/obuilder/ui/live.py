@@ -104,6 +104,8 @@ class LiveScreen:
             case events.StepEnded():
                 ended = "cancelled" if event.code == "cancelled" else "failed"
                 self._finish(event.key, ended, "red", event.seconds)
+            case events.CacheMoved():
+                self._say(Text(str(event), style="cyan"))
             case events.Note():
                 if event.warning:
                     self._console.print(

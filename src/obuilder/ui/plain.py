@@ -47,7 +47,10 @@ class PlainSink:
             case events.Output():
                 self._output(event.data, self._steps.get(event.key, _Step("")))
             case events.StepCached():
-                self._end(event.key, f'---> using "{event.key}" from cache', _YELLOW)
+                place = event.place or "cache"
+                self._end(event.key, f'---> using "{event.key}" from {place}', _YELLOW)
+            case events.CacheMoved():
+                self._line(str(event), _BLUE, _Step(""))
             case events.StepDone():
                 self._end(event.key, f'---> saved as "{event.key}"', _YELLOW)
             case events.StepEnded():

@@ -10,7 +10,7 @@ from typing import BinaryIO
 import msgspec
 
 from obuilder.backends.fetchers import Sources, directory_of, in_thread
-from obuilder.errors import FetchError, NotFound, ObuilderError
+from obuilder.errors import FetchError, NotFound
 from obuilder.oci.reference import Reference
 from obuilder.plan.model import Base, Layer
 from obuilder.spec.image import ImageConfig
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 3
 """Blobs of one image that are fetched at the same time."""
-_OFTEN = 0.2
-"""Seconds from one word of how far it got to the next."""
 
 
 class _EventLoop:
@@ -196,8 +194,6 @@ class _Pull:
         progress: "Progress | None",
     ) -> str:
         """Unpack a layer while it comes. The digest of its blob."""
-        import anyio
-
         blob = self._blob(index)
         layer = self._base.layers[index]
         what = f"layer {index + 1} of {self._base.name}"
@@ -207,30 +203,7 @@ class _Pull:
 
             unpack_blob(blob.reader(), layer.digest, what, root, idmap, note)  # type: ignore[arg-type] # reads like one
 
-        async def watch() -> None:
-            try:
-                while progress is not None:
-                    progress(blob.got, blob.size)
-                    await anyio.sleep(_OFTEN)
-                await anyio.sleep_forever()
-            finally:
-                blob.leave()
-
-        failed: ObuilderError | None = None
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(watch)
-            try:
-                await in_thread(unpack, output)
-            except ObuilderError as error:
-                failed = error
-            if failed is None or isinstance(failed, FetchError):
-                # What is wrong with its content may be that something else came.
-                await blob.ended.wait()
-            tasks.cancel_scope.cancel()
-        await anyio.lowlevel.checkpoint_if_cancelled()
-        failed = blob.error if blob.ended.is_set() and blob.error is not None else failed
-        if failed is not None:
-            raise failed
+        await blob.unpacked(lambda: in_thread(unpack, output), progress)
         blob.close()
         return blob.digest
 
