@@ -135,7 +135,7 @@ def _made(
         result = replay(wanted.spec, wanted.contexts, jobs[0].setup, sink, name=wanted.name)
         if result is not None:
             return [result]
-    if not _wants_live(args.progress):
+    if not wants_live(args.progress):
         return _build(args, jobs, values, outputs, asked, sink)
     # Only here: a fully cached build has no use for a live screen, and never loads it.
     from obuilder.ui.live import LiveScreen
@@ -162,7 +162,8 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
     return jobs
 
 
-def _wants_live(progress: str) -> bool:
+def wants_live(progress: str) -> bool:
+    """Whether a screen that moves is wanted."""
     if progress == "auto":
         return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     return progress == "live"

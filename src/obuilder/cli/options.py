@@ -175,6 +175,16 @@ def add_id(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_cluster(parser: argparse.ArgumentParser) -> None:
+    """Which cluster, and as whom."""
+    group = parser.add_argument_group("cluster")
+    group.add_argument(
+        "--cluster", metavar="FILE",
+        help="the credentials; $OBUILDER_CLUSTER, or those of this machine's `obuilder cluster up`, if"
+        " not given",
+    )  # fmt: skip
+
+
 def add_messages(parser: argparse.ArgumentParser) -> None:
     """How much is said, and how it looks."""
     group = parser.add_argument_group("messages")

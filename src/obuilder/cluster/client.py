@@ -42,7 +42,7 @@ from obuilder.cluster.sealing import check_pool, seal, sign
 from obuilder.engine.inputs import Contexts, IndexStats
 from obuilder.engine.result import Result
 from obuilder.errors import ClusterError, NoSuchPool, ObuilderError, UsageError
-from obuilder.spec.encode import encode as spec_text
+from obuilder.spec.encode import print_spec
 from obuilder.spec.model import Spec
 
 LEASE = 30.0
@@ -329,7 +329,7 @@ class Client:
         """
         began = time.monotonic()
         files = await self.send(spec, context, sink=sink)
-        work = Build(text=spec_text(spec), file=name or "obuilder.spec", fresh=fresh)
+        work = Build(text=print_spec(spec), file=name or "obuilder.spec", fresh=fresh)
         wishes = msgspec.structs.replace(
             wishes, hint=wishes.hint or hints.of_spec(spec, files), attached=True,
             secrets=secrets or wishes.secrets,
