@@ -70,7 +70,9 @@ async def pools_of(client: Client, on: str | None) -> list[str]:
     known = [pool.name for pool in await client.pools()]
     if len(known) != 1:
         hint = f"name some with --on: {', '.join(known)}" if known else None
-        raise UsageError("there is more than one pool" if known else "there are no pools", hint=hint)
+        raise UsageError(
+            "there is more than one pool" if known else "there are no pools", hint=hint
+        )
     return known
 
 
@@ -294,4 +296,3 @@ def _unpack(archive: str, directory: str) -> None:
             )  # fmt: skip
         except BadImage as error:
             raise StoreError(f"the artifacts can't be unpacked: {error.message}") from error
-

@@ -6,14 +6,11 @@ import re
 
 from obuilder.cli.options import (
     add_cluster,
+    add_job,
     add_messages,
-    count,
-    positive,
     read_file,
-    seconds,
     secrets,
     settings,
-    size,
 )
 from obuilder.cli.specs import add_spec, chosen, is_dockerfile, spec_path
 from obuilder.engine.inputs import Contexts
@@ -58,7 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-submodules", action="store_true", help="with --git: leave submodules out"
     )
     parser.add_argument("--no-cache", action="store_true", help="run every step again")
-    parser.add_argument("--platform", metavar="OS/ARCH", help="of base images; the worker's if not given")
+    parser.add_argument(
+        "--platform", metavar="OS/ARCH", help="of base images; the worker's if not given"
+    )
     parser.add_argument(
         "--secret", action="append", default=[], metavar="ID:FILE",
         help="a secret's value, as `obuilder build` takes it; sealed for the pool's workers alone",
@@ -92,26 +91,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_messages(parser)
 
 
-def add_job(parser: argparse.ArgumentParser) -> None:
-    """What a job asks of its pool."""
-    group = parser.add_argument_group("job")
-    group.add_argument(
-        "--on", metavar="POOL[,POOL]", help="the pools to build on; the only one if not given"
-    )
-    group.add_argument("--urgent", action="store_true", help="go before what is not urgent")
-    group.add_argument(
-        "--hint", "--cache-hint", metavar="TEXT", default="",
-        help="jobs with the same one go to the same worker, whose cache has much of them; by the base"
-        " image and the first steps if not given",
-    )  # fmt: skip
-    group.add_argument("--title", metavar="TEXT", default="", help="what lists call it; the spec's name if not given")  # fmt: skip
-    group.add_argument("--slots", type=count, default=1, metavar="N", help="of the worker's capacity")
-    group.add_argument("--job-memory", type=size, metavar="SIZE", help="that the worker must have free")
-    group.add_argument("--job-cpus", type=positive, metavar="N", help="that the worker must have free")
-    group.add_argument("--job-timeout", type=seconds, metavar="TIME", help="for the whole job, once it runs; seconds, or with m, h, d")  # fmt: skip
-    group.add_argument("--attempts", type=count, default=3, metavar="N", help="workers that may die of it before it is given up")  # fmt: skip
-
-
 def run(args: argparse.Namespace) -> int:
     """Submit."""
     from obuilder.cli.remote import submit
@@ -140,7 +119,9 @@ def wishes(args: argparse.Namespace, *, attached: bool) -> "Wishes":
     )  # fmt: skip
 
 
-def _build(args: argparse.Namespace, text: bytes | str | None, file: str, **more: object) -> "Build":
+def _build(
+    args: argparse.Namespace, text: bytes | str | None, file: str, **more: object
+) -> "Build":
     from obuilder.cluster.messages import Build
 
     if isinstance(text, bytes):
@@ -243,7 +224,9 @@ def git_order(args: argparse.Namespace) -> "Order":
     else:
         if text is not None:
             spec = parse(text, file=file).spec
-        work = _build(args, text, os.path.basename(file) if args.file else file, target=args.target or "")
+        work = _build(
+            args, text, os.path.basename(file) if args.file else file, target=args.target or ""
+        )
 
     async def send(client: "Client", sink: "events.Sink") -> "Context":
         return context

@@ -47,9 +47,7 @@ class Blobs:
         wanted = sorted(set(digests))
         lacking = set(wanted)
         for at in range(0, len(wanted), _ASKED):
-            asked = [
-                names.blob(self._client, digest, _END) for digest in wanted[at : at + _ASKED]
-            ]
+            asked = [names.blob(self._client, digest, _END) for digest in wanted[at : at + _ASKED]]
             found = await self._engine.each(self._stream, *asked)
             since = time.time() - _STALE
             lacking -= {mark.subject.split(".")[2] for mark in found if mark.time > since}
@@ -104,9 +102,7 @@ class Blobs:
             raise _gone(digest)
         found, size = hashlib.sha256(), 0
         for number in range(math.ceil(int(end.data) / PIECE)):
-            piece = await self._engine.last(
-                self._stream, names.blob(self._client, digest, number)
-            )
+            piece = await self._engine.last(self._stream, names.blob(self._client, digest, number))
             if piece is None:
                 raise _gone(digest)
             found.update(piece.data)

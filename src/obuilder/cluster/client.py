@@ -160,9 +160,7 @@ class Client:
         signed = sign(encode(job), self._credentials)
         if job.attached:
             await self._engine.put(names.job(*at, "lease"), b"", ttl=LEASE)
-        state = State(
-            submitted=job.submitted, title=job.title, hint=job.hint, urgent=job.urgent
-        )
+        state = State(submitted=job.submitted, title=job.title, hint=job.hint, urgent=job.urgent)
         for part, message in (("spec", signed), ("state", state)):
             try:
                 await self._engine.put(names.job(*at, part), encode(message), expect=0)

@@ -12,13 +12,12 @@ from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import anyio
-import msgspec
 from msgspec import Struct
 
 from obuilder.cluster.blobs import Blobs, together
 from obuilder.cluster.messages import Message, decode, encode
 from obuilder.engine.inputs import Context, Contexts, IndexStats, contexts, read_ignore_file
-from obuilder.errors import ClusterError, CopyError, of_disk
+from obuilder.errors import ClusterError, of_disk
 from obuilder.plan.lower import wanted
 from obuilder.spec.model import Spec
 from obuilder.system.copying import changed_entry, open_entry
@@ -255,12 +254,14 @@ class Contents:
             raise
 
     def trim(self, most: int) -> int:
-        """Remove what was not used for longest, until all takes at most `most` bytes. Bytes that went."""
+        """Remove what was not used for longest, until all takes `most` bytes at most. What went."""
         found = []
         with os.scandir(self._directory) as shelves:
             for shelf in shelves:
                 with os.scandir(shelf) as files:
-                    found += [(file.stat().st_mtime, file.stat().st_size, file.path) for file in files]
+                    found += [
+                        (file.stat().st_mtime, file.stat().st_size, file.path) for file in files
+                    ]
         excess = sum(size for _, size, _ in found) - most
         gone = 0
         for _, size, path in sorted(found):
@@ -272,9 +273,7 @@ class Contents:
         return gone
 
 
-async def materialise(
-    blobs: Blobs, contents: Contents, manifest: str, directory: str
-) -> Contexts:
+async def materialise(blobs: Blobs, contents: Contents, manifest: str, directory: str) -> Contexts:
     """Lay a context out in `directory`, which is made, for its owner alone. What to build with.
 
     Nothing outside of it is touched, whatever the listing says. ClusterError, StoreFull; then

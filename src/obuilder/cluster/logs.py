@@ -1,4 +1,4 @@
-"""The log of a job: the events of its build in batches, written by the worker, read by anybody it is for.
+"""The log of a job: the events of its build in batches, written by the worker, read by its client.
 
 A batch is a message: a msgpack list of events, with its number in the attempt (`n`, from 0), and how
 many bytes of output came before it (`at`). Each attempt writes to subjects of its own. Once half of
@@ -227,10 +227,13 @@ def _merged(found: list[events.Event]) -> list[events.Event]:
             if isinstance(last, events.Output) and last.key == event.key:
                 pieces.append(event.data)
                 continue
-        elif isinstance(event, events.Progress) and isinstance(last, events.Progress):
-            if last.key == event.key:
-                merged[-1] = event
-                continue
+        elif (
+            isinstance(event, events.Progress)
+            and isinstance(last, events.Progress)
+            and last.key == event.key
+        ):
+            merged[-1] = event
+            continue
         _close(merged, pieces)
         if isinstance(event, events.Output):
             pieces.append(event.data)
@@ -425,7 +428,7 @@ class _Follower:
         state, order = self._state, self._order
         if state is None or state.phase not in ENDED:
             return False
-        return order.attempt >= state.attempt and order.ended or not state.attempt
+        return not state.attempt or (order.attempt >= state.attempt and order.ended)
 
     async def _listen(self, messages: AsyncIterator[Stored]) -> None:
         async for found in messages:
