@@ -213,6 +213,7 @@ class Running(Struct, frozen=True):
     client: str
     slots: int
     started: float
+    urgent: bool = False
     forwarded: bool = False
     """Whether its ticket was sent on to this worker."""
 

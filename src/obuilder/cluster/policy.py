@@ -1,19 +1,15 @@
-"""Which job a worker takes next, and where a job is best run. Pure: no clock, no engine, no random
-numbers.
+"""Which job a worker takes next, and where a job is best run. Pure: no clock, no engine, no chance.
 
 There is no scheduler. Each worker that has room reads what waits and what clients have had, and decides
 with these functions; what it decides is written by compare-and-set, so that two never decide on the
-same ground. All of it is estimates and preferences: no rule here is needed for a job to run, or to
-run once.
+same ground. All of it is preference: no rule here is needed for a job to run, or to run once.
 
-- *Fairness*: start-time fair queueing. A client's virtual time grows by what its jobs cost,
-divided by its
-  rate; who has the least goes first. Urgent jobs go before all others, fairly among themselves.
+- *Fairness*: start-time fair queueing. A client's virtual time grows by what its jobs cost, divided by
+  its rate; who has the least goes first. Urgent jobs go before all others, fairly among themselves.
 - *Affinity*: a job goes to a worker that has the cache of its hint, or is making it, until what waits
   there would take longer than to do the work again.
-- *Capacity*: a slot is an equal part of a worker. A job that is too big for the room there is
-waits on one
-  worker, which takes no other meanwhile: it isn't overtaken for ever by small ones.
+- *Capacity*: a slot is an equal part of a worker. A job that is too big for the room there is waits on
+  one worker, which takes no other meanwhile: it isn't overtaken for ever by small ones.
 """
 
 import math
@@ -47,6 +43,24 @@ class Waiting(NamedTuple):
     normal: int = 0
 
 
+def waiting(
+    pending: Mapping[tuple[str, bool], int], workers: Iterable[Presence]
+) -> dict[str, Waiting]:
+    """What waits, by client. `pending`: tickets in the queue by client and whether they are urgent.
+
+    The queue keeps a ticket until its job has ended, so those of jobs that run are taken off.
+    """
+    left = dict(pending)
+    for worker in workers:
+        for job in worker.running:
+            if not job.forwarded and (job.client, job.urgent) in left:
+                left[job.client, job.urgent] -= 1
+    return {
+        client: Waiting(max(0, left.get((client, True), 0)), max(0, left.get((client, False), 0)))
+        for client, _ in left
+    }
+
+
 class Turn(NamedTuple):
     """Whose tickets are to be tried."""
 
@@ -61,37 +75,52 @@ def turns(
 ) -> list[Turn]:
     """The clients with tickets that wait, in the order in which a worker tries them.
 
-    A client that is in no `shares` has a new one. Who has as many jobs `running` as its share
-    allows is left out.
+    A client that `shares` hasn't got is new. Who has as many jobs `running` as its share allows
+    is left out; of two that have had the same, the one with fewer of them goes first.
     """
-    now = floor(waiting, shares)
+    runs = running or {}
+    now = floor(waiting, shares, runs)
 
-    def order(client: str) -> tuple[float, str]:
-        return start(shares.get(client, Share()), now), client
+    def order(client: str) -> tuple[float, float, str]:
+        share = shares.get(client, Share())
+        return start(share, now), runs.get(client, 0) / share.rate, client
 
-    free = [
+    able = sorted(contenders(waiting, shares, runs), key=order)
+    return [
+        *(Turn(client, urgent=True) for client in able if waiting[client].urgent),
+        *(Turn(client, urgent=False) for client in able if waiting[client].normal),
+    ]
+
+
+def contenders(
+    waiting: Mapping[str, Waiting],
+    shares: Mapping[str, Share],
+    running: Mapping[str, int] | None = None,
+) -> list[str]:
+    """The clients that something could be taken of: tickets wait, and fewer jobs run than may.
+
+    If there is only one, nobody need be charged: a newcomer would start where it is anyway.
+    """
+    return [
         client
         for client, wait in waiting.items()
         if wait.urgent + wait.normal > 0
-        and not full(shares.get(client, Share()), (running or {}).get(client, 0))
-    ]
-    free.sort(key=order)
-    return [
-        *(Turn(client, urgent=True) for client in free if waiting[client].urgent),
-        *(Turn(client, urgent=False) for client in free if waiting[client].normal),
+        and not 0 < shares.get(client, Share()).limit <= (running or {}).get(client, 0)
     ]
 
 
-def floor(waiting: Mapping[str, Waiting], shares: Mapping[str, Share]) -> float:
-    """The pool's virtual time: the least start of the clients that wait, and never less than it was.
+def floor(
+    waiting: Mapping[str, Waiting],
+    shares: Mapping[str, Share],
+    running: Mapping[str, int] | None = None,
+) -> float:
+    """The pool's virtual time: the least start of the contenders, and never less than it was.
 
     Who comes, or comes back, starts there: time that nobody asked for is not saved up.
     """
     was = max((share.floor for share in shares.values()), default=0.0)
     starts = [
-        start(shares.get(client, Share()), was)
-        for client, wait in waiting.items()
-        if wait.urgent + wait.normal > 0
+        start(shares.get(client, Share()), was) for client in contenders(waiting, shares, running)
     ]
     return min(starts, default=was)
 
@@ -101,33 +130,18 @@ def start(share: Share, now: float) -> float:
     return max(share.time, now)
 
 
-def alone(waiting: Mapping[str, Waiting]) -> bool:
-    """Whether at most one client waits: then nobody is charged, as a newcomer would start where it
-    is anyway.
-    """
-    return sum(wait.urgent + wait.normal > 0 for wait in waiting.values()) <= 1
-
-
 def charged(share: Share, now: float, cost: float) -> Share:
-    """The share of a client after a job of its was taken; `now` is the `floor` that was found for
-    the choice.
+    """A client's share after a job of its was taken, that is thought to `cost` that.
 
-    `cost` is what the job is expected to take, in seconds times slots (`cost`).
+    `now` is the `floor` that the choice was made by.
     """
     begins = start(share, now)
     return replace(share, time=begins + cost / share.rate, floor=max(share.floor, now))
 
 
 def settled(share: Share, expected: float, real: float) -> Share:
-    """The share after the job has ended: it was charged `expected` and took `real` seconds times
-    slots.
-    """
+    """The share after the job has ended: `expected` was charged, it cost `real`."""
     return replace(share, time=max(0.0, share.time + (real - expected) / share.rate))
-
-
-def full(share: Share, running: int) -> bool:
-    """Whether the client has as many jobs running as it may have."""
-    return 0 < share.limit <= running
 
 
 # --- costs ---------------------------------------------------------------------------------------
@@ -141,9 +155,7 @@ class Costs(NamedTuple):
 
 
 def costs(warmth: Warmth | None, pool: Pool) -> Costs:
-    """What jobs of a hint are expected to take: as they did, and before that in the pool's
-    proportions.
-    """
+    """What jobs of a hint are expected to take: as before, or else in the pool's proportions."""
     known = warmth or Warmth()
     if known.cold is not None:
         cold = known.cold
@@ -161,9 +173,7 @@ def cost(expected: Costs, *, warm: bool, slots: int) -> float:
 
 
 def estimate(was: float | None, seconds: float) -> float:
-    """A running estimate of a time: geometric, so that one job that hung, or failed at once,
-    hardly moves it.
-    """
+    """A running estimate of a time. It is geometric: one job that hung hardly moves it."""
     seconds = max(seconds, 1e-3)
     if was is None or was <= 0:
         return seconds
@@ -212,23 +222,18 @@ def route(
 ) -> Route:
     """What the worker `me`, which has just got the ticket, does with it.
 
-    `me` is what is so at this moment; `others` are the workers that are there by their last
-    heart-beat (`me`
-    may be among them). `backlog`: how many forwarded tickets each worker has that have not ended,
-    running
-    ones included. Seconds since 1970 are `now`.
+    `me` is what is so at this moment; `others` are the workers that are there by their last heart-beat
+    (`me` may be among them). `backlog`: how many tickets that were sent on to a worker have not ended,
+    those that run included.
 
-    A ticket that was forwarded to `me` is not sent on to a better cache: so none goes round in circles.
+    A ticket that was sent to a worker that is there isn't sent on to a better cache, whoever has it now:
+    so none goes round in circles.
     """
     here = is_warm(warmth, me.name, now)
     peers = [other for other in others.values() if other.name != me.name and not other.paused]
     needs = slots(ticket, me)
-    if (
-        ticket.hint
-        and not here
-        and ticket.forwarded != me.name
-        and not makes(warmth, me, expected, now)
-    ):
+    sent = ticket.forwarded in (me.name, *(peer.name for peer in peers))
+    if ticket.hint and not (here or sent or makes(warmth, me, expected, now)):
         best = _nearest(ticket, warmth, peers, backlog, expected, now)
         if best is not None:
             return Forward(best)
@@ -253,9 +258,7 @@ def _nearest(
     expected: Costs,
     now: float,
 ) -> str | None:
-    """The worker with the cache at which the ticket would wait least, if that is less than to do
-    the work again.
-    """
+    """The worker with the cache where the wait is least, if it is less than to do the work again."""
     waits = [
         (wait(other, backlog.get(other.name, 0), expected), other.name)
         for other in peers
@@ -267,7 +270,7 @@ def _nearest(
 
 
 def wait(worker: Presence, forwarded: int, expected: Costs) -> float:
-    """Seconds that what waits for a worker will take it. `forwarded`: as of the `backlog` of `route`."""
+    """Seconds that what waits for a worker will take it; `forwarded` is its part of the `backlog`."""
     own = sum(job.slots for job in worker.running if not job.forwarded)
     waits = max(0, forwarded + own - worker.capacity)
     return waits * expected.warm / max(1, worker.capacity)
@@ -295,9 +298,7 @@ def makes(warmth: Warmth | None, worker: Presence, expected: Costs, now: float) 
 
 
 def slots(job: Ticket | Job, worker: Presence) -> int:
-    """The slots that a job takes of a worker: as many as it asks for, and as its memory and
-    processors are of it.
-    """
+    """The slots that a job takes of a worker: those it asks for, or its part of what is there."""
     parts = [job.slots, 1]
     if job.memory is not None and worker.memory:
         parts.append(math.ceil(job.memory * worker.capacity / worker.memory))
@@ -307,9 +308,7 @@ def slots(job: Ticket | Job, worker: Presence) -> int:
 
 
 class Stray(NamedTuple):
-    """Another worker's tickets that may be taken: when at least `at_least` wait (`min_pending` of
-    the engine).
-    """
+    """Another worker's tickets may be taken, if at least so many wait (the engine's `min_pending`)."""
 
     worker: str
     at_least: int
@@ -323,9 +322,9 @@ def strays(
     *,
     most: int = 4,
 ) -> list[Stray]:
-    """Where a worker that has found nothing else may take tickets: of workers that are gone or
-    paused, whatever
-    waits; of others, when more waits than a rebuild costs. At most `most`, the longest queues first.
+    """Where a worker that has found nothing else may take tickets, the longest queues first.
+
+    Of workers that are gone or paused, whatever waits; of others, what is more than a rebuild costs.
     """
     found: list[tuple[bool, float, Stray]] = []
     for worker, count in backlog.items():
@@ -347,9 +346,8 @@ def strays(
 def started(warmth: Warmth | None, worker: str, session: str, now: float) -> Warmth:
     """The hint's record when a worker begins a job of it without its cache.
 
-    To be written by compare-and-set *before* the job starts; who loses routes the ticket again,
-    and finds
-    the winner. So a cache is made once, however many jobs of a hint come at the same time.
+    To be written by compare-and-set *before* the job starts; who loses routes the ticket again, and
+    finds the winner. So a cache is made once, however many jobs of a hint come at the same time.
     """
     was = warmth or Warmth()
     others = tuple(maker for maker in was.making if maker[0] != worker)
@@ -366,8 +364,7 @@ def ended(
     well: bool,
     useful: bool,
 ) -> Warmth:
-    """The hint's record when a job of it ended on a worker after `seconds`, where it was thought
-    to be `warm` or not.
+    """The hint's record when a job of it ended after `seconds` on a worker that was taken for `warm`.
 
     `well`: it did what it should, so that the time it took counts. `useful`: the worker has its cache
     now; a build that failed in its last step has left all those before.
