@@ -14,6 +14,7 @@ from obuilder.cli.options import (
     human,
     is_quiet,
     seconds,
+    secrets,
 )
 from obuilder.cli.results import show, when
 from obuilder.errors import UsageError
@@ -53,6 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     subs["rerun"].add_argument(
         "--detach", action="store_true", help="print the new job's name and leave it alone"
     )
+    subs["rerun"].add_argument(
+        "--secret", action="append", default=[], metavar="ID:FILE",
+        help="a secret's value again, as `submit` takes it",
+    )  # fmt: skip
     wait = subs["wait"]
     wait.add_argument(
         "-o", "--output", action="append", default=[], metavar="OUTPUT",
@@ -203,8 +208,10 @@ def _cancel(args: argparse.Namespace) -> int:
 def _rerun(args: argparse.Namespace) -> int:
     from obuilder.cli.remote import as_client, finished, followed
 
+    values = secrets(args.secret)
+
     async def rerun(client: "Client") -> "tuple[Ref, list[State]]":
-        ref = await client.rerun(await client.find(args.id))
+        ref = await client.rerun(await client.find(args.id), values)
         if args.detach:
             return ref, []
         sys.stderr.write(f"job {ref.id} on {ref.pool}\n")
