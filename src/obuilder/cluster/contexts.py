@@ -25,7 +25,7 @@ from obuilder.system.files import copy_data, remove_tree, write_all
 from obuilder.system.tree import Entry, Ignored, scan
 
 Kind = Literal["file", "dir", "symlink", "hardlink"]
-_AT_ONCE = 16
+_AT_ONCE = 64
 """Files on the way at one time."""
 
 
