@@ -8,17 +8,19 @@ import anyio
 import msgspec
 from msgspec import Struct
 
-from obuilder.cluster import names
-from obuilder.cluster.credentials import Authority, Credentials, authority_of
+from obuilder.cluster import layout, members, names
+from obuilder.cluster.credentials import Credentials, authority_of
 from obuilder.cluster.engine import Conflict, Engine, Stored
 from obuilder.cluster.messages import (
     Answer,
     Client,
     Known,
+    Outcome,
     Paused,
     Pool,
     Presence,
     Share,
+    State,
     Ticket,
     decode,
     encode,
@@ -83,16 +85,17 @@ class View(Struct, frozen=True):
 class Admin:
     """An administrator, connected."""
 
-    def __init__(self, engine: Engine, authority: Authority, name: str) -> None:
-        self.engine, self.authority, self._name = engine, authority, name
+    def __init__(self, engine: Engine, credentials: Credentials) -> None:
+        self.engine, self._credentials = engine, credentials
+        self.authority = authority_of(credentials)
 
     @classmethod
     @asynccontextmanager
     async def open(cls, credentials: Credentials) -> AsyncIterator["Admin"]:
         """Connect. ClusterError, Refused; UsageError for others' credentials."""
-        authority = authority_of(credentials)
+        authority_of(credentials)
         async with Engine.connect(credentials, name=credentials.name) as engine:
-            yield cls(engine, authority, credentials.name)
+            yield cls(engine, credentials)
 
     # --- looking -----------------------------------------------------------------------------
 
@@ -206,7 +209,7 @@ class Admin:
             view.named(worker)
         if (await self._pauses(pool)).get(worker) is not None:
             return False
-        record = Paused(reason=reason, by=self._name, at=time.time())
+        record = Paused(reason=reason, by=self._credentials.name, at=time.time())
         await self.engine.put(names.pause(pool, worker), encode(record))
         return True
 
@@ -303,10 +306,69 @@ class Admin:
         found = (await self.view(pool)).named(worker)
         if found.presence is not None:
             raise UsageError(f"the worker {worker} is still connected", hint="stop it first")
-        for subject in (names.known(pool, worker), names.pause(pool, worker)):
-            await self.engine.remove(names.state_of(pool), subject)
+        if found.waiting:
+            raise UsageError(
+                f"{found.waiting} jobs wait for {worker}",
+                hint="other workers take them when it is gone for long; try again then",
+            )
+        await layout.drop_worker(self.engine, pool, worker)
+
+    async def add_worker(self, pool: str, worker: str) -> Credentials:
+        """Credentials for a worker. NoSuchPool, UsageError."""
+        await self.pool(pool)
+        return await members.add_worker(self.engine, self._credentials, pool, worker)
+
+    # --- pools ---------------------------------------------------------------------------------
+
+    async def add_pool(self, name: str, platform: str = "") -> Pool:
+        """Make a pool, or give it another platform. UsageError."""
+        return await layout.ensure_pool(self.engine, self.authority, name, platform=platform)
+
+    async def remove_pool(self, name: str) -> int:
+        """Remove a pool; how many of its jobs that waited are cancelled. UsageError if it has workers."""
+        view = await self.view(name)
+        there = [worker.name for worker in view.workers if worker.presence is not None]
+        if there:
+            raise UsageError(
+                f"the pool {name} has workers: {', '.join(there)}", hint="stop them first"
+            )
+        count = 0
+        for client in await self.clients():
+            count += await self._cancel_waiting(client.name, name, "its pool was removed")
+        await layout.drop_pool(self.engine, name)
+        return count
 
     # --- clients -------------------------------------------------------------------------------
+
+    async def add_client(self, name: str) -> Credentials:
+        """Credentials for a client: a new one, or one more user of one that is there. UsageError."""
+        return await members.add_client(self.engine, self._credentials, name)
+
+    async def remove_client(self, name: str) -> int:
+        """Cut a client off, at once; how many of its jobs that waited are cancelled. UsageError."""
+        if name not in {client.name for client in await self.clients()}:
+            raise UsageError(f"there is no client {name!r}", hint="`obuilder cluster clients`")
+        await members.remove_client(self.engine, self._credentials, name)
+        return await self._cancel_waiting(name, "*", "its client was removed")
+
+    async def _cancel_waiting(self, client: str, pool: str, reason: str) -> int:
+        """Note that jobs which wait are not done."""
+        count = 0
+        stream, subject = names.jobs_of(client), names.job(client, pool, "*", "state")
+        for found in await self.engine.each(stream, subject):
+            state = decode(found.data, State)
+            if state.phase != "queued":
+                continue
+            outcome = Outcome(code="cancelled", message=f"cancelled: {reason}", exit_status=130)
+            ended = msgspec.structs.replace(
+                state, phase="cancelled", ended=time.time(), log_end=0, outcome=outcome
+            )
+            try:
+                await self.engine.put(found.subject, encode(ended), expect=found.seq)
+                count += 1
+            except Conflict:
+                continue  # a worker was faster
+        return count
 
     async def set_rate(self, pool: str, client: str, rate: float) -> None:
         """How much of a pool a client gets beside others. UsageError, NoSuchPool."""

@@ -50,7 +50,7 @@ class Blobs:
                 end = await self._engine.last(self._stream, ends[0])
                 found += [] if end is None else [end]
             else:
-                found += await self._engine.each(self._stream, *ends)
+                found += await self._engine.named(self._stream, ends)
         since = time.time() - _STALE
         return set(wanted) - {end.subject.split(".")[2] for end in found if end.time > since}
 

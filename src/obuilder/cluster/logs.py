@@ -383,7 +383,13 @@ class _Follower:
 
     async def run(self, show: Show) -> None:
         """Until the job ends."""
-        self._engine.on_reconnect(self._again)
+        stop = self._engine.on_reconnect(self._again)
+        try:
+            await self._run(show)
+        finally:
+            stop()
+
+    async def _run(self, show: Show) -> None:
         state = names.job(*self._job, "state")
         async with (
             self._engine.subscribe(names.log(*self._job)) as messages,
