@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 import anyio
@@ -53,14 +53,17 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         "--fix", action="store_true", help="put right what can be put right"
     )
     subs["add-pool"].add_argument(
-        "--platform", metavar="OS/ARCH", default="", help="what its workers must be; anything if not given"
+        "--platform",
+        metavar="OS/ARCH",
+        default="",
+        help="what its workers must be; anything if not given",
     )
     for sub in subs.values():
         add_cluster(sub)
         add_messages(sub)
 
 
-def _add_places(subs: dict[str, argparse.ArgumentParser]) -> None:
+def _add_places(subs: Mapping[str, argparse.ArgumentParser]) -> None:
     for name, sub in subs.items():
         if name in ("show", "pause", "unpause", "drain", "update", "forget", "exec", "set-rate"):
             optional = "?" if name == "show" else None
@@ -150,7 +153,9 @@ def _worker_record(worker: "Worker") -> dict[str, object]:
 def _lines(view: "View") -> list[str]:
     platform = f" ({view.pool.platform})" if view.pool.platform else ""
     lines = [f"pool: {view.pool.name}{platform}", f"capacity: {view.capacity}"]
-    running = {job.id for worker in view.workers if worker.presence for job in worker.presence.running}
+    running = {
+        job.id for worker in view.workers if worker.presence for job in worker.presence.running
+    }
     waiting = [ticket for ticket in view.queue if ticket.id not in running]
     lines.append(f"queue: [{' '.join(_ticket(ticket) for ticket in reversed(waiting))}]")
     there = [worker for worker in view.workers if worker.presence is not None]

@@ -14,7 +14,6 @@ from obuilder.cli.options import (
     human,
     is_quiet,
     seconds,
-    secrets,
 )
 from obuilder.cli.results import show, when
 from obuilder.errors import UsageError
@@ -54,10 +53,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     subs["rerun"].add_argument(
         "--detach", action="store_true", help="print the new job's name and leave it alone"
     )
-    subs["rerun"].add_argument(
-        "--secret", action="append", default=[], metavar="ID:FILE",
-        help="a secret's value again, as `submit` takes it",
-    )  # fmt: skip
     wait = subs["wait"]
     wait.add_argument(
         "-o", "--output", action="append", default=[], metavar="OUTPUT",
@@ -208,10 +203,8 @@ def _cancel(args: argparse.Namespace) -> int:
 def _rerun(args: argparse.Namespace) -> int:
     from obuilder.cli.remote import as_client, finished, followed
 
-    values = secrets(args.secret)
-
     async def rerun(client: "Client") -> "tuple[Ref, list[State]]":
-        ref = await client.rerun(await client.find(args.id), values)
+        ref = await client.rerun(await client.find(args.id))
         if args.detach:
             return ref, []
         sys.stderr.write(f"job {ref.id} on {ref.pool}\n")

@@ -1,4 +1,4 @@
-"""What administrators do with pools, their workers and clients. Nothing here has to run for jobs to flow."""
+"""What administrators do with pools, workers and clients. Jobs flow without any of it."""
 
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -325,7 +325,7 @@ class Admin:
         return await layout.ensure_pool(self.engine, self.authority, name, platform=platform)
 
     async def remove_pool(self, name: str) -> int:
-        """Remove a pool; how many of its jobs that waited are cancelled. UsageError if it has workers."""
+        """Remove a pool; how many jobs that waited are cancelled. UsageError: it has workers."""
         view = await self.view(name)
         there = [worker.name for worker in view.workers if worker.presence is not None]
         if there:

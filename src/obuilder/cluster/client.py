@@ -143,19 +143,19 @@ class Client:
         wishes: Wishes = Wishes(),  # noqa: B008 - frozen
     ) -> Ref:
         """Queue a job. It is there once this returns, come what may. NoSuchPool, ClusterError."""
-        target, name = await self.pool(pool), names.new_job()
+        target = await self.pool(pool)
         job = Job(
-            id=name, client=self.name, pool=pool, work=work, context=context,
+            id=names.new_job(), client=self.name, pool=pool, work=work, context=context,
             title=wishes.title, hint=wishes.hint, urgent=wishes.urgent, slots=wishes.slots,
             memory=wishes.memory, cpus=wishes.cpus, seconds=wishes.seconds,
             attempts=wishes.attempts, attached=wishes.attached, submitted=time.time(),
-            secrets=_sealed(wishes.secrets, target, name),
+            secrets=tuple((key, seal(target.key, value)) for key, value in wishes.secrets.items()),
         )  # fmt: skip
         return await self._put(job)
 
     async def _put(self, job: Job) -> Ref:
         at = (job.client, job.pool, job.id)
-        signed = sign(job, self._credentials.key)
+        signed = sign(encode(job), self._credentials)
         if job.attached:
             await self._engine.put(names.job(*at, "lease"), b"", ttl=LEASE)
         state = State(submitted=job.submitted, title=job.title, hint=job.hint, urgent=job.urgent)
@@ -296,25 +296,14 @@ class Client:
                 continue
             return True
 
-    async def rerun(self, ref: Ref, secrets: Mapping[str, bytes] | None = None) -> Ref:
-        """Do a job again, with the same files. UsageError.
-
-        Its secrets were sealed for that job alone: they have to be given anew.
-        """
-        before, given, name = await self.job(ref), secrets or {}, names.new_job()
-        lacking = [secret for secret, _ in before.secrets if secret not in given]
-        if lacking:
-            raise UsageError(
-                f"the job {ref.id} has secrets, which have to be given anew: {', '.join(lacking)}",
-                hint="--secret ID:FILE gives one",
-            )
-        sealed = _sealed(given, await self.pool(ref.pool), name)
+    async def rerun(self, ref: Ref) -> Ref:
+        """Do a job again, with the same files and secrets. UsageError."""
+        before = await self.job(ref)
         return await self._put(
             msgspec.structs.replace(
-                before, id=name, rerun=before.id, submitted=time.time(), attached=False,
-                secrets=sealed,
+                before, id=names.new_job(), rerun=before.id, submitted=time.time(), attached=False
             )
-        )  # fmt: skip
+        )
 
     # --- as a local builder ----------------------------------------------------------------------
 
@@ -353,15 +342,12 @@ class Client:
         return Result(outcome.result, cached=outcome.cached, ran=outcome.ran, seconds=seconds)
 
 
-def _sealed(
-    secrets: Mapping[str, bytes], pool: Pool, job: str
-) -> tuple[tuple[str, bytes], ...]:
-    return tuple((name, seal(value, pool.key, job)) for name, value in secrets.items())
-
-
 def ticket_of(job: Job) -> Ticket:
     """A job's place in the queue."""
-    return Ticket(id=job.id, client=job.client, hint=job.hint, urgent=job.urgent, slots=job.slots)
+    return Ticket(
+        id=job.id, client=job.client, hint=job.hint, urgent=job.urgent, slots=job.slots,
+        memory=job.memory, cpus=job.cpus,
+    )  # fmt: skip
 
 
 def error_of(outcome: Outcome, phase: Phase) -> ObuilderError:

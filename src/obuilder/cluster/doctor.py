@@ -129,7 +129,8 @@ async def _workers(admin: Admin, pool: str) -> list[Finding]:
 
 async def _tickets(admin: Admin, pool: str, clients: list[str], *, fix: bool) -> list[Finding]:
     """Tickets that nobody will take: of clients that are none any more, or that can't be read."""
-    found, strange = [], {}
+    found: list[Finding] = []
+    strange: dict[str, int] = {}
     queue = names.queue_of(pool)
     async for stored in admin.engine.read(queue, f"sub.*.{pool}.>"):
         client = stored.subject.split(".")[1]

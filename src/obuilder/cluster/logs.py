@@ -239,14 +239,15 @@ def _merged(found: list[events.Event]) -> list[events.Event]:
     pieces: list[bytes] = []
     for event in found:
         last = merged[-1] if merged else None
-        if isinstance(event, events.Output):
-            if isinstance(last, events.Output) and last.key == event.key:
-                pieces.append(event.data)
-                continue
-        _close(merged, pieces)
-        if isinstance(event, events.Output):
+        if not isinstance(event, events.Output):
+            _close(merged, pieces)
+            merged.append(event)
+        elif isinstance(last, events.Output) and last.key == event.key:
             pieces.append(event.data)
-        merged.append(event)
+        else:
+            _close(merged, pieces)
+            merged.append(event)
+            pieces.append(event.data)
     _close(merged, pieces)
     return merged
 
