@@ -171,7 +171,7 @@ class Outcome(Struct, frozen=True):
 
 
 class State(Message, frozen=True, kw_only=True):
-    """Where a job is. Changed by compare-and-set alone; `attempt` fences a worker that was thought dead."""
+    """Where a job is. Changed by compare-and-set alone; `attempt` fences who was thought dead."""
 
     phase: Phase = "queued"
     attempt: int = 0
@@ -258,7 +258,7 @@ class Paused(Message, frozen=True, kw_only=True):
 
 
 class Share(Message, frozen=True, kw_only=True):
-    """What a client has had of a pool: start-time fair queueing. `time` is its virtual time in seconds."""
+    """What a client has had of a pool: `time` is its virtual time in seconds."""
 
     rate: float = 1.0
     time: float = 0.0
