@@ -89,6 +89,8 @@ ping_interval: "20s"
 jetstream {{
   store_dir: "{directory}/streams"
   sync_interval: always
+  # Bounds of streams are upper bounds, not set aside: the disk is what there is.
+  max_file_store: 1PB
 }}
 operator: "{accounts.operator_token(authority.master)}"
 system_account: {system}
