@@ -89,8 +89,7 @@ ping_interval: "20s"
 jetstream {{
   store_dir: "{directory}/streams"
   sync_interval: always
-  # Bounds of streams are upper bounds, not set aside: the disk is what there is.
-  max_file_store: 1PB
+  max_file_store: 1000TB  # what streams may grow to is no claim on the disk
 }}
 operator: "{accounts.operator_token(authority.master)}"
 system_account: {system}
