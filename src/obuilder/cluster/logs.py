@@ -147,7 +147,7 @@ class LogWriter:
         with anyio.move_on_after(rest, shield=error is not None):
             await self._stored.wait()
         self._tasks.cancel_scope.cancel()
-        await self._tasks.__aexit__(kind, error, trace)
+        await self._tasks.__aexit__(None, None, None)  # whose error it is raises it
 
     async def _send(self) -> None:
         assert self._tasks is not None
