@@ -382,7 +382,7 @@ class Engine:
                 while True:
                     message: Msg | None = None
                     with anyio.move_on_after(_ATTEMPT):
-                        message = await self._next(answers, subject)
+                        message = await self._next(answers.receive, subject)
                     status = 503 if message is None else _status(message)
                     if message is None or status == 503:
                         break
