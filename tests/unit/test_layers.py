@@ -1,6 +1,7 @@
 """Unpacking layers: what honest ones mean, and what hostile ones can't do."""
 
 import gzip
+import hashlib
 import io
 import os
 import random
@@ -15,7 +16,7 @@ from obuilder.backends.protocols import HostDir
 from obuilder.engine.inputs import drive
 from obuilder.errors import BadImage, DigestMismatch, StoreFull
 from obuilder.oci import streams
-from obuilder.oci.layers import unpack
+from obuilder.oci.layers import unpack, unpack_blob
 from obuilder.oci.platforms import host_platform
 from obuilder.oci.streams import decompressed
 from obuilder.system import linux
@@ -229,6 +230,16 @@ def test_packed_zeros_are_a_bomb_when_there_are_too_many(tmp_path, monkeypatch, 
     else:
         fetch_tar(tmp_path, packed)
     fetch_tar(tmp_path, gzip.compress(archive(("y", F, random.Random(1).randbytes(1 << 22)))))
+
+
+@pytest.mark.parametrize("missing", [1024 + 500, 1024])
+def test_a_layer_may_lack_its_last_zeros(root, missing):
+    data = archive(("x", F, b"1" * 12))[: -10240 + 2048 - missing]
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    unpack_blob(io.BytesIO(gzip.compress(data)), digest, "it", str(root), SAME, print)
+    assert (root / "x").read_bytes() == b"1" * 12
+    with pytest.raises((BadImage, DigestMismatch)):
+        unpack_blob(io.BytesIO(gzip.compress(data[:-1])), digest, "it", str(root), SAME, print)
 
 
 def test_a_chain_of_headers_is_refused(root):

@@ -14,6 +14,7 @@ from obuilder.oci.streams import (
     UNREADABLE,
     Counted,
     Hashed,
+    Padded,
     decompressed,
     read_tar,
 )
@@ -77,7 +78,7 @@ def unpack_blob(
         packed = Counted(blob)
         with decompressed(packed) as content:
             hashed = Hashed(content, packed, most)
-            unpack(hashed, root, idmap, note)  # type: ignore[arg-type] # reads like one
+            unpack(Padded(hashed), root, idmap, note)  # type: ignore[arg-type] # reads like one
             hashed.finish(digest, what)
     except UNREADABLE as error:
         raise BadImage(f"{what} is damaged: {error}") from error
