@@ -1,4 +1,4 @@
-"""What each member of a cluster may say and hear: accounts, permissions, and the tokens that say so. Pure.
+"""What each member of a cluster may say and hear: accounts, permissions, and their tokens. Pure.
 
 The main account owns all streams. Each client has an account of its own without any, which imports
 its own subjects alone; workers are users of the main account, fenced by permissions to their pool and
@@ -25,7 +25,7 @@ _STORAGE = {
 _DIRECT = "$JS.API.DIRECT.GET"
 _LIVE = "live"
 POOLS = "POOLS"
-"""The stream that clients have for CLUSTER: a mirror of its pools."""
+"""The stream that clients have for CLUSTER: a copy of its pools."""
 
 
 def inbox(public: str) -> str:

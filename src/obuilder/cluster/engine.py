@@ -13,10 +13,10 @@ from secrets import token_hex
 from typing import Any
 
 import anyio
-import nats
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from msgspec import Struct
 from nats import errors as nats_errors
+from nats.aio.client import Client as Connection
 from nats.aio.msg import Msg
 
 from obuilder.cluster.accounts import inbox, live
@@ -78,7 +78,7 @@ class Engine:
         self._name = name
         key = credentials.key
         self._key, self._inbox = key, inbox(key.public)
-        self._client = nats.NATS()
+        self._client = Connection()
         self._waiting: dict[str, MemoryObjectSendStream[Msg]] = {}
         self._refused: dict[str, str] = {}
         self._callbacks: list[Callable[[], None]] = []
@@ -118,13 +118,13 @@ class Engine:
                         # It has the client send what the two functions below give.
                         user=self.credentials.name,
                         signature_cb=self._sign,
-                        user_jwt_cb=lambda: self.credentials.jwt.encode(),
+                        user_jwt_cb=self.credentials.jwt.encode,
                         inbox_prefix=self._inbox,
                         tls=_tls(self.credentials),
                         error_cb=self._error,
                         reconnected_cb=self._reconnected,
                         max_reconnect_attempts=-1,
-                        reconnect_time_wait=0.25,
+                        reconnect_time_wait=0.25,  # type: ignore[arg-type] # it only sleeps so long
                         connect_timeout=3,
                         ping_interval=15,
                         max_outstanding_pings=2,
@@ -147,7 +147,7 @@ class Engine:
 
     def _unreachable(self) -> ClusterError:
         where, last = ", ".join(self.credentials.urls), self._last
-        if isinstance(last, nats_errors.AuthorizationError):
+        if _unknown(last):
             return Refused(
                 f"the cluster at {where} does not know these credentials",
                 hint="they were revoked, or are another cluster's",
@@ -186,7 +186,7 @@ class Engine:
     async def _error(self, error: Exception) -> None:
         self._last = error
         text = str(error)
-        if isinstance(error, ssl.SSLError | nats_errors.AuthorizationError):
+        if isinstance(error, ssl.SSLError) or _unknown(error):
             self._failed.set()
         elif "ermissions violation" in text and '"' in text:
             self._refused[text.split('"')[1]] = text.removeprefix("nats: ")
@@ -236,14 +236,8 @@ class Engine:
         self._refused.pop(subject, None)
         async with self._ask(subject, data, headers) as answers:
             with anyio.move_on_after(seconds):
-                while True:
-                    with anyio.move_on_after(0.1):
-                        message = await answers.receive()
-                        return None if _status(message) == 503 else message
-                    if denied := self._refused.pop(subject, None):
-                        raise Refused(f"the cluster does not let {self._name} do that: {denied}")
-                    if self.closed:
-                        raise Refused("the cluster has ended this connection")
+                message = await self._next(answers.receive, subject)
+                return None if _status(message) == 503 else message
         return None
 
     async def _insist(
@@ -267,7 +261,9 @@ class Engine:
 
     async def _api(self, verb: str, asked: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """An answer of JetStream's interface. Missing, ClusterError."""
-        message = await self._insist(f"$JS.API.{verb}", json.dumps(asked).encode() if asked else b"")
+        message = await self._insist(
+            f"$JS.API.{verb}", json.dumps(asked).encode() if asked else b""
+        )
         found: dict[str, Any] = json.loads(message.data)
         if error := found.get("error"):
             text = str(error.get("description", "it failed"))
@@ -397,7 +393,7 @@ class Engine:
                 while True:
                     message: Msg | None = None
                     with anyio.move_on_after(_ATTEMPT):
-                        message = await self._next(answers, subject_)
+                        message = await self._next(answers.receive, subject_)
                     status = 0 if message is None else _status(message)
                     if message is None or status == 503:
                         break
@@ -420,10 +416,11 @@ class Engine:
                     raise ClusterError(f"the cluster gave no answer ({subject_})")
                 await anyio.sleep(0.2)
 
-    async def _next(self, answers: Answers, subject: str) -> Msg:
+    async def _next(self, receive: Callable[[], Awaitable[Msg]], subject: str) -> Msg:
+        """The next answer to what was sent to `subject`. Refused."""
         while True:
             with anyio.move_on_after(0.2):
-                return await answers.receive()
+                return await receive()
             if denied := self._refused.pop(subject, None):
                 raise Refused(f"the cluster does not let {self._name} do that: {denied}")
             if self.closed:
@@ -496,13 +493,15 @@ class Engine:
 
         self._callbacks.append(wake)
         try:
-            async with self._listen(live(filter_)) as messages:
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(listen, messages)
-                    tasks.start_soon(list_all)
-                    with send, receive:
-                        yield receive
-                    tasks.cancel_scope.cancel()
+            async with (
+                self._listen(live(filter_)) as messages,
+                anyio.create_task_group() as tasks,
+            ):
+                tasks.start_soon(listen, messages)
+                tasks.start_soon(list_all)
+                with send, receive:
+                    yield receive
+                tasks.cancel_scope.cancel()
         finally:
             self._callbacks.remove(wake)
 
@@ -534,18 +533,19 @@ class Engine:
         if min_pending is not None:
             asked["min_pending"] = min_pending
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
-        async with self._ask(subject, json.dumps(asked).encode()) as answers:
+        # What is delivered has its own subject, so it can't be told by that whose answer it is.
+        reply = f"{self._inbox}.pull.{token_hex(12)}"
+        async with self._listen(reply) as answers:
+            await self._send(subject, json.dumps(asked).encode(), reply)
             with anyio.move_on_after(wait + 2):
-                message = await self._next(answers, subject)
-                status = _status(message)
+                message = await self._next(answers.__anext__, subject)
+                status, said = _status(message), _description(message)
                 if status == 0:
                     return Delivery(self, message)
-                if status == 503 or (status == 409 and b"eleted" in _description(message)):
+                if status == 503 or (status == 409 and "Consumer Deleted" in said):
                     raise Missing(f"there is no consumer {consumer} of {stream}")
-                if status in (400, 409) and b"eader" not in _description(message):
-                    text = _description(message).decode(errors="replace")
-                    if status == 400:
-                        raise ClusterError(f"the cluster does not give of {consumer}: {text}")
+                if status == 400:
+                    raise ClusterError(f"the cluster gives nothing of {consumer}: {said}")
         return None
 
     # --- administration --------------------------------------------------------------------------
@@ -606,8 +606,7 @@ class Engine:
         async with self._ask(subject) as answers:
             with anyio.move_on_after(seconds):
                 async for message in answers:
-                    if _status(message) == 0:
-                        found.append(bytes(message.data))
+                    found += [bytes(message.data)] * (_status(message) == 0)
         return found
 
 
@@ -643,6 +642,12 @@ class Delivery:
 _GONE = {"Nats-Marker-Reason": "Remove"}
 
 
+def _unknown(error: Exception | None) -> bool:
+    """Whether the server does not know who we are."""
+    text = str(error).lower()
+    return "authorization violation" in text or "authentication" in text
+
+
 def _tls(credentials: Credentials) -> ssl.SSLContext | None:
     if credentials.ca is None and not any(url.startswith("tls:") for url in credentials.urls):
         return None
@@ -655,8 +660,8 @@ def _status(message: Msg) -> int:
     return int(status) if status.isdigit() else 0
 
 
-def _description(message: Msg) -> bytes:
-    return (message.headers or {}).get("Description", "").encode()
+def _description(message: Msg) -> str:
+    return (message.headers or {}).get("Description", "")
 
 
 def _temporary(message: Msg) -> bool:
@@ -704,4 +709,7 @@ def _time(text: str) -> float:
 
 def _within(asked: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
     """Whether a stream has all the settings that are asked for."""
-    return all(found.get(name) == value or (not value and name not in found) for name, value in asked.items())
+    return all(
+        found.get(name) == value or (not value and name not in found)
+        for name, value in asked.items()
+    )

@@ -1,4 +1,4 @@
-"""Which streams and consumers a cluster has, with their settings: makes them, and brings them up to date.
+"""Which streams and consumers a cluster has, with their settings: makes and updates them.
 
 Everything may be called again at any time; what is right already is left alone.
 """
@@ -51,12 +51,13 @@ async def ensure_cluster(engine: Engine, replicas: int) -> None:
     await engine.ensure_stream(
         _stream(names.CLUSTER, [names.pool(), names.client()], replicas, **_ONE_EACH)
     )
-    mirror = {
+    # A mirror would answer what is asked of CLUSTER itself, too.
+    copy = {
         "name": POOLS, "storage": "file", "num_replicas": replicas, "allow_direct": True,
         "max_msgs_per_subject": 1, "allow_msg_ttl": True,
-        "mirror": {"name": names.CLUSTER, "filter_subject": names.pool()},
+        "sources": [{"name": names.CLUSTER, "filter_subject": names.pool()}],
     }  # fmt: skip
-    await engine.ensure_stream(mirror)
+    await engine.ensure_stream(copy)
 
 
 async def ensure_pool(
@@ -93,7 +94,8 @@ async def ensure_pool(
 
 async def drop_pool(engine: Engine, name: str) -> None:
     """Remove a pool with all that waits in it."""
-    await engine.remove(names.CLUSTER, names.pool(name))
+    for stream in (names.CLUSTER, POOLS):
+        await engine.remove(stream, names.pool(name))
     await engine.drop_stream(names.queue_of(name))
     await engine.drop_stream(names.state_of(name))
 
