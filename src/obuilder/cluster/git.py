@@ -175,9 +175,7 @@ def _discard(tree: str) -> None:
         remove_tree(tree)
 
 
-async def _git(
-    *words: str, at: str | None = None, env: tuple[str, ...] = ()
-) -> tuple[int, str]:
+async def _git(*words: str, at: str | None = None, env: tuple[str, ...] = ()) -> tuple[int, str]:
     """Run git to its end; cancelling ends it. Its status and the end of what it said. StoreError."""
     said = bytearray()
 

@@ -154,15 +154,17 @@ class Queue:
             if kind == "run"
             else names.waiting(first, urgent=urgent)
         )
+        stream = names.queue_of(self._name)
+        delivery = await self._engine.pull(stream, consumer, wait=0)
+        if delivery is None:
+            return None  # another worker was faster: nothing need be read
         survey = await self._look()
         workers = {**survey.workers, self._worker: me}
-        return await self._pull(consumer, me, workers, _backlog(survey.pending), None)
+        return await self._consider(delivery, me, workers, _backlog(survey.pending), charge=None)
 
     async def resume(self, holding: Holding, me: Presence) -> Taken | None:
         """The job that was held, once there is room for it. None if it is not wanted any more."""
-        found = await self._consider(
-            holding.delivery, me, {}, {}, charge=holding.charge, stay=True
-        )
+        found = await self._consider(holding.delivery, me, {}, {}, charge=holding.charge, stay=True)
         return found if isinstance(found, Taken) else None
 
     async def _look(self) -> _Survey:
