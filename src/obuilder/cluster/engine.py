@@ -7,7 +7,7 @@ number. A connection that breaks is made again, for ever; what was asked meanwhi
 
 import json
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from secrets import token_hex
 from typing import Any
@@ -33,6 +33,7 @@ PATIENCE = 40.0
 """Seconds for a request with all its tries: an election in a cluster takes some."""
 _BATCH = 1000
 _BYTES = 4 << 20
+_NAMED = 512
 _GROUP = "all"
 """The priority group of all consumers."""
 _TEMPORARY = frozenset((10008, 10002, 10009, 10074, 10077, 10118, 10157))
@@ -175,9 +176,10 @@ class Engine:
         """Whether it is over: the cluster has no place for us any more."""
         return bool(self._client.is_closed)
 
-    def on_reconnect(self, callback: Callable[[], None]) -> None:
-        """Call something each time the connection was made again."""
+    def on_reconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call something each time the connection was made again. What ends that."""
         self._callbacks.append(callback)
+        return lambda: self._callbacks.remove(callback)
 
     async def _reconnected(self) -> None:
         for callback in tuple(self._callbacks):
@@ -363,6 +365,34 @@ class Engine:
                 if not message.removed:
                     found[message.subject] = message
         return sorted(found.values(), key=lambda message: message.seq)
+
+    async def named(self, stream: str, subjects: Sequence[str]) -> list[Stored]:
+        """The last messages of these subjects, many at a time: for small ones."""
+        found: list[Stored] = []
+        for at in range(0, len(subjects), _NAMED):
+            asked = {"multi_last": list(subjects[at : at + _NAMED]), "batch": _NAMED}
+            found += await self._several(f"$JS.API.DIRECT.GET.{stream}", json.dumps(asked).encode())
+        return found
+
+    async def _several(self, subject: str, asked: bytes) -> list[Stored]:
+        until = anyio.current_time() + self.patience
+        while anyio.current_time() < until:
+            found: list[Stored] = []
+            async with self._ask(subject, asked) as answers:
+                while True:
+                    message: Msg | None = None
+                    with anyio.move_on_after(_ATTEMPT):
+                        message = await self._next(answers.receive, subject)
+                    status = 503 if message is None else _status(message)
+                    if message is None or status == 503:
+                        break
+                    if status in (204, 404):
+                        return [each for each in found if not each.removed]
+                    if status >= 400:
+                        raise ClusterError(f"the cluster can't answer {subject}: {status}")
+                    found.append(_stored(message))
+            await anyio.sleep(0.2)
+        raise ClusterError(f"the cluster gave no answer ({subject})")
 
     async def _each_by_name(self, stream: str, subjects: tuple[str, ...]) -> list[Stored]:
         found: list[Stored] = []
