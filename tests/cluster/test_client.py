@@ -7,12 +7,12 @@ import os
 import pathlib
 import stat
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
-import clusters
 import pytest
 
+import clusters
 from obuilder import events
 from obuilder.cluster import contexts, logs, names
 from obuilder.cluster.admin import Admin
@@ -23,6 +23,7 @@ from obuilder.cluster.credentials import authority_of
 from obuilder.cluster.doctor import examine
 from obuilder.cluster.engine import Engine
 from obuilder.cluster.messages import (
+    Answer,
     Build,
     Outcome,
     Presence,
@@ -32,7 +33,7 @@ from obuilder.cluster.messages import (
     encode,
 )
 from obuilder.engine.inputs import Contexts
-from obuilder.errors import ClusterError, CopyError, NoSuchPool, Refused, StepFailed, UsageError
+from obuilder.errors import ClusterError, CopyError, NoSuchPool, StepFailed, UsageError
 from obuilder.spec.decode import parse
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("client")]
@@ -145,13 +146,8 @@ async def test_a_file_that_changes_while_it_is_sent_is_not_taken(cluster, alice,
     async with Client.open(alice) as client:
         collected = contexts.collect(None, str(tree))
         (tree / "run.sh").write_text("other")
-        with pytest.raises((CopyError, ExceptionGroup)) as caught:
+        with pytest.raises(CopyError, match="changed"):
             await contexts.send(client.blobs, collected)
-        assert (
-            caught.group_contains(CopyError, match="changed")
-            if isinstance(caught.value, ExceptionGroup)
-            else True
-        )
 
 
 @pytest.mark.parametrize(
@@ -264,10 +260,10 @@ async def test_a_new_attempt_begins_the_log_anew(cluster, alice):
     async with both(cluster, alice) as (client, engine):
         ref = await client.submit(BUILD, clusters.POOL)
         lost = logs.LogWriter(engine, client.name, ref.pool, ref.id, 1)
-        with pytest.raises(RuntimeError, match="killed"):
+        with suppress(InterruptedError):
             async with lost:
                 lost(events.Output(KEY, b"first"))
-                raise RuntimeError("killed")
+                raise InterruptedError
         found = []
 
         async def follow():
@@ -422,8 +418,6 @@ async def test_an_update_tries_one_worker_first(cluster):
                 await admin.engine.remove(names.state_of("up"), at)
                 if back:
                     await admin.engine.put(at, presence(name, session="new"))
-                from obuilder.cluster.messages import Answer
-
                 return encode(Answer())
 
             async with admin.engine.serve(names.control("up", name, "update"), update):
@@ -474,28 +468,23 @@ async def test_the_doctor_finds_and_mends(cluster, alice):
         await admin.add_pool("sick")
         async with Client.open(alice) as client:
             ref = await client.submit(BUILD, "sick")
-        assert not await examine(admin, patience=0.1)
+        before = [one.what for one in await examine(admin, patience=0.1)]
+        assert not [what for what in before if "sick" in what]
         queue = names.queue_of("sick")
         await admin.engine.remove(queue, "sub.>")
         await admin.engine.drop_consumer(queue, names.waiting(alice.name, urgent=True))
         await admin.engine.put("sub.stranger.sick.n", b"?")
         late = presence("late", pool="sick", at=time.time() - 3600, paused=(("disk", "5 % free"),))
         await admin.engine.put(names.worker("sick", "late"), late)
-        import obuilder.cluster.doctor as doctor
-
-        doctor._YOUNG, before = 0.0, doctor._YOUNG
-        try:
-            said = [one.what for one in await examine(admin, patience=0.1)]
-            for part in (
-                "no place in the queue", "stranger, who is no client", "waits without a ticket",
-                "off the cluster's", "paused itself: disk",
-            ):  # fmt: skip
-                assert any(part in text for text in said), (part, said)
-            await examine(admin, fix=True, patience=0.1)
-            left = [one.what for one in await examine(admin, patience=0.1)]
-            assert all("late" in text for text in left), left
-        finally:
-            doctor._YOUNG = before
+        found = [one.what for one in await examine(admin, patience=0.1, young=0.0)]
+        for part in (
+            "no place in the queue", "stranger, who is no client", "waits without a ticket",
+            "off the cluster's", "paused itself: disk",
+        ):  # fmt: skip
+            assert any(part in what for what in found), (part, found)
+        await examine(admin, fix=True, patience=0.1, young=0.0)
+        left = [one.what for one in await examine(admin, patience=0.1, young=0.0)]
+        assert all("late" in what for what in left if "sick" in what), left
         assert await admin.engine.pending(queue, ">") == {f"sub.{alice.name}.sick.n": 1}
         assert ref.pool == "sick"
 
@@ -507,6 +496,6 @@ async def test_others_credentials_are_refused(cluster, alice):
         async with Client.open(cluster.credentials):
             pass
     async with Client.open(alice) as client:
-        with pytest.raises((Refused, ClusterError)):
-            client.blobs._engine.patience = 1.0
+        client.blobs._engine.patience = 1.0
+        with pytest.raises(ClusterError):
             await client.blobs._engine.put(names.pause(clusters.POOL, "w1"), b"")
