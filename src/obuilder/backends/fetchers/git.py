@@ -81,7 +81,7 @@ def split(name: str) -> tuple[str, str, str, str]:
 
 
 def command(*words: str, at: str | None = None, env: tuple[str, ...] = ()) -> list[str]:
-    """git as it is run on what somebody else wrote, in the directory `at`; `env` is NAME=VALUE."""
+    """How git is run on what somebody else wrote, in the directory `at`; `env` is NAME=VALUE."""
     options = [word for option in _OPTIONS for word in ("-c", option)]
     place = ["-C", at] if at else []
     shell = ["sh", "-c", 'umask 022; exec git "$@"', "git"]
