@@ -54,8 +54,9 @@ def started(plan: Plan, cached: Container[Key]) -> events.BuildStarted:
     return events.BuildStarted(
         steps=tuple(
             events.StepInfo(
-                key=step.key, stage=step.stage, heading=step.heading, cached=step.key in cached
-            )
+                key=step.key, stage=step.stage, heading=step.heading,
+                cached=step.key in cached, needs=step.needs,
+            )  # fmt: skip
             for step in plan.steps.values()
         )
     )

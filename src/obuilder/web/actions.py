@@ -1,0 +1,116 @@
+"""What changes something: a form with POST, from somebody who knows the token, sent from a page of ours."""
+
+from urllib.parse import urlsplit
+
+import anyio
+from starlette.datastructures import FormData
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from obuilder.web import control
+from obuilder.web.pages import site_of
+from obuilder.web.session import LASTS
+from obuilder.web.site import COOKIE, THEME, Site
+
+_SLOWLY = anyio.CapacityLimiter(4)
+_WRONG = 1.0
+"""Seconds that a wrong token takes."""
+_YEAR = 365 * 86400
+
+
+async def _form(request: Request) -> FormData:
+    """The form of a request that a page of ours may have sent. HTTPException."""
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        raise HTTPException(403, "This form was sent from another site.")
+    return await request.form(max_files=0, max_fields=10)
+
+
+async def _admitted(request: Request) -> FormData:
+    """The same, of somebody who may change things. HTTPException."""
+    form, site = await _form(request), site_of(request)
+    session = site.session(request)
+    if session is None:
+        raise HTTPException(403, "To change things, log in with the token first.")
+    if not site.gate.proves(session, _text(form, "form")):
+        raise HTTPException(403, "This form is of another session: load the page again.")
+    return form
+
+
+def _text(form: FormData, name: str) -> str:
+    value = form.get(name, "")
+    return value if isinstance(value, str) else ""
+
+
+def _inside(address: str) -> str:
+    """An address of our own, or the first page."""
+    parts = urlsplit(address)
+    ours = address.startswith("/") and not address.startswith("//") and "\\" not in address
+    return address if ours and not parts.netloc and address.isprintable() else "/"
+
+
+def _to(address: str) -> Response:
+    return RedirectResponse(address, status_code=303)
+
+
+async def theme(request: Request) -> Response:
+    """Light, dark, or as the reader's system is."""
+    form = await _form(request)
+    answer = _to(_inside(_text(form, "back")))
+    answer.set_cookie(THEME, _text(form, "theme"), max_age=_YEAR, samesite="lax", httponly=True)
+    return answer
+
+
+async def login_page(request: Request) -> Response:
+    """Where the token is given."""
+    back = _inside(request.query_params.get("back", "/"))
+    return site_of(request).page(request, "login.html", back=back, wrong=False)
+
+
+async def login(request: Request) -> Response:
+    """Begin a session."""
+    form, site = await _form(request), site_of(request)
+    back = _inside(_text(form, "back"))
+    if not site.gate.admits(_text(form, "token")):
+        async with _SLOWLY:
+            await anyio.sleep(_WRONG)
+        return site.page(request, "login.html", 403, back=back, wrong=True)
+    answer = _to(back)
+    answer.set_cookie(
+        COOKIE, site.gate.begin(site.clock()), max_age=int(LASTS), samesite="lax", httponly=True,
+        secure=site.access.public,
+    )  # fmt: skip
+    return answer
+
+
+async def logout(request: Request) -> Response:
+    """End a session."""
+    await _admitted(request)
+    answer = _to("/")
+    answer.delete_cookie(COOKIE)
+    return answer
+
+
+async def cancel(request: Request) -> Response:
+    """A job is not wanted any more."""
+    await _admitted(request)
+    site, where = _job(request)
+    await control.cancel(site.engine, *where)
+    return _to("/job/{}/{}/{}".format(*where))
+
+
+async def rerun(request: Request) -> Response:
+    """The same again, as a new job."""
+    await _admitted(request)
+    site, where = _job(request)
+    client, pool, _ = where
+    return _to(f"/job/{client}/{pool}/{await control.rerun(site.engine, *where)}")
+
+
+def _job(request: Request) -> tuple[Site, tuple[str, str, str]]:
+    site, found = site_of(request), request.path_params
+    where = found["client"], found["pool"], found["job"]
+    if site.mirror.job(*where) is None:
+        raise HTTPException(404, "There is no such job.")
+    return site, where
