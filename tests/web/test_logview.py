@@ -126,5 +126,5 @@ def test_no_two_steps_are_drawn_at_one_place() -> None:
     infos = [events.StepInfo(Key(f"{n:064}"), f"stage{n % 3}", f"step {n}", False) for n in range(30)]
     steps = [Step(n, info) for n, info in enumerate(infos)]
     drawn = plan(steps)
-    places = [part.split('width="248"')[0] for part in drawn.split("<rect ")[1:]]
+    places = [part.split('width="284"')[0] for part in drawn.split("<rect ")[1:]]
     assert len(set(places)) == 30

@@ -147,5 +147,5 @@ async def _fault(request: Request, _: Exception) -> Response:
 
 def _said(request: Request, status: int, message: str, hint: str) -> Response:
     return pages.site_of(request).page(
-        request, "error.html", status, status=status, message=message, hint=hint
+        request, "error.html", status, code=status, message=message, hint=hint
     )

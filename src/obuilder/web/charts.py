@@ -74,12 +74,20 @@ def history(rows: Iterable[JobRow], now: float, seconds: float, *, pieces: int =
     ]
 
 
-def _nice(top: float) -> float:
-    """The next greater of 1, 2, 5, 10, 20, 50 and so on."""
-    if top <= 0:
-        return 1.0
-    power = 10.0 ** math.floor(math.log10(top))
-    return next(step * power for step in (1, 2, 5, 10) if step * power >= top * 0.9999)
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
+_TIMES = (
+    1, 2, 4, 8, 20, 40, _MINUTE, 2 * _MINUTE, 4 * _MINUTE, 8 * _MINUTE, 20 * _MINUTE, 40 * _MINUTE,
+    _HOUR, 2 * _HOUR, 4 * _HOUR, 8 * _HOUR, _DAY, 2 * _DAY, 4 * _DAY, 8 * _DAY, 20 * _DAY, 40 * _DAY,
+)  # fmt: skip
+"""Seconds at the top of a chart of times: quarters of them can be said."""
+
+
+def _whole(top: int) -> int:
+    """The next greater of 4, 8, 20, 40, 80, 200 and so on."""
+    scale = 4
+    while scale < top:
+        scale = scale * 5 // 2 if str(scale)[0] == "8" else scale * 2
+    return scale
 
 
 def _frame(title: str, top: float, unit: str, buckets: Sequence[Bucket], inside: str) -> str:
@@ -88,9 +96,7 @@ def _frame(title: str, top: float, unit: str, buckets: Sequence[Bucket], inside:
     for part in range(5):
         y = _y(top * part / 4, top)
         value = top * part / 4
-        label = duration(value) if unit == "s" else f"{value:g}"
-        if unit != "s" and value != int(value):
-            continue
+        label = duration(value) if unit == "s" and value else f"{value:g}"
         lines.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH}" y1="{y:g}" y2="{y:g}"/>')
         lines.append(f'<text class="axis" x="{_LEFT - 6}" y="{y + 4:g}" text-anchor="end">{label}</text>')
     span = buckets[-1].start - buckets[0].start
@@ -116,7 +122,7 @@ def _y(value: float, top: float) -> float:
 
 def ends(buckets: Sequence[Bucket]) -> str:
     """How many jobs ended in each piece of time, and how, as bars."""
-    top = max(4.0, _nice(max((bucket.ended for bucket in buckets), default=0)))
+    top = _whole(max((bucket.ended for bucket in buckets), default=0))
     wide = (_WIDTH - _LEFT) / len(buckets)
     bars = []
     for index, bucket in enumerate(buckets):
@@ -136,7 +142,8 @@ def ends(buckets: Sequence[Bucket]) -> str:
 def times(title: str, buckets: Sequence[Bucket], name: str) -> str:
     """The median and the 90th percentile of `waiting` or `running`, as lines with points."""
     found: list[tuple[float, float] | None] = [getattr(bucket, name) for bucket in buckets]
-    top = _nice(max((pair[1] for pair in found if pair), default=1.0))
+    longest = max((pair[1] for pair in found if pair), default=0.0)
+    top = next((time for time in _TIMES if time >= longest), longest)
     drawn = []
     for which, kind in ((1, "p90"), (0, "median")):
         points: list[str] = []

@@ -6,7 +6,7 @@ from obuilder.spec.encode import one_line
 from obuilder.ui.terminal import cut, visible
 from obuilder.web.logview import Step
 
-_WIDTH, _HEIGHT, _GAP_X, _GAP_Y, _MARGIN = 248, 34, 56, 22, 8
+_WIDTH, _HEIGHT, _GAP_X, _GAP_Y, _MARGIN = 284, 34, 56, 22, 8
 _LETTERS = 31
 MOST = 400
 """Steps that are drawn; a plan of more is a picture that nobody can read."""
@@ -19,7 +19,7 @@ def plan(steps: list[Step]) -> str:
     place = _places(steps)
     columns = 1 + max(column for column, _ in place.values())
     rows = 1 + max(row for _, row in place.values())
-    width = 2 * _MARGIN + columns * (_WIDTH + _GAP_X) - _GAP_X
+    width = 2 * _MARGIN + columns * (_WIDTH + _GAP_X)
     height = 2 * _MARGIN + rows * (_HEIGHT + _GAP_Y) - _GAP_Y
     by_key = {step.key: step for step in steps}
     edges = [
@@ -79,8 +79,8 @@ def _edge(start: tuple[int, int], end: tuple[int, int]) -> str:
     x1, y1, x2 = x1 + _WIDTH // 2, y1 + _HEIGHT, x2 + _WIDTH // 2
     if start[0] == end[0] and end[1] == start[1] + 1:
         return f'<path class="edge" d="M{x1} {y1}V{y2 - 2}"/>'
-    bend = max(_GAP_Y, (y2 - y1) // 2)
     if start[0] == end[0]:  # past the steps between
-        side = x1 + _WIDTH // 2 + _GAP_X // 2
-        return f'<path class="edge" d="M{x1} {y1}C{side} {y1 + bend} {side} {y2 - bend} {x2} {y2 - 2}"/>'
+        side, half = x1 + _WIDTH // 2, _HEIGHT // 2
+        return f'<path class="edge" d="M{side} {y1 - half}h14V{y2 + half}h-12"/>'
+    bend = max(_GAP_Y, (y2 - y1) // 2)
     return f'<path class="edge other" d="M{x1} {y1}C{x1} {y1 + bend} {x2} {y2 - bend} {x2} {y2 - 2}"/>'

@@ -83,7 +83,8 @@ class LogView:
         self._first = 1 if around is None else max(1, around - window // 10)
         self._last = math.inf if around is None else self._first + window - 1
         self._begin()
-        self.attempts = 0
+        self.attempt = 0
+        """The worker whose log it is, counted from 1; it is set by who feeds it."""
         self._fresh = Fresh()
 
     def _begin(self) -> None:

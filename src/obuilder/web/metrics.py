@@ -53,6 +53,9 @@ class Metrics:
             ["pool", "cached"], registry=self.registry,
         )  # fmt: skip
 
+    async def refresh(self, engine: Engine) -> None:
+        """Ask the engine how it is."""
+
     def count(self, job: JobId, old: State | None, new: State | None) -> None:
         """A change of a job: a listener of the copy."""
         if new is None or not self._mirror.ready.is_set():

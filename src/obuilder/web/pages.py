@@ -4,13 +4,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from obuilder.cluster import names
-from obuilder.cluster.messages import Job, Signed, decode
-from obuilder.errors import ClusterError, Incompatible
+from obuilder.cluster.messages import ENDED
 from obuilder.web import charts, queue, views
-from obuilder.web.live import read_log
-from obuilder.web.logview import LogView
 from obuilder.web.graph import plan
+from obuilder.web.live import read_log, spec
+from obuilder.web.logview import LogView
 from obuilder.web.site import Site
 
 
@@ -56,10 +54,12 @@ async def jobs(request: Request) -> Response:
     site, query = site_of(request), request.query_params
     wanted = views.asked(query)
     found = views.jobs(site.mirror, wanted, site.clock(), before=query.get("before", ""))
-    more = ""
-    if found.older:
-        more = str(request.url.include_query_params(before=found.older).query)
-    return site.page(request, "jobs.html", wanted=wanted, jobs=found, more=more, query=query)
+    address = request.url.remove_query_params("before")
+    older = address.include_query_params(before=found.older) if found.older else None
+    return site.page(
+        request, "jobs.html", wanted=wanted, jobs=found, query=query,
+        newest=address.query, older=older.query if older else "",
+    )  # fmt: skip
 
 
 async def job(request: Request) -> Response:
@@ -74,20 +74,10 @@ async def job(request: Request) -> Response:
     place = await read_log(site.engine, client, pool, name, view)
     row = views.JobRow(views.JobId(id=name, client=client, pool=pool), state)
     return site.page(
-        request, "job.html", row=row, job=await _spec(site, client, pool, name), view=view,
+        request, "job.html", row=row, job=await spec(site.engine, row.job), view=view,
         graph=plan(view.steps), place=place, span=charts.span,
-        ahead=queue.ahead(site.mirror, row),
+        ahead=queue.ahead(site.mirror, row), ended=state.phase in ENDED,
     )  # fmt: skip
-
-
-async def _spec(site: Site, client: str, pool: str, name: str) -> Job | None:
-    """The job itself, if it can be had and is of a version that we know."""
-    try:
-        subject = names.job(client, pool, name, "spec")
-        found = await site.engine.last(names.jobs_of(client), subject)
-        return found and decode(decode(found.data, Signed).job, Job)
-    except (ClusterError, Incompatible):
-        return None
 
 
 async def clients(request: Request) -> Response:

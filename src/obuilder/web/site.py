@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from importlib.resources import files
 
+import anyio
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from msgspec import Struct
@@ -14,9 +15,12 @@ from obuilder import __version__
 from obuilder.cluster.engine import Engine
 from obuilder.ui.terminal import visible
 from obuilder.web import charts, views
+from obuilder.web.metrics import Metrics
 from obuilder.web.mirror import Mirror
 from obuilder.web.session import Gate, Session
 
+_READERS = 200
+"""Live logs that are looked at at one time."""
 COOKIE = "obuilder-session"
 THEME = "obuilder-theme"
 POLICY = (
@@ -42,8 +46,10 @@ class Access(Struct, frozen=True):
 class Site:
     """What the handlers stand on."""
 
-    def __init__(self, engine: Engine, mirror: Mirror, access: Access, *, clock: Callable[[], float] = time.time) -> None:
-        self.engine, self.mirror, self.access, self.clock = engine, mirror, access, clock
+    def __init__(self, engine: Engine, mirror: Mirror, access: Access, metrics: Metrics) -> None:
+        self.engine, self.mirror, self.access, self.metrics = engine, mirror, access, metrics
+        self.clock: Callable[[], float] = time.time
+        self.readers = anyio.CapacityLimiter(_READERS)
         self.gate = Gate(access.token)
         self.templates = _templates()
 
