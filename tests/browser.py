@@ -54,7 +54,9 @@ class Browser:
             for info in self._ask("Target.getTargets")["targetInfos"]
             if info["type"] == "page"
         ]
-        self._session = self._ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._session = self._ask("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Runtime", "Log"):
             self._ask(f"{domain}.enable")
         return self
@@ -89,7 +91,7 @@ class Browser:
         deadline = time.monotonic() + seconds
         while b"\0" not in self._waiting:
             left = deadline - time.monotonic()
-            assert left > 0 and select.select([self._in], [], [], left)[0], "the browser is silent"
+            assert select.select([self._in], [], [], max(left, 0))[0], "the browser is silent"
             data = os.read(self._in, 1 << 20)
             assert data, "the browser has ended"
             self._waiting += data

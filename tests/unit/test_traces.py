@@ -45,7 +45,9 @@ class Answering(http.server.BaseHTTPRequestHandler):
             data = gzip.decompress(data)
         assert self.path == "/v1/traces"
         for found in ExportTraceServiceRequest.FromString(data).resource_spans:
-            self.server.resources.append({a.key: a.value.string_value for a in found.resource.attributes})
+            self.server.resources.append(
+                {a.key: a.value.string_value for a in found.resource.attributes}
+            )
             for scope in found.scope_spans:
                 self.server.spans += scope.spans
         self.send_response(200)
@@ -107,7 +109,11 @@ def test_a_build_is_a_span_and_each_step_one_in_it(collector: Collector) -> None
     assert build.trace_id.hex() == "0af7651916cd43dd8448eb211c80319c"
     assert build.parent_span_id.hex() == "b7ad6b7169203331"
     assert {span.parent_span_id for span in collector.spans if span is not build} == {build.span_id}
-    assert attributes(build) == {"obuilder.job": "j", "obuilder.steps": 3, "error.type": "step-failed"}
+    assert attributes(build) == {
+        "obuilder.job": "j",
+        "obuilder.steps": 3,
+        "error.type": "step-failed",
+    }
     assert attributes(made) == {
         "obuilder.step.key": B, "obuilder.step.stage": "dev",
         "obuilder.step.cached": False, "obuilder.step.output_bytes": 11,
@@ -126,7 +132,7 @@ def test_a_build_is_a_span_and_each_step_one_in_it(collector: Collector) -> None
 def test_builds_of_the_program_are_sent_and_cached_ones_too(
     collector: Collector, tmp_path: Path
 ) -> None:
-    (tmp_path / "s").write_text('((from scratch) (mkdir /here) (mkdir /there))')
+    (tmp_path / "s").write_text("((from scratch) (mkdir /here) (mkdir /there))")
     arguments = "build", "-f", "s", "--store", f"copy:{tmp_path}/store", "--sandbox=host", "."
     variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_SERVICE_NAME": "ci"}
     for ran in (True, False):
@@ -141,7 +147,10 @@ def test_builds_of_the_program_are_sent_and_cached_ones_too(
 def test_a_collector_that_is_not_there_costs_a_warning(tmp_path: Path) -> None:
     (tmp_path / "s").write_text("((from scratch) (mkdir /here))")
     arguments = "build", "-f", "s", "--store", f"copy:{tmp_path}/store", "--sandbox=host", "."
-    variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
+    variables = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9",
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
+    }
     done = finish(start(*arguments, cwd=tmp_path, **variables))
     assert done.status == 0
     assert done.err.count("warning: the build's trace was not sent: ") == 1, done.err

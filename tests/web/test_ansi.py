@@ -70,7 +70,11 @@ def test_whatever_comes_only_spans_with_classes_are_made(pieces: list[bytes], es
         assert line.count("<span") == line.count("</span>")
 
 
-@given(st.lists(st.sampled_from([b"a", b"\n", b"\r", b"\x1b[31m", b"\x1b[0m", b"\xc3\xa9"]), max_size=30))
+@given(
+    st.lists(
+        st.sampled_from([b"a", b"\n", b"\r", b"\x1b[31m", b"\x1b[0m", b"\xc3\xa9"]), max_size=30
+    )
+)
 def test_it_does_not_matter_where_output_is_cut(parts: list[bytes]) -> None:
     whole = b"".join(parts)
     assert shown(whole) == shown(*(whole[at : at + 1] for at in range(len(whole))))
@@ -80,7 +84,9 @@ def test_every_colour_can_be_read_on_the_ground_and_on_every_colour_text_can() -
     sheet = ansi.stylesheet()
     for number in range(256):
         assert ansi.contrast(ansi.legible(ansi.rgb(number)), ansi.GROUND) >= 4.5
-        (ground, ink) = re.findall(rf"\.b{number}{{background:(#.{{6}});color:(#.{{6}})}}", sheet)[0]
+        (ground, ink) = re.findall(rf"\.b{number}{{background:(#.{{6}});color:(#.{{6}})}}", sheet)[
+            0
+        ]
         assert ansi.contrast(*(rgb(colour) for colour in (ground, ink))) >= 4.5
 
 
@@ -88,6 +94,9 @@ def rgb(colour: str) -> tuple[int, int, int]:
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
-@pytest.mark.parametrize(("colour", "number"), [((0, 0, 0), 16), ((255, 0, 0), 196), ((8, 8, 8), 232), ((128, 128, 128), 244)])
+@pytest.mark.parametrize(
+    ("colour", "number"),
+    [((0, 0, 0), 16), ((255, 0, 0), 196), ((8, 8, 8), 232), ((128, 128, 128), 244)],
+)
 def test_the_nearest_colour(colour: tuple[int, int, int], number: int) -> None:
     assert ansi.nearest(*colour) == number

@@ -40,7 +40,11 @@ def test_lines_are_numbered_over_the_whole_log_in_the_order_they_came() -> None:
         ("(run <b>make</b>)", 1, "one"), ("(run <b>make</b>)", 3, "two"),
         ("(run <b>make</b>)", 4, "no end"), ("(copy …)", 2, "copied"),
     ]  # fmt: skip
-    assert [(s.status, s.is_open) for s in view.steps] == [("cached", False), ("done", True), ("failed", True)]
+    assert [(s.status, s.is_open) for s in view.steps] == [
+        ("cached", False),
+        ("done", True),
+        ("failed", True),
+    ]
     assert view.steps[2].message == "it ended with 1"
     assert (view.total, view.first, view.at_end) == (4, 1, True)
     assert (view.began, view.length) == (101.0, 4.5)
@@ -123,7 +127,9 @@ def test_the_plan_is_drawn_with_links_and_marks_and_nothing_of_the_text_is_marku
 
 
 def test_no_two_steps_are_drawn_at_one_place() -> None:
-    infos = [events.StepInfo(Key(f"{n:064}"), f"stage{n % 3}", f"step {n}", False) for n in range(30)]
+    infos = [
+        events.StepInfo(Key(f"{n:064}"), f"stage{n % 3}", f"step {n}", False) for n in range(30)
+    ]
     steps = [Step(n, info) for n, info in enumerate(infos)]
     drawn = plan(steps)
     places = [part.split('width="284"')[0] for part in drawn.split("<rect ")[1:]]

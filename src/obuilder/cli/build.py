@@ -125,7 +125,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _made(
-    args: argparse.Namespace, outputs: list[Output], asked: Wishes, sink: events.Sink, traced: Traced
+    args: argparse.Namespace,
+    outputs: list[Output],
+    asked: Wishes,
+    sink: events.Sink,
+    traced: Traced,
 ) -> list[Result]:
     """The results, from the index alone if it has all that is wanted."""
     jobs = _jobs(args)
@@ -133,9 +137,7 @@ def _made(
     values = secrets(args.secret)
     if not args.no_cache and not outputs and len(jobs) == 1:
         wanted = jobs[0].chosen
-        result = replay(
-            wanted.spec, wanted.contexts, jobs[0].setup, traced(sink), name=wanted.name
-        )
+        result = replay(wanted.spec, wanted.contexts, jobs[0].setup, traced(sink), name=wanted.name)
         if result is not None:
             return [result]
     if not _wants_live(args.progress):

@@ -1,4 +1,4 @@
-"""Builds as traces of OpenTelemetry, where the environment says where they go; else nothing is loaded."""
+"""Builds as traces of OpenTelemetry, where the environment says where to; else nothing is loaded."""
 
 import os
 import sys

@@ -94,7 +94,8 @@ def _access(args: argparse.Namespace) -> "Access":
         )
     if args.public and token is None:
         raise UsageError(
-            "a public page needs a token, for those who may cancel jobs", hint="give --token-file FILE"
+            "a public page needs a token, for those who may cancel jobs",
+            hint="give --token-file FILE",
         )
     if args.public and not args.certificate and not args.host:
         raise UsageError(

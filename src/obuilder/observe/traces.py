@@ -1,7 +1,7 @@
 """A build as a trace of OpenTelemetry: a span for the build, in it one for each step.
 
-The usual variables say where spans go (OTEL_EXPORTER_OTLP_ENDPOINT and its kin, OTLP over HTTP), what they are
-called (OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES), and in whose trace they are (TRACEPARENT). Without an
+The usual variables say where spans go (OTEL_EXPORTER_OTLP_ENDPOINT and its kin, OTLP over HTTP), whose
+they are (OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES), and in which trace (TRACEPARENT). Without an
 endpoint nothing of this is loaded. That spans can't be sent fails no build.
 """
 
@@ -47,7 +47,10 @@ class Traces:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Send what is left. It takes no longer than OTEL_EXPORTER_OTLP_TIMEOUT allows."""
         if self._provider is not None:
@@ -87,7 +90,7 @@ class Traces:
 
 
 class _Listener(logging.Handler):
-    """Keeps the first thing that went wrong for good; the exporter's warnings are of what it tries again."""
+    """Keeps the first thing that went wrong for good; what is tried again is only warned of."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)

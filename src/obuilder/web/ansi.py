@@ -152,7 +152,9 @@ def _after(found: "re.Match[str]", style: Style) -> Style:
     """The style after an escape sequence."""
     if found[2] != "m" or found[1] is None or not set(found[1]) <= set("0123456789;:"):
         return style
-    groups = [[int(part) if part else 0 for part in group.split(":")] for group in found[1].split(";")]
+    groups = [
+        [int(part) if part else 0 for part in group.split(":")] for group in found[1].split(";")
+    ]
     while groups:
         first, *more = groups.pop(0)
         if first in (38, 48):
@@ -198,7 +200,12 @@ def _plainly(style: Style, code: int, more: list[int]) -> Style:
             return replace(style, front=None)
         case 49:
             return replace(style, back=None)
-    for start, name, shift in ((30, "front", 0), (40, "back", 0), (90, "front", 8), (100, "back", 8)):
+    for start, name, shift in (
+        (30, "front", 0),
+        (40, "back", 0),
+        (90, "front", 8),
+        (100, "back", 8),
+    ):
         if start <= code < start + 8:
             return replace(style, **{name: code - start + shift})
     return style
@@ -220,7 +227,8 @@ def nearest(red: int, green: int, blue: int) -> int:
     cube = 16 + 36 * step[0] + 6 * step[1] + step[2]
     grey = 232 + max(0, min(23, round(((red + green + blue) / 3 - 8) / 10)))
     return min(
-        (cube, grey), key=lambda n: sum((a - b) ** 2 for a, b in zip(rgb(n), (red, green, blue), strict=True))
+        (cube, grey),
+        key=lambda n: sum((a - b) ** 2 for a, b in zip(rgb(n), (red, green, blue), strict=True)),
     )
 
 

@@ -35,7 +35,9 @@ def percentile(values: Sequence[float], part: float) -> float:
     return sorted(values)[max(0, math.ceil(part * len(values)) - 1)]
 
 
-def history(rows: Iterable[JobRow], now: float, seconds: float, *, pieces: int = 48) -> list[Bucket]:
+def history(
+    rows: Iterable[JobRow], now: float, seconds: float, *, pieces: int = 48
+) -> list[Bucket]:
     """The last `seconds`, in that many pieces, the oldest first."""
     length = seconds / pieces
     first = now - seconds
@@ -98,7 +100,9 @@ def _frame(title: str, top: float, unit: str, buckets: Sequence[Bucket], inside:
         value = top * part / 4
         label = duration(value) if unit == "s" and value else f"{value:g}"
         lines.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH}" y1="{y:g}" y2="{y:g}"/>')
-        lines.append(f'<text class="axis" x="{_LEFT - 6}" y="{y + 4:g}" text-anchor="end">{label}</text>')
+        lines.append(
+            f'<text class="axis" x="{_LEFT - 6}" y="{y + 4:g}" text-anchor="end">{label}</text>'
+        )
     span = buckets[-1].start - buckets[0].start
     shape = "%H:%M" if span < 2 * 86400 else "%d %b"
     for index in range(0, len(buckets), max(1, len(buckets) // 6)):
@@ -127,7 +131,11 @@ def ends(buckets: Sequence[Bucket]) -> str:
     bars = []
     for index, bucket in enumerate(buckets):
         at = 0
-        for kind, number in (("done", bucket.done), ("failed", bucket.failed), ("cancelled", bucket.cancelled)):
+        for kind, number in (
+            ("done", bucket.done),
+            ("failed", bucket.failed),
+            ("cancelled", bucket.cancelled),
+        ):
             if number:
                 y = _y(at + number, top)
                 bars.append(

@@ -83,4 +83,6 @@ def _edge(start: tuple[int, int], end: tuple[int, int]) -> str:
         side, half = x1 + _WIDTH // 2, _HEIGHT // 2
         return f'<path class="edge" d="M{side} {y1 - half}h14V{y2 + half}h-12"/>'
     bend = max(_GAP_Y, (y2 - y1) // 2)
-    return f'<path class="edge other" d="M{x1} {y1}C{x1} {y1 + bend} {x2} {y2 - bend} {x2} {y2 - 2}"/>'
+    return (
+        f'<path class="edge other" d="M{x1} {y1}C{x1} {y1 + bend} {x2} {y2 - bend} {x2} {y2 - 2}"/>'
+    )

@@ -1,9 +1,9 @@
 """Logs: whole for a page, live as server-sent events, raw as a file.
 
-A live log is the same state (`logview`) as the page's. It is fed silently up to what the page has, by the
-number of the last message in the engine, and what is new then goes out as patches: pieces of HTML made by
-the page's own templates, and where they go. A browser that lost the connection says which message it had
-last.
+A live log is the same state (`logview`) as the page's. It is fed silently up to what the page has, by
+the number of the last message in the engine, and what is new then goes out as patches: pieces of HTML
+made by the page's own templates, and where they go. A browser that lost the connection says which
+message it had last.
 """
 
 import io

@@ -24,7 +24,12 @@ class Step:
 
     def __init__(self, number: int, info: events.StepInfo) -> None:
         self.id = f"s{number}"
-        self.key, self.stage, self.heading, self.needs = info.key, info.stage, info.heading, info.needs
+        self.key, self.stage, self.heading, self.needs = (
+            info.key,
+            info.stage,
+            info.heading,
+            info.needs,
+        )
         self.status: Status = "cached" if info.cached else "waiting"
         self.planned = info.cached
         self.notes: tuple[str, ...] = ()
@@ -68,7 +73,9 @@ class Fresh:
         self.open: dict[Step, None] = {}
 
     def __bool__(self) -> bool:
-        return bool(self.anew or self.planned or self.items or self.lines or self.heads or self.open)
+        return bool(
+            self.anew or self.planned or self.items or self.lines or self.heads or self.open
+        )
 
 
 class LogView:
@@ -78,7 +85,9 @@ class LogView:
     also notes what is new for `fresh`.
     """
 
-    def __init__(self, *, window: int = WINDOW, around: int | None = None, following: bool = False) -> None:
+    def __init__(
+        self, *, window: int = WINDOW, around: int | None = None, following: bool = False
+    ) -> None:
         self._window, self._following = window, following
         self._first = 1 if around is None else max(1, around - window // 10)
         self._last = math.inf if around is None else self._first + window - 1

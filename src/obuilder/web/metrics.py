@@ -1,7 +1,7 @@
 """Metrics of the cluster for Prometheus, from the copy of it.
 
-Numbers of what is there now are read off the copy when they are asked for; what happens is counted from the
-moment the page starts, as Prometheus wants it. docs/cluster/web.md lists the names.
+Numbers of what is there now are read off the copy when they are asked for; what happens is counted
+from the moment the page starts, as Prometheus wants it. docs/cluster/web.md lists the names.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,6 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from obuilder import __version__
-from obuilder.cluster import names
 from obuilder.cluster.engine import Engine
 from obuilder.cluster.messages import ENDED, State
 from obuilder.web import views
@@ -37,7 +36,7 @@ class Metrics:
             ["pool", "client"], registry=self.registry,
         )  # fmt: skip
         self._ended = Counter(
-            "obuilder_jobs_ended", "Jobs that ended; outcome: done, failed, cancelled; code: the error's",
+            "obuilder_jobs_ended", "Jobs that ended: done, failed or cancelled; code: the error's",
             ["pool", "client", "outcome", "code"], registry=self.registry,
         )  # fmt: skip
         self._waited = Histogram(
@@ -101,9 +100,17 @@ class _Standing(Collector):
     def _pools(self) -> Iterator[Metric]:
         rows = views.pools(self._mirror)
         for name, text, number in (
-            ("workers_connected", "Workers that are there", lambda row: len(row.workers) - row.count("gone")),
+            (
+                "workers_connected",
+                "Workers that are there",
+                lambda row: len(row.workers) - row.count("gone"),
+            ),
             ("workers_ready", "Workers that take jobs", lambda row: row.count("ready", "full")),
-            ("workers_paused", "Workers that are there and take none", lambda row: row.count("paused")),
+            (
+                "workers_paused",
+                "Workers that are there and take none",
+                lambda row: row.count("paused"),
+            ),
             ("workers_gone", "Workers that were there once", lambda row: row.count("gone")),
             ("capacity", "Slots of the workers that are there", lambda row: row.capacity),
             ("in_use", "Slots with jobs in them", lambda row: row.in_use),
@@ -144,7 +151,11 @@ class _Standing(Collector):
 
     def _workers(self) -> Iterator[Metric]:
         labels = ["pool", "worker"]
-        rows = [views.WorkerRow(one) for pool in self._mirror.pools for one in self._mirror.workers(pool)]
+        rows = [
+            views.WorkerRow(one)
+            for pool in self._mirror.pools
+            for one in self._mirror.workers(pool)
+        ]
         there = [(row, row.presence) for row in rows if row.presence is not None]
         for name, text, number in (
             ("capacity", "Slots", lambda found: found.capacity),
@@ -160,12 +171,18 @@ class _Standing(Collector):
                     family.add_metric([row.worker.pool, row.worker.name], value)
             yield family
         why = GaugeMetricFamily(
-            "obuilder_worker_paused", "1 for each reason why a worker takes no jobs", labels=[*labels, "reason"]
+            "obuilder_worker_paused",
+            "1 for each reason why a worker takes no jobs",
+            labels=[*labels, "reason"],
         )
-        unhealthy = GaugeMetricFamily("obuilder_worker_unhealthy", "1: its health check fails", labels=labels)
+        unhealthy = GaugeMetricFamily(
+            "obuilder_worker_unhealthy", "1: its health check fails", labels=labels
+        )
         for row, presence in there:
             place = [row.worker.pool, row.worker.name]
-            reasons = {reason for reason, _ in presence.paused} | ({"admin"} if row.worker.paused else set())
+            reasons = {reason for reason, _ in presence.paused} | (
+                {"admin"} if row.worker.paused else set()
+            )
             for reason in sorted(reasons):
                 why.add_metric([*place, reason], 1)
             unhealthy.add_metric(place, float("health" in reasons))

@@ -110,7 +110,7 @@ class Mirror:
     # --- what comes in ---------------------------------------------------------------------------
 
     def take(self, subject: str, data: bytes) -> None:
-        """The last message of a subject; no bytes: it is gone. What is of a newer version is left out."""
+        """The last message of a subject; no bytes: it is gone. What is newer than we are is left out."""
         kind, *rest = subject.split(".")
         try:
             match kind, rest:
@@ -165,7 +165,7 @@ class Mirror:
     # --- where it comes from ---------------------------------------------------------------------
 
     async def follow(self, engine: Engine) -> None:
-        """Keep the copy up to date, until cancelled. `ready` is set when it is whole for the first time."""
+        """Keep the copy up to date, until cancelled. `ready` is set once it is whole."""
         for found in await engine.each(names.CLUSTER, ">"):
             self.take(found.subject, found.data)
         for stream, filter_ in self._streams():
@@ -203,9 +203,16 @@ class Mirror:
         for pool in self.pools:
             found += [
                 (names.state_of(pool), subject)
-                for subject in (names.worker(pool), names.known(pool), names.pause(pool), names.fair(pool))
+                for subject in (
+                    names.worker(pool),
+                    names.known(pool),
+                    names.pause(pool),
+                    names.fair(pool),
+                )
             ]
-        found += [(names.jobs_of(name), names.job(name, "*", "*", "state")) for name in self.clients]
+        found += [
+            (names.jobs_of(name), names.job(name, "*", "*", "state")) for name in self.clients
+        ]
         return found
 
 

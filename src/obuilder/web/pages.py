@@ -70,7 +70,9 @@ async def job(request: Request) -> Response:
     if state is None:
         raise HTTPException(404, "There is no such job, or it is forgotten by now.")
     around = request.query_params.get("line", "")
-    view = LogView(around=int(around) if around.isascii() and around.isdecimal() and len(around) < 10 else None)
+    view = LogView(
+        around=int(around) if around.isascii() and around.isdecimal() and len(around) < 10 else None
+    )
     place = await read_log(site.engine, client, pool, name, view)
     row = views.JobRow(views.JobId(id=name, client=client, pool=pool), state)
     return site.page(

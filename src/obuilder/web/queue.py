@@ -33,7 +33,11 @@ def waiting(mirror: Mirror, pool: str) -> list[Waiting]:
                 by_client.setdefault(row.job.client, []).append(row)
         times = {name: shares[name].time if name in shares else 0.0 for name in by_client}
         floor = min(times.values(), default=0.0)
-        next_ones = [(time - floor, jobs[0].job, name, 0) for name, jobs in by_client.items() if (time := times[name]) is not None]
+        next_ones = [
+            (time - floor, jobs[0].job, name, 0)
+            for name, jobs in by_client.items()
+            if (time := times[name]) is not None
+        ]
         heapq.heapify(next_ones)
         while next_ones:
             start, _, name, index = heapq.heappop(next_ones)

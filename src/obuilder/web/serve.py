@@ -45,10 +45,16 @@ async def serve(
     *,
     tls: Tls | None = None,
 ) -> None:
-    """Serve until cancelled; `tell` is given the address once the page is there. UsageError, ClusterError."""
+    """Serve until cancelled; `tell` is given the address once the page is there.
+
+    UsageError, ClusterError.
+    """
     listener = _listening(address)
     with listener:
-        async with Engine.connect(credentials, name="web") as engine, anyio.create_task_group() as tasks:
+        async with (
+            Engine.connect(credentials, name="web") as engine,
+            anyio.create_task_group() as tasks,
+        ):
             mirror = Mirror()
             site = Site(engine, mirror, access, Metrics(mirror))
             tasks.start_soon(mirror.follow, engine)

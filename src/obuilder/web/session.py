@@ -1,7 +1,7 @@
-"""Who may change things: whoever knows the token. A cookie says so, and every form proves where it came from.
+"""Who may change things: whoever knows the token. A cookie says so, and a form proves that it is ours.
 
-There are no accounts and nothing is stored: a session is a random name and a time, signed with the token, so
-it outlives the program, and another token ends all sessions.
+There are no accounts and nothing is stored: a session is a random name and a time, signed with the
+token, so it outlives the program, and another token ends all sessions.
 """
 
 import base64
@@ -39,7 +39,9 @@ class Gate:
     def admits(self, token: str) -> bool:
         """Whether that is the token. It takes the same time for all that are not."""
         given = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
-        return self._token is not None and hmac.compare_digest(given, hashlib.sha256(self._token).digest())
+        return self._token is not None and hmac.compare_digest(
+            given, hashlib.sha256(self._token).digest()
+        )
 
     def begin(self, now: float) -> str:
         """A new session's cookie."""

@@ -22,7 +22,11 @@ def duration(seconds: float | None) -> str:
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
-    for unit, name, part, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+    for unit, name, part, small in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
         if whole >= unit:
             rest = whole % unit // part
             return f"{whole // unit} {name}" + (f" {rest} {small}" if rest else "")
@@ -120,7 +124,9 @@ class JobsPage(Struct, frozen=True):
     older: str
 
 
-def jobs(mirror: Mirror, wanted: Filter, now: float, *, before: str = "", length: int = PAGE) -> JobsPage:
+def jobs(
+    mirror: Mirror, wanted: Filter, now: float, *, before: str = "", length: int = PAGE
+) -> JobsPage:
     """The newest jobs that are wanted, older than the job whose id is `before`."""
     rows = []
     for row in _newest(mirror, wanted, now, before):
@@ -189,7 +195,11 @@ class WorkerRow(Struct, frozen=True):
     def free(self) -> float | None:
         """The part of its store's space that is free, from 0 to 1."""
         found = self.presence
-        return None if found is None or found.free is None or not found.total else found.free / found.total
+        return (
+            None
+            if found is None or found.free is None or not found.total
+            else found.free / found.total
+        )
 
     @property
     def hit_rate(self) -> float | None:
@@ -281,17 +291,23 @@ def clients(mirror: Mirror, pool: str = "") -> list[ClientRow]:
         if pool in ("", job.pool):
             place = {"queued": 0, "running": 1}.get(state.phase, 2)
             numbers.setdefault(job.client, [0, 0, 0])[place] += 1
-    all_shares = {place: mirror.shares(place) for place in ([pool] if pool else sorted(mirror.pools))}
+    all_shares = {
+        place: mirror.shares(place) for place in ([pool] if pool else sorted(mirror.pools))
+    }
     rows = []
     for name, (queued, running, ended) in sorted(numbers.items()):
         known = mirror.clients.get(name)
         shares = {place: found[name] for place, found in all_shares.items() if name in found}
         if pool and not (shares or queued or running or ended):
             continue
-        rows.append(
-            ClientRow(
-                name=name, added=known.added if known else 0.0, revoked=known is None or known.revoked,
-                shares=shares, queued=queued, running=running, ended=ended,
-            )  # fmt: skip
+        row = ClientRow(
+            name=name,
+            added=known.added if known else 0.0,
+            revoked=known is None or known.revoked,
+            shares=shares,
+            queued=queued,
+            running=running,
+            ended=ended,
         )
+        rows.append(row)
     return rows
