@@ -147,6 +147,8 @@ class _Spans:
             case events.BuildEnded():
                 _fail(self._root(), event.code, event.message)
                 self._close()
+            case events.Progress() | events.Note():
+                return
 
     def _root(self) -> Span:
         if self._build is None:
