@@ -1,1 +1,1 @@
-"""The cluster: builds on pools of workers, over NATS JetStream. Jobs flow with no process of ours between."""
+"""The cluster: builds on pools of workers, over NATS JetStream, with no process of ours between."""

@@ -144,6 +144,8 @@ class Ticket(Message, frozen=True, kw_only=True):
     hint: str = ""
     urgent: bool = False
     slots: int = 1
+    memory: int | None = None
+    cpus: float | None = None
     forwarded: str = ""
     """The worker it was sent on to."""
 
@@ -171,7 +173,7 @@ class Outcome(Struct, frozen=True):
 
 
 class State(Message, frozen=True, kw_only=True):
-    """Where a job is. Changed by compare-and-set alone; `attempt` fences a worker that was thought dead."""
+    """Where a job is. Changed by compare-and-set alone; `attempt` fences who was thought dead."""
 
     phase: Phase = "queued"
     attempt: int = 0
@@ -211,6 +213,9 @@ class Running(Struct, frozen=True):
     client: str
     slots: int
     started: float
+    urgent: bool = False
+    forwarded: bool = False
+    """Whether its ticket was sent on to this worker."""
 
 
 class Presence(Message, frozen=True, kw_only=True):
@@ -224,6 +229,9 @@ class Presence(Message, frozen=True, kw_only=True):
     paused: tuple[tuple[Reason, str], ...] = ()
     """Why it takes no jobs, each with a line of text; empty: it does."""
     running: tuple[Running, ...] = ()
+    memory: int | None = None
+    """Bytes, and processors, that jobs may use together."""
+    cpus: float | None = None
     platform: str = ""
     version: str = ""
     store: str = ""
@@ -258,16 +266,22 @@ class Paused(Message, frozen=True, kw_only=True):
 
 
 class Share(Message, frozen=True, kw_only=True):
-    """What a client has had of a pool: start-time fair queueing. `time` is its virtual time in seconds."""
+    """What a client has had of a pool: start-time fair queueing. `time` is virtual, in seconds."""
 
     rate: float = 1.0
     time: float = 0.0
+    floor: float = 0.0
+    """The pool's virtual time when the client was last charged; the greatest of all is the pool's."""
+    limit: int = 0
+    """Jobs of it that may run at a time; 0: any number."""
 
 
 class Warmth(Message, frozen=True, kw_only=True):
     """Who has the cache of a hint, with the time of the last use; what jobs of it took, in seconds."""
 
     workers: tuple[tuple[str, float], ...] = ()
+    making: tuple[tuple[str, str, float], ...] = ()
+    """Workers, with their sessions, that run a job of it without the cache since then."""
     cold: float | None = None
     warm: float | None = None
 
