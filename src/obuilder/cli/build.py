@@ -10,7 +10,9 @@ from msgspec import Struct
 
 from obuilder import events
 from obuilder.cli.options import (
+    add_cluster,
     add_images,
+    add_job,
     add_limits,
     add_sandbox,
     add_store,
@@ -89,6 +91,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_store(parser)
     add_sandbox(parser)
     add_limits(parser)
+    add_job(parser)
+    add_cluster(parser)
 
 
 class Job(Struct, frozen=True):
@@ -100,6 +104,8 @@ class Job(Struct, frozen=True):
 
 def run(args: argparse.Namespace) -> int:
     """Build."""
+    if args.on:
+        return _on_pools(args)
     outputs, asked = [parse_output(text) for text in args.output], wishes(args)
     if args.dry_run:
         from obuilder.cli.plan import show
@@ -124,6 +130,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _on_pools(args: argparse.Namespace) -> int:
+    """Build on pools, as here: interrupted, the jobs are cancelled. UsageError."""
+    from obuilder.cli.remote import submit
+    from obuilder.cli.submit import order_of, wishes as of_job
+
+    refused = {
+        "--dry-run": args.dry_run, "--ssh": args.ssh, "--allow": args.allow, "--tag": args.tag,
+        "--squash": args.squash, "--annotation": args.annotation, "--reproducible": args.reproducible,
+    }  # fmt: skip
+    for option, given in refused.items():
+        if given:
+            raise UsageError(
+                f"{option} can't go with --on", hint="it is for builds on this machine"
+            )
+    order = order_of(args, settings_of_build(args))
+    return submit(args, order, of_job(args, attached=True), detach=False)
+
+
 def _made(
     args: argparse.Namespace,
     outputs: list[Output],
@@ -140,7 +164,7 @@ def _made(
         result = replay(wanted.spec, wanted.contexts, jobs[0].setup, traced(sink), name=wanted.name)
         if result is not None:
             return [result]
-    if not _wants_live(args.progress):
+    if not wants_live(args.progress):
         return _build(args, jobs, values, outputs, asked, sink, traced)
     # Only here: a fully cached build has no use for a live screen, and never loads it.
     from obuilder.ui.live import LiveScreen
@@ -167,7 +191,8 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
     return jobs
 
 
-def _wants_live(progress: str) -> bool:
+def wants_live(progress: str) -> bool:
+    """Whether a screen that moves is wanted."""
     if progress == "auto":
         return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     return progress == "live"

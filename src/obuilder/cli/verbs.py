@@ -23,6 +23,8 @@ VERBS = {
     "image": "import, list and remove base images",
     "store": "copy results from one store to another",
     "healthcheck": "say what was picked on this machine and that it works",
+    "submit": "build on a pool of the cluster",
+    "job": "list, follow, cancel and rerun jobs of the cluster",
     "config": "show the settings in force, and where each comes from",
     "completion": "print a completion script for your shell",
 }

@@ -8,7 +8,7 @@ cluster (`checked`); free text (a cache hint) becomes a token by its hash (`hash
     job.CLIENT.POOL.JOB.state     its state, changed by compare-and-set
     job.CLIENT.POOL.JOB.cancel    somebody wants it no more
     job.CLIENT.POOL.JOB.lease     an attached client is there (with a time to live)
-    log.CLIENT.POOL.JOB           its events, in batches              stream LOGS_CLIENT
+    log.CLIENT.POOL.JOB.ATTEMPT.PART   its events, in batches         stream LOGS_CLIENT
     blob.CLIENT.DIGEST.N          pieces of files, by content         stream BLOBS_CLIENT
     sub.CLIENT.POOL.u|n           tickets that wait, urgent or not    stream QUEUE_POOL (work queue)
     run.POOL.WORKER.u|n           tickets that wait for one worker
@@ -106,13 +106,13 @@ def job(client: str, pool: str, job: str, part: str) -> str:
     return f"job.{client}.{pool}.{job}.{part}"
 
 
-def log(client: str, pool: str, job: str) -> str:
-    """The log of a job."""
-    return f"log.{client}.{pool}.{job}"
+def log(client: str, pool: str, job: str, attempt: int | str = "*", part: str = "*") -> str:
+    """The log of a job: of one attempt at it, and one part of that (`logs.py` says which)."""
+    return f"log.{client}.{pool}.{job}.{attempt}.{part}"
 
 
 def blob(client: str, digest: str, number: int | str = "*") -> str:
-    """A piece of a file."""
+    """A piece of a file; `end`: that all its pieces are there."""
     return f"blob.{client}.{digest}.{number}"
 
 

@@ -1,13 +1,15 @@
 """Logs: whole for a page, live as server-sent events, raw as a file.
 
 A live log is the same state (`logview`) as the page's. It is fed silently up to what the page has, by
-the number of the last message in the engine, and what is new then goes out as patches: pieces of HTML
+the number of its last batch, and what is new then goes out as patches: pieces of HTML
 made by the page's own templates, and where they go. A browser that lost the connection says which
-message it had last.
+batch it had last.
 """
 
 import io
+import re
 from collections.abc import AsyncIterator, Iterator
+from typing import NamedTuple
 
 import anyio
 import msgspec
@@ -43,22 +45,40 @@ async def spec(engine: Engine, job: JobId) -> Job | None:
         return None
 
 
-async def read_log(engine: Engine, client: str, pool: str, job: str, view: LogView) -> int:
-    """Feed a view all that a log has by now. The number of its last message; 0: there is none."""
-    last = 0
-    async for batch in logs.read(engine, client, pool, job):
-        _feed(view, batch)
-        last = batch.seq
-    return last
+async def read_log(engine: Engine, job: JobId, view: LogView) -> str:
+    """Feed a view all that a log has by now. Where a live one is to go on from."""
+    place = Place()
+    async with logs.follow(engine, job.client, job.pool, job.id, live=False) as pieces:
+        async for piece in pieces:
+            _feed(view, piece)
+            place = Place(piece.attempt, piece.number)
+    return str(place)
 
 
-def _feed(view: LogView, batch: logs.Batch) -> None:
-    if batch.attempt != view.attempt:
+class Place(NamedTuple):
+    """A batch of a log."""
+
+    attempt: int = 0
+    number: int = -1
+
+    def __str__(self) -> str:
+        """As browsers give it back."""
+        return f"{self.attempt}.{self.number}"
+
+
+def _place(text: str) -> Place:
+    """A place as a browser gives it; the log's start if it is none."""
+    found = re.fullmatch(r"(\d{1,9})\.(-?\d{1,9})", text, re.ASCII)
+    return Place(int(found[1]), int(found[2])) if found else Place()
+
+
+def _feed(view: LogView, piece: logs.Piece) -> None:
+    if piece.attempt != view.attempt:
         if view.attempt:
             view.anew()
-        view.attempt = batch.attempt
-    for event in batch.events:
-        view.feed(event, batch.at)
+        view.attempt = piece.attempt
+    for event in piece.events:
+        view.feed(event, piece.time)
 
 
 async def raw(request: Request) -> Response:
@@ -68,16 +88,17 @@ async def raw(request: Request) -> Response:
     async def pieces() -> AsyncIterator[bytes]:
         attempt, out = 0, io.BytesIO()
         sink = PlainSink(out, colour=False, guard=False)
-        async for batch in logs.read(site.engine, job.client, job.pool, job.id):
-            if batch.attempt != attempt:
-                sink, attempt = PlainSink(out, colour=False, guard=False), batch.attempt
-                if attempt > 1:
-                    out.write(b"\n--- attempt %d ---\n" % attempt)
-            for event in batch.events:
-                sink(event)
-            yield out.getvalue()
-            out.seek(0)
-            out.truncate()
+        async with logs.follow(
+            site.engine, job.client, job.pool, job.id, live=False
+        ) as found:
+            async for piece in found:
+                if piece.attempt != attempt:
+                    sink, attempt = PlainSink(out, colour=False, guard=False), piece.attempt
+                for event in piece.events:
+                    sink(event)
+                yield out.getvalue()
+                out.seek(0)
+                out.truncate()
 
     return StreamingResponse(
         pieces(),
@@ -89,8 +110,8 @@ async def raw(request: Request) -> Response:
 async def live(request: Request) -> Response:
     """A job's log from now on, and what becomes of the job."""
     site, job = _job(request)
-    given = request.headers.get("last-event-id") or request.query_params.get("after", "0")
-    after = int(given) if given.isascii() and given.isdecimal() and len(given) < 20 else 0
+    given = request.headers.get("last-event-id") or request.query_params.get("after", "")
+    after = _place(given)
     if site.readers.available_tokens < 1:
         raise HTTPException(503, "Too many people look at logs just now.")
     return LiveLog(site, job, await spec(site.engine, job), site.session(request), after)
@@ -115,7 +136,7 @@ class LiveLog(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, site: Site, job: JobId, spec: Job | None, session: Session | None, after: int
+        self, site: Site, job: JobId, spec: Job | None, session: Session | None, after: Place
     ) -> None:
         super().__init__(headers={"X-Accel-Buffering": "no"})
         del self.headers["content-length"]
@@ -177,11 +198,15 @@ class LiveLog(Response):
         view, job = LogView(following=True), self._job
         with out:
             try:
-                async for batch in logs.follow(self._site.engine, job.client, job.pool, job.id):
-                    _feed(view, batch)
-                    fresh = view.fresh()
-                    if batch.seq > self._after and (patches := list(self._patches(view, fresh))):
-                        await out.send(_event(patches, batch.seq))
+                async with logs.follow(
+                    self._site.engine, job.client, job.pool, job.id
+                ) as pieces:
+                    async for piece in pieces:
+                        _feed(view, piece)
+                        fresh, place = view.fresh(), Place(piece.attempt, piece.number)
+                        patches = list(self._patches(view, fresh)) if place > self._after else []
+                        if patches:
+                            await out.send(_event(patches, place))
             except ClusterError:
                 self._broken = True
         self._read.set()
@@ -217,7 +242,10 @@ async def _lively(ready: MemoryObjectReceiveStream[bytes]) -> AsyncIterator[byte
         yield data
 
 
-def _event(patches: list[Patch], number: int | None = None) -> bytes:
+def _event(patches: list[Patch], place: Place | None = None) -> bytes:
     """A server-sent event."""
     data = msgspec.json.encode(patches, enc_hook=str)  # HTML is of a class of its own
-    return (b"" if number is None else b"id: %d\n" % number) + b"data: " + data + b"\n\n"
+    return (f"id: {place}
+".encode() if place else b"") + b"data: " + data + b"
+
+"

@@ -9,6 +9,7 @@ from obuilder.web import charts, queue, views
 from obuilder.web.graph import plan
 from obuilder.web.live import read_log, spec
 from obuilder.web.logview import LogView
+from obuilder.web.mirror import JobId
 from obuilder.web.site import Site
 
 
@@ -73,8 +74,8 @@ async def job(request: Request) -> Response:
     view = LogView(
         around=int(around) if around.isascii() and around.isdecimal() and len(around) < 10 else None
     )
-    place = await read_log(site.engine, client, pool, name, view)
-    row = views.JobRow(views.JobId(id=name, client=client, pool=pool), state)
+    row = views.JobRow(JobId(id=name, client=client, pool=pool), state)
+    place = await read_log(site.engine, row.job, view)
     return site.page(
         request, "job.html", row=row, job=await spec(site.engine, row.job), view=view,
         graph=plan(view.steps), place=place, span=charts.span,

@@ -1,15 +1,17 @@
-"""The order in which the jobs of a pool are expected to start. Pure."""
+"""The order in which the jobs of a pool are expected to start, by the workers' own policy. Pure."""
 
-import heapq
+from collections import deque
 
 from msgspec import Struct
 
+from obuilder.cluster import policy
+from obuilder.cluster.messages import Pool, Share
 from obuilder.web import views
 from obuilder.web.mirror import Mirror
 
 
 class Waiting(Struct, frozen=True):
-    """A job in a queue; `start` is its fair start, in seconds of virtual time after the first one's."""
+    """A job in a queue; `start` is its fair start, in seconds of virtual time from now."""
 
     row: views.JobRow
     start: float
@@ -18,34 +20,32 @@ class Waiting(Struct, frozen=True):
 def waiting(mirror: Mirror, pool: str) -> list[Waiting]:
     """The queue of a pool: urgent jobs before others, each kind by fair start.
 
-    A client's next job starts at its virtual time and moves that on by the job's cost over the client's
-    rate; a client that had nothing to do begins where the others are. Costs are taken to be alike here:
-    what a worker knows of caches may let it take another job first.
+    Every job is taken to cost what the pool says of unknown ones; what workers know of caches may let
+    one take another job first.
     """
-    found, shares = mirror.pools.get(pool), mirror.shares(pool)
-    rows = views.active(mirror, "queued", pool=pool)
-    cost = found.cold if found else 1.0
+    cost = mirror.pools.get(pool, Pool(name=pool)).cold
+    shares = dict(mirror.shares(pool))
+    lines: dict[tuple[str, bool], deque[views.JobRow]] = {}
+    for row in views.active(mirror, "queued", pool=pool):
+        lines.setdefault((row.job.client, row.state.urgent), deque()).append(row)
+    clients = {client for client, _ in lines}
     order: list[Waiting] = []
-    for urgent in (True, False):
-        by_client: dict[str, list[views.JobRow]] = {}
-        for row in rows:
-            if row.state.urgent is urgent:
-                by_client.setdefault(row.job.client, []).append(row)
-        times = {name: shares[name].time if name in shares else 0.0 for name in by_client}
-        floor = min(times.values(), default=0.0)
-        next_ones = [
-            (time - floor, jobs[0].job, name, 0)
-            for name, jobs in by_client.items()
-            if (time := times[name]) is not None
-        ]
-        heapq.heapify(next_ones)
-        while next_ones:
-            start, _, name, index = heapq.heappop(next_ones)
-            order.append(Waiting(by_client[name][index], start))
-            if index + 1 < len(by_client[name]):
-                rate = shares[name].rate if name in shares else 1.0
-                after = start + cost / max(rate, 1e-9)
-                heapq.heappush(next_ones, (after, by_client[name][index + 1].job, name, index + 1))
+    begin: float | None = None
+    while any(lines.values()):
+        counts = {
+            client: policy.Waiting(
+                urgent=len(lines.get((client, True), ())),
+                normal=len(lines.get((client, False), ())),
+            )
+            for client in clients
+        }
+        now = policy.floor(counts, shares)
+        begin = now if begin is None else begin
+        turn = policy.turns(counts, shares)[0]
+        share = shares.get(turn.client, Share())
+        row = lines[turn.client, turn.urgent].popleft()
+        order.append(Waiting(row, policy.start(share, now) - begin))
+        shares[turn.client] = policy.charged(share, now, cost)
     return order
 
 

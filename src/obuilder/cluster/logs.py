@@ -1,0 +1,457 @@
+"""The log of a job: the events of its build in batches, written by the worker, read by its client.
+
+A batch is a message: a msgpack list of events, with its number in the attempt (`n`, from 0), and how
+many bytes of output came before it (`at`). Each attempt writes to subjects of its own. Once half of
+what may be kept is written, output goes to four subjects by turns, each emptied (`Nats-Rollup`) when
+its turn comes again: so the start and the tail are kept, at every moment, and the worker needs no
+right to delete anything. Readers see by the numbers what is left out between them. All that is no
+output is kept.
+"""
+
+import math
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Self
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup
+from msgspec import Struct
+
+from obuilder import events
+from obuilder.cluster import names
+from obuilder.cluster.engine import Engine, Stored
+from obuilder.cluster.messages import ENDED, State, decode
+from obuilder.errors import ClusterError, Incompatible
+from obuilder.values import shown
+
+CAP = 64 << 20
+"""Bytes of output of one attempt that are kept, if nothing else is said."""
+_BATCH = 24 << 10
+"""Bytes of output that make a batch worth sending at once."""
+_LARGE = 256 << 10
+"""Bytes of a batch at most, where batches can't be sent as fast as they come."""
+_PAUSE = 0.01
+"""Seconds that output may wait for more of it."""
+_AT_ONCE = 8
+"""Batches on the way at one time."""
+_WAITING = 16 << 20
+"""Bytes of output that wait for a connection; more, and the oldest are left out."""
+_PARTS = 4
+_KEPT = "kept"
+_QUIET = 5.0
+"""Seconds without a live message after which what is stored is looked at."""
+_LAST = 5.0
+"""Seconds for which the rest of a log is waited for, once its job has ended."""
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(list[events.Event])
+
+
+def packed(batch: list[events.Event]) -> bytes:
+    """Events as bytes. Text that is none is shown as far as it can be."""
+    try:
+        return _encoder.encode(batch)
+    except UnicodeEncodeError:
+        return _encoder.encode([_readable(msgspec.structs.asdict(e) | _tag(e)) for e in batch])
+
+
+def _tag(event: events.Event) -> dict[str, object]:
+    return {"event": event.__struct_config__.tag}
+
+
+def _readable(value: object) -> object:
+    if isinstance(value, str):
+        return shown(value)
+    if isinstance(value, dict):
+        return {key: _readable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_readable(item) for item in value]
+    if isinstance(value, Struct):
+        return _readable(msgspec.structs.asdict(value))
+    return value
+
+
+def unpacked(data: bytes) -> list[events.Event]:
+    """The events of a batch. Incompatible."""
+    try:
+        return _decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        raise Incompatible(f"a batch of a log can't be read: {error}") from error
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+class _Batch(Struct):
+    events: list[events.Event]
+    output: int = 0
+    """Bytes of output, if it is nothing else."""
+
+
+class LogWriter:
+    """A sink that never waits, to use in an `async with`. Leaving it waits until all is stored."""
+
+    def __init__(
+        self, engine: Engine, client: str, pool: str, job: str, attempt: int, *, cap: int = CAP
+    ) -> None:
+        self._engine = engine
+        self._subject = (client, pool, job, attempt)
+        self._half = max(cap // 2, 1)
+        self._batches: deque[_Batch] = deque()
+        self._size = 0
+        """Bytes of output that wait to be sent."""
+        self._at = 0
+        """Bytes of output before the next batch."""
+        self._kept = 0
+        self._part, self._part_size = -1, 0
+        self._more = anyio.Event()
+        self._closing = False
+        self._slots = anyio.Semaphore(_AT_ONCE)
+        self._tasks: TaskGroup | None = None
+        self.count = 0
+        """Batches that were sent: what `State.log_end` says once the log has ended."""
+
+    def __call__(self, event: events.Event) -> None:
+        """Take an event."""
+        if isinstance(event, events.Output | events.Progress):
+            self._loose(event)
+        elif self._batches and not self._batches[-1].output:
+            self._batches[-1].events.append(event)
+        else:
+            self._batches.append(_Batch([event]))
+        self._more.set()
+
+    def _loose(self, event: events.Output | events.Progress) -> None:
+        """Take what may be left out: output joins what came before of the same step."""
+        size = len(event.data) if isinstance(event, events.Output) else 1
+        last = self._batches[-1] if self._batches else None
+        if last is None or not last.output or last.output + size > _LARGE:
+            if size > _LARGE and isinstance(event, events.Output):
+                for at in range(0, size, _LARGE):
+                    self._loose(events.Output(event.key, event.data[at : at + _LARGE]))
+                return
+            last = _Batch([])
+            self._batches.append(last)
+        last.events.append(event)
+        last.output += size
+        self._size += size
+        while self._size > _WAITING:
+            oldest = next(batch for batch in self._batches if batch.output)
+            self._batches.remove(oldest)
+            self._size -= oldest.output
+            self._at += oldest.output
+
+    async def __aenter__(self) -> Self:
+        """Start sending."""
+        self._tasks = anyio.create_task_group()
+        await self._tasks.__aenter__()
+        self._tasks.start_soon(self._send)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Send the rest and the end, for as long as it takes; a cancelled one, a few seconds."""
+        assert self._tasks is not None
+        self._closing = True
+        self._more.set()
+        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + 10) as rest:
+            if error is None:
+                rest.shield, rest.deadline = False, math.inf
+            await self._tasks.__aexit__(None, None, None)
+
+    async def _send(self) -> None:
+        assert self._tasks is not None
+        while True:
+            if not self._batches:
+                if self._closing:
+                    break
+                self._more = anyio.Event()
+                await self._more.wait()
+            if self._size < _BATCH and not self._closing:
+                await anyio.sleep(_PAUSE)
+            await self._slots.acquire()
+            if not self._batches:
+                self._slots.release()
+                continue
+            batch = self._batches.popleft()
+            self._size -= batch.output
+            part, headers = self._place(batch)
+            self._tasks.start_soon(self._put, part, headers, packed(_merged(batch.events)))
+        headers = {"n": str(self.count), "at": str(self._at), "end": "1"}
+        self.count += 1
+        await self._slots.acquire()
+        self._tasks.start_soon(self._put, _KEPT, headers, packed([]))
+
+    def _place(self, batch: _Batch) -> tuple[str, dict[str, str]]:
+        headers = {"n": str(self.count), "at": str(self._at)}
+        self.count += 1
+        self._at += batch.output
+        if not batch.output or self._kept + batch.output <= self._half:
+            self._kept += batch.output
+            return _KEPT, headers
+        self._part_size += batch.output
+        if self._part < 0 or self._part_size > self._half // _PARTS:
+            self._part, self._part_size = self._part + 1, batch.output
+            headers["Nats-Rollup"] = "sub"
+        return str(self._part % _PARTS), headers
+
+    async def _put(self, part: str, headers: Mapping[str, str], data: bytes) -> None:
+        subject = names.log(*self._subject, part)
+        try:
+            while True:
+                try:
+                    await self._engine.put(subject, data, headers=headers)
+                    return
+                except Incompatible:
+                    raise
+                except ClusterError:  # it is away: it comes back, or the worker ends
+                    await anyio.sleep(1)
+        finally:
+            self._slots.release()
+
+
+def _merged(found: list[events.Event]) -> list[events.Event]:
+    """The same with neighbouring output of one step as one event, and its last progress alone."""
+    merged: list[events.Event] = []
+    pieces: list[bytes] = []
+    for event in found:
+        last = merged[-1] if merged else None
+        if isinstance(event, events.Output):
+            if isinstance(last, events.Output) and last.key == event.key:
+                pieces.append(event.data)
+                continue
+        elif (
+            isinstance(event, events.Progress)
+            and isinstance(last, events.Progress)
+            and last.key == event.key
+        ):
+            merged[-1] = event
+            continue
+        _close(merged, pieces)
+        if isinstance(event, events.Output):
+            pieces.append(event.data)
+        merged.append(event)
+    _close(merged, pieces)
+    return merged
+
+
+def _close(merged: list[events.Event], pieces: list[bytes]) -> None:
+    if len(pieces) > 1 and isinstance(last := merged[-1], events.Output):
+        merged[-1] = events.Output(last.key, b"".join(pieces))
+    pieces.clear()
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+class Piece(Struct, frozen=True):
+    """What a reader gets: events of a batch. `number` + 1 is where to go on from."""
+
+    attempt: int
+    number: int
+    events: tuple[events.Event, ...]
+    end: bool = False
+    """Whether it is the last of its attempt."""
+    time: float = 0.0
+    """When it was stored, or came, in seconds since 1970."""
+
+
+Show = Callable[[Piece], Awaitable[None]]
+
+
+class _Message(Struct, frozen=True):
+    number: int
+    attempt: int
+    at: int
+    end: bool
+    data: bytes
+    time: float
+
+
+def _message(stored: Stored) -> _Message | None:
+    """A batch as it came; None for what is none."""
+    try:
+        attempt = int(stored.subject.split(".")[4])
+        number, at = int(stored.headers["n"]), int(stored.headers.get("at", "0"))
+    except (KeyError, ValueError, IndexError):
+        return None
+    return _Message(number, attempt, at, "end" in stored.headers, stored.data, stored.time)
+
+
+class _Order:
+    """Puts batches in order: each once, what is left out told in its place."""
+
+    def __init__(self, offset: int) -> None:
+        self.attempt, self.next = 0, offset
+        self._at: int | None = None
+        self._held: dict[int, _Message] = {}
+        self.ended = False
+
+    def take(self, message: _Message) -> list[Piece]:
+        """What can be shown now."""
+        shown: list[Piece] = []
+        if message.attempt > self.attempt:
+            if self.attempt:
+                self.next = 0
+                text = f"the worker was lost: attempt {message.attempt} begins anew"
+                note = events.Note(text=text, warning=True)
+                shown.append(Piece(message.attempt, -1, (note,), time=message.time))
+            self.attempt, self._at, self.ended = message.attempt, None, False
+            self._held.clear()
+        if message.attempt == self.attempt and message.number >= self.next:
+            self._held[message.number] = message
+        return shown + self._ready()
+
+    @property
+    def gap(self) -> bool:
+        """Whether something is missing before what is held."""
+        return bool(self._held)
+
+    def skip(self, room: int = 0) -> list[Piece]:
+        """Give up on what is missing, until at most `room` batches are held."""
+        shown: list[Piece] = []
+        while len(self._held) > room:
+            self.next = min(self._held)
+            first = self._held[self.next]
+            if self._at is not None and first.at > self._at:
+                text = f"[... {first.at - self._at} bytes left out ...]"
+                note = events.Note(text=text)
+                shown.append(Piece(self.attempt, self.next - 1, (note,), time=first.time))
+            shown += self._ready()
+        return shown
+
+    def _ready(self) -> list[Piece]:
+        shown: list[Piece] = []
+        while (message := self._held.pop(self.next, None)) is not None:
+            found = unpacked(message.data)
+            self._at = message.at + sum(map(_loose_size, found))
+            self.next += 1
+            self.ended = message.end
+            shown.append(Piece(self.attempt, message.number, tuple(found), message.end, message.time))
+        return shown
+
+
+def _loose_size(event: events.Event) -> int:
+    return len(event.data) if isinstance(event, events.Output) else 0
+
+
+@asynccontextmanager
+async def follow(
+    engine: Engine, client: str, pool: str, job: str, *, offset: int = 0, live: bool = True
+) -> AsyncIterator[AsyncIterator[Piece]]:
+    """The log of a job from batch `offset` of its last attempt: what is stored, then what comes.
+
+    It ends with the job's end; unless `live`, with what is there now. ClusterError while the
+    cluster can't be reached is waited out once the first answer has come.
+    """
+    send, receive = anyio.create_memory_object_stream[Piece](64)
+    follower = _Follower(engine, (client, pool, job), _Order(offset))
+    async with anyio.create_task_group() as tasks:
+
+        async def run() -> None:
+            async with send:
+                if live:
+                    await follower.run(send.send)
+                else:
+                    await follower.catch_up(send.send)
+
+        tasks.start_soon(run)
+        async with receive:
+            yield receive
+        tasks.cancel_scope.cancel()
+
+
+class _Follower:
+    def __init__(self, engine: Engine, job: tuple[str, str, str], order: _Order) -> None:
+        self._engine, self._job, self._order = engine, job, order
+        self._seq = 0
+        self._state: State | None = None
+        self._wake = anyio.Event()
+        self._live: deque[_Message] = deque()
+        self._missed = False
+
+    async def run(self, show: Show) -> None:
+        """Until the job ends."""
+        self._engine.on_reconnect(self._again)
+        state = names.job(*self._job, "state")
+        async with (
+            self._engine.subscribe(names.log(*self._job)) as messages,
+            self._engine.watch(names.jobs_of(self._job[0]), state) as states,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(self._listen, messages)
+            tasks.start_soon(self._watch, states)
+            await self.catch_up(show)
+            await self._follow(show)
+            tasks.cancel_scope.cancel()
+
+    async def catch_up(self, show: Show) -> None:
+        """Show what is stored and was not shown yet."""
+        client, order = self._job[0], self._order
+        stored = self._engine.read(names.logs_of(client), names.log(*self._job), after=self._seq)
+        async for found in stored:
+            self._seq = found.seq
+            message = _message(found)
+            if message is not None:
+                await _all(show, order.take(message))
+                await _all(show, order.skip(room=4 * _AT_ONCE))
+        await _all(show, order.skip())
+
+    async def _follow(self, show: Show) -> None:
+        deadline = math.inf
+        while not self._finished():
+            self._wake = anyio.Event()
+            while self._live:
+                await _all(show, self._order.take(self._live.popleft()))
+            if self._finished():
+                return
+            if self._state is not None and self._state.phase in ENDED:
+                deadline = min(deadline, anyio.current_time() + _LAST)
+            late = anyio.current_time() > deadline
+            with anyio.move_on_after(0.2 if deadline < math.inf else _QUIET) as quiet:
+                if not self._order.gap:
+                    await self._wake.wait()
+            if quiet.cancelled_caught or self._order.gap or self._missed:
+                self._missed = False
+                try:
+                    await self.catch_up(show)
+                except ClusterError:
+                    await anyio.sleep(1)
+                    continue
+            if late:
+                return
+
+    def _finished(self) -> bool:
+        state, order = self._state, self._order
+        if state is None or state.phase not in ENDED:
+            return False
+        return not state.attempt or (order.attempt >= state.attempt and order.ended)
+
+    async def _listen(self, messages: AsyncIterator[Stored]) -> None:
+        async for found in messages:
+            message = _message(found)
+            if message is not None:
+                self._live.append(message)
+                self._wake.set()
+
+    async def _watch(self, states: AsyncIterator[Stored]) -> None:
+        async for found in states:
+            if found.data:
+                self._state = decode(found.data, State)
+                self._wake.set()
+
+    def _again(self) -> None:
+        self._missed = True  # what came meanwhile is in the store
+        self._wake.set()
+
+
+async def _all(show: Show, pieces: Iterable[Piece]) -> None:
+    for piece in pieces:
+        await show(piece)
