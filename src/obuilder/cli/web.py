@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from obuilder.cli.options import add_messages, is_quiet, read_file
-from obuilder.errors import ObuilderError, UsageError
+from obuilder.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,22 +54,25 @@ def run(args: argparse.Namespace) -> int:
     """Serve until it is stopped."""
     access = _access(args)
     try:
-        from obuilder.web.serve import serve
+        from obuilder.web.serve import Tls, serve
     except ImportError as error:
         raise UsageError(
             f"the web page needs {error.name}, which is not installed",
             hint="pip install 'obuilder[web]'",
         ) from error
     from obuilder.cli.session import Cancelled, in_loop
+    from obuilder.cluster.credentials import load_credentials
+
+    tls = Tls(args.certificate, args.key) if args.certificate else None
 
     def tell(url: str) -> None:
         if not is_quiet(args):
             sys.stdout.write(f"{url}\n")
             sys.stdout.flush()
 
-    credentials = ...
+    credentials = load_credentials(args.cluster, kind="admin")
     try:
-        in_loop(lambda: serve(credentials, args.listen, access, tell, tls=_tls(args)))
+        in_loop(lambda: serve(credentials, args.listen, access, tell, tls=tls))
     except Cancelled:
         return 0  # that is how it ends
     return 0

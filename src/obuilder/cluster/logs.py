@@ -334,7 +334,9 @@ class _Order:
             self._at = message.at + sum(map(_loose_size, found))
             self.next += 1
             self.ended = message.end
-            shown.append(Piece(self.attempt, message.number, tuple(found), message.end, message.time))
+            shown.append(
+                Piece(self.attempt, message.number, tuple(found), message.end, message.time)
+            )
         return shown
 
 

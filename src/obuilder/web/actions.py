@@ -1,4 +1,4 @@
-"""What changes something: a form with POST, from somebody who knows the token, sent from a page of ours."""
+"""What changes something: a form with POST, of somebody who knows the token, from a page of ours."""
 
 from urllib.parse import urlsplit
 
@@ -9,13 +9,15 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from obuilder.web import control
-from obuilder.web.pages import site_of
+from obuilder.web.live import asked_job as _job
 from obuilder.web.session import LASTS
-from obuilder.web.site import COOKIE, THEME, Site
+from obuilder.web.site import COOKIE, THEME, site_of
+from obuilder.web.views import JobRow
 
 _SLOWLY = anyio.CapacityLimiter(4)
 _WRONG = 1.0
 """Seconds that a wrong token takes."""
+_SOON = 5.0
 _YEAR = 365 * 86400
 
 
@@ -95,22 +97,17 @@ async def logout(request: Request) -> Response:
 async def cancel(request: Request) -> Response:
     """A job is not wanted any more."""
     await _admitted(request)
-    site, where = _job(request)
-    await control.cancel(site.engine, *where)
-    return _to("/job/{}/{}/{}".format(*where))
+    site, job = _job(request)
+    await control.cancel(site.engine, site.credentials, job)
+    return _to(JobRow(job, site.mirror.jobs[job]).path)
 
 
 async def rerun(request: Request) -> Response:
     """The same again, as a new job."""
     await _admitted(request)
-    site, where = _job(request)
-    client, pool, _ = where
-    return _to(f"/job/{client}/{pool}/{await control.rerun(site.engine, *where)}")
-
-
-def _job(request: Request) -> tuple[Site, tuple[str, str, str]]:
-    site, found = site_of(request), request.path_params
-    where = found["client"], found["pool"], found["job"]
-    if site.mirror.job(*where) is None:
-        raise HTTPException(404, "There is no such job.")
-    return site, where
+    site, job = _job(request)
+    made = await control.rerun(site.engine, site.credentials, job)
+    with anyio.move_on_after(_SOON):  # until the copy has it, there is no page of it
+        while made not in site.mirror.jobs:
+            await anyio.sleep(0.02)
+    return _to(f"/job/{made.client}/{made.pool}/{made.id}")

@@ -1,4 +1,4 @@
-"""Output of programs as HTML: colours become classes, whatever else steers a terminal is dropped or named.
+"""Output of programs as HTML: colours become classes, what else steers a terminal is dropped or named.
 
 Colours are of the 256 that terminals have (others become the nearest of them), and of a style sheet
 (`stylesheet`), as the page allows no styles in line. On the log's dark ground each is
@@ -200,6 +200,8 @@ def _plainly(style: Style, code: int, more: list[int]) -> Style:
             return replace(style, front=None)
         case 49:
             return replace(style, back=None)
+        case _:
+            pass
     for start, name, shift in (
         (30, "front", 0),
         (40, "back", 0),

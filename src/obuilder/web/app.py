@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from obuilder.errors import ObuilderError, UsageError
 from obuilder.web import actions, ansi, feeds, live, pages
-from obuilder.web.site import POLICY, Site, static
+from obuilder.web.site import POLICY, Site, site_of, static
 
 _JOB = "/job/{client}/{pool}/{job}"
 _OPEN = ("/healthz", "/login", "/static/", "/theme")
@@ -146,6 +146,6 @@ async def _fault(request: Request, _: Exception) -> Response:
 
 
 def _said(request: Request, status: int, message: str, hint: str) -> Response:
-    return pages.site_of(request).page(
+    return site_of(request).page(
         request, "error.html", status, code=status, message=message, hint=hint
     )

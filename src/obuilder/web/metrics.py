@@ -4,7 +4,7 @@ Numbers of what is there now are read off the copy when they are asked for; what
 from the moment the page starts, as Prometheus wants it. docs/cluster/web.md lists the names.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from obuilder import __version__
 from obuilder.cluster.engine import Engine
-from obuilder.cluster.messages import ENDED, State
+from obuilder.cluster.messages import ENDED, Presence, State
 from obuilder.web import views
 from obuilder.web.mirror import JobId, Mirror
 
@@ -82,6 +82,29 @@ class Metrics:
             self._steps.labels(job.pool, "false").inc(outcome.ran)
 
 
+_OF_POOLS: tuple[tuple[str, str, Callable[[views.PoolRow], float]], ...] = (
+    (
+        "workers_connected",
+        "Workers that are there",
+        lambda row: len(row.workers) - row.count("gone"),
+    ),
+    ("workers_ready", "Workers that take jobs", lambda row: row.count("ready", "full")),
+    ("workers_paused", "Workers that are there and take none", lambda row: row.count("paused")),
+    ("workers_gone", "Workers that were there once", lambda row: row.count("gone")),
+    ("capacity", "Slots of the workers that are there", lambda row: row.capacity),
+    ("in_use", "Slots with jobs in them", lambda row: row.in_use),
+    ("jobs_running", "Jobs that run", lambda row: row.running),
+)
+_OF_WORKERS: tuple[tuple[str, str, Callable[[Presence], float | None]], ...] = (
+    ("capacity", "Slots", lambda found: found.capacity),
+    ("in_use", "Slots with jobs in them", lambda found: found.in_use),
+    ("load", "The machine's load average of a minute", lambda found: found.load),
+    ("space_free_bytes", "Free in its store", lambda found: found.free),
+    ("space_total_bytes", "Of its store", lambda found: found.total),
+    ("start_time_seconds", "When it started", lambda found: found.since),
+)
+
+
 class _Standing(Collector):
     """What there is now."""
 
@@ -89,9 +112,11 @@ class _Standing(Collector):
         self._mirror = mirror
 
     def describe(self) -> Iterable[Metric]:
+        """Nothing: what there is depends on the cluster."""
         return []
 
     def collect(self) -> Iterator[Metric]:
+        """All of it."""
         yield InfoMetricFamily("obuilder_web", "This program", value={"version": __version__})
         yield from self._pools()
         yield from self._queues()
@@ -99,23 +124,7 @@ class _Standing(Collector):
 
     def _pools(self) -> Iterator[Metric]:
         rows = views.pools(self._mirror)
-        for name, text, number in (
-            (
-                "workers_connected",
-                "Workers that are there",
-                lambda row: len(row.workers) - row.count("gone"),
-            ),
-            ("workers_ready", "Workers that take jobs", lambda row: row.count("ready", "full")),
-            (
-                "workers_paused",
-                "Workers that are there and take none",
-                lambda row: row.count("paused"),
-            ),
-            ("workers_gone", "Workers that were there once", lambda row: row.count("gone")),
-            ("capacity", "Slots of the workers that are there", lambda row: row.capacity),
-            ("in_use", "Slots with jobs in them", lambda row: row.in_use),
-            ("jobs_running", "Jobs that run", lambda row: row.running),
-        ):
+        for name, text, number in _OF_POOLS:
             family = GaugeMetricFamily(f"obuilder_pool_{name}", text, labels=["pool"])
             for row in rows:
                 family.add_metric([row.name], number(row))
@@ -157,14 +166,7 @@ class _Standing(Collector):
             for one in self._mirror.workers(pool)
         ]
         there = [(row, row.presence) for row in rows if row.presence is not None]
-        for name, text, number in (
-            ("capacity", "Slots", lambda found: found.capacity),
-            ("in_use", "Slots with jobs in them", lambda found: found.in_use),
-            ("load", "The machine's load average of a minute", lambda found: found.load),
-            ("space_free_bytes", "Free in its store", lambda found: found.free),
-            ("space_total_bytes", "Of its store", lambda found: found.total),
-            ("start_time_seconds", "When it started", lambda found: found.since),
-        ):
+        for name, text, number in _OF_WORKERS:
             family = GaugeMetricFamily(f"obuilder_worker_{name}", text, labels=labels)
             for row, presence in there:
                 if (value := number(presence)) is not None:

@@ -10,13 +10,7 @@ from obuilder.web.graph import plan
 from obuilder.web.live import read_log, spec
 from obuilder.web.logview import LogView
 from obuilder.web.mirror import JobId
-from obuilder.web.site import Site
-
-
-def site_of(request: Request) -> Site:
-    """What the application was made with."""
-    site: Site = request.app.state.site
-    return site
+from obuilder.web.site import site_of
 
 
 async def pools(request: Request) -> Response:

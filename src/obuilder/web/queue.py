@@ -17,8 +17,12 @@ class Waiting(Struct, frozen=True):
     start: float
 
 
+MOST = 500
+"""Jobs whose order is worked out."""
+
+
 def waiting(mirror: Mirror, pool: str) -> list[Waiting]:
-    """The queue of a pool: urgent jobs before others, each kind by fair start.
+    """The first `MOST` of a pool's queue: urgent jobs before others, each kind by fair start.
 
     Every job is taken to cost what the pool says of unknown ones; what workers know of caches may let
     one take another job first.
@@ -31,7 +35,7 @@ def waiting(mirror: Mirror, pool: str) -> list[Waiting]:
     clients = {client for client, _ in lines}
     order: list[Waiting] = []
     begin: float | None = None
-    while any(lines.values()):
+    while any(lines.values()) and len(order) < MOST:
         counts = {
             client: policy.Waiting(
                 urgent=len(lines.get((client, True), ())),
@@ -54,4 +58,4 @@ def ahead(mirror: Mirror, row: views.JobRow) -> int:
     if row.state.phase != "queued":
         return 0
     order = waiting(mirror, row.job.pool)
-    return next((place for place, one in enumerate(order) if one.row.job == row.job), 0)
+    return next((place for place, one in enumerate(order) if one.row.job == row.job), len(order))

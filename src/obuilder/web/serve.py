@@ -13,7 +13,6 @@ from obuilder.cluster.credentials import Credentials
 from obuilder.cluster.engine import Engine
 from obuilder.errors import UsageError
 from obuilder.web.app import application
-from obuilder.web.metrics import Metrics
 from obuilder.web.mirror import Mirror
 from obuilder.web.site import Access, Site
 
@@ -56,7 +55,7 @@ async def serve(
             anyio.create_task_group() as tasks,
         ):
             mirror = Mirror()
-            site = Site(engine, mirror, access, Metrics(mirror))
+            site = Site(engine, credentials, mirror, access)
             tasks.start_soon(mirror.follow, engine)
             with mirror.listening(site.metrics.count):
                 await mirror.ready.wait()

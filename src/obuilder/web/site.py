@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from obuilder import __version__
+from obuilder.cluster.credentials import Credentials
 from obuilder.cluster.engine import Engine
 from obuilder.ui.terminal import visible
 from obuilder.web import charts, views
@@ -46,8 +47,11 @@ class Access(Struct, frozen=True):
 class Site:
     """What the handlers stand on."""
 
-    def __init__(self, engine: Engine, mirror: Mirror, access: Access, metrics: Metrics) -> None:
-        self.engine, self.mirror, self.access, self.metrics = engine, mirror, access, metrics
+    def __init__(
+        self, engine: Engine, credentials: Credentials, mirror: Mirror, access: Access
+    ) -> None:
+        self.engine, self.credentials = engine, credentials
+        self.mirror, self.access, self.metrics = mirror, access, Metrics(mirror)
         self.clock: Callable[[], float] = time.time
         self.readers = anyio.CapacityLimiter(_READERS)
         self.gate = Gate(access.token)
@@ -71,6 +75,12 @@ class Site:
             **values,
         )
         return HTMLResponse(shown, status_code=status, headers={"Cache-Control": "no-store"})
+
+
+def site_of(request: Request) -> Site:
+    """What the application was made with."""
+    site: Site = request.app.state.site
+    return site
 
 
 def _templates() -> Environment:

@@ -128,7 +128,7 @@ def jobs(
     mirror: Mirror, wanted: Filter, now: float, *, before: str = "", length: int = PAGE
 ) -> JobsPage:
     """The newest jobs that are wanted, older than the job whose id is `before`."""
-    rows = []
+    rows: list[JobRow] = []
     for row in _newest(mirror, wanted, now, before):
         if len(rows) == length:
             return JobsPage(rows, rows[-1].job.id)
