@@ -12,18 +12,16 @@ from urllib.parse import urlencode, urlsplit
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from msgspec.structs import replace
-from obuilder.cluster.credentials import Credentials
-from obuilder.cluster.engine import Engine
 
 from obuilder import events
 from obuilder.cluster import names
+from obuilder.cluster.credentials import Credentials
+from obuilder.cluster.engine import Engine
 from obuilder.cluster.logs import LogWriter
 from obuilder.cluster.messages import (
-    Client,
     Known,
     Message,
     Outcome,
-    Pool,
     Presence,
     Share,
     State,
@@ -106,10 +104,7 @@ class Pages:
     def fill(self) -> None:
         """A pool with workers of every kind, clients, and jobs; titles that would do harm."""
         now = time.time()
-        for pool in ("linux", "windows"):
-            self.put(names.pool(pool), Pool(name=pool, platform=f"{pool}/amd64"))
         for client, rate in (("ann", 1.0), ("bob", 4.0)):
-            self.put(names.client(client), Client(name=client, added=now - 1e6))
             self.put(names.fair("linux", client), Share(rate=rate))
         for number, reasons in enumerate(((), (), (("disk", f"3 % free {HOSTILE}"),)), 1):
             self.put(

@@ -7,14 +7,15 @@ import pytest
 
 from browser import Browser
 from obuilder import events
+from obuilder.cluster.credentials import Credentials
 from pages import BEGUN, TOKEN, B, Pages, loopback, pages
 
 pytestmark = [pytest.mark.xdist_group("web"), pytest.mark.needs("chromium")]
 
 
 @pytest.fixture(scope="module")
-def page(cluster: object) -> Iterator[Pages]:
-    with pages(cluster.admin, loopback()) as found:
+def page(admin: Credentials) -> Iterator[Pages]:
+    with pages(admin, loopback()) as found:
         found.fill()
         yield found
 

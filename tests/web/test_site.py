@@ -8,6 +8,7 @@ import pytest
 
 from obuilder import events
 from obuilder.cluster import names
+from obuilder.cluster.credentials import Credentials
 from obuilder.cluster.messages import Answer, Cancel, decode, encode
 from pages import BEGUN, HOSTILE, B, Pages, loopback, pages
 
@@ -15,8 +16,8 @@ pytestmark = pytest.mark.xdist_group("web")
 
 
 @pytest.fixture(scope="module")
-def page(cluster: object) -> Iterator[Pages]:
-    with pages(cluster.admin, loopback()) as found:
+def page(admin: Credentials) -> Iterator[Pages]:
+    with pages(admin, loopback()) as found:
         found.fill()
         yield found
 
@@ -155,8 +156,8 @@ def test_metrics_of_the_cluster_and_of_a_worker(page: Pages) -> None:
     assert page.ask("/pool/linux/worker/build9/metrics")[0].status == 404
 
 
-def test_a_private_page_is_read_with_the_token_alone(cluster: object) -> None:
-    with pages(cluster.admin, loopback(private=True)) as page:
+def test_a_private_page_is_read_with_the_token_alone(admin: Credentials) -> None:
+    with pages(admin, loopback(private=True)) as page:
         assert page.ask("/metrics")[0].status == 401
         assert page.ask("/jobs", Accept="text/html")[0].getheader("Location") == "/login?back=/jobs"
         assert page.ask("/metrics", Authorization="Bearer the token of the tests")[0].status == 200

@@ -161,10 +161,10 @@ class LogWriter:
         assert self._tasks is not None
         self._closing = True
         self._more.set()
-        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + 10) as rest:
-            if error is None:
-                rest.shield, rest.deadline = False, math.inf
-            await self._tasks.__aexit__(None, None, None)
+        if error is not None:
+            self._tasks.cancel_scope.shield = True
+            self._tasks.cancel_scope.deadline = anyio.current_time() + 10
+        await self._tasks.__aexit__(None, None, None)
 
     async def _send(self) -> None:
         assert self._tasks is not None

@@ -8,7 +8,9 @@ batch it had last.
 
 import io
 import re
+import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 import anyio
@@ -22,6 +24,7 @@ from starlette.types import Receive, Scope, Send
 from obuilder.cluster import logs, names
 from obuilder.cluster.engine import Engine
 from obuilder.cluster.messages import ENDED, Job, Signed, State, decode
+from obuilder.engine.run import first_error
 from obuilder.errors import ClusterError
 from obuilder.ui.plain import PlainSink
 from obuilder.ui.terminal import visible
@@ -40,15 +43,27 @@ async def spec(engine: Engine, job: JobId) -> Job | None:
     subject = names.job(job.client, job.pool, job.id, "spec")
     try:
         found = await engine.last(names.jobs_of(job.client), subject)
-        return found and decode(decode(found.data, Signed).job, Job)
+        return decode(decode(found.data, Signed).job, Job) if found else None
     except ClusterError:
         return None
+
+
+@asynccontextmanager
+async def _log(
+    engine: Engine, job: JobId, *, live: bool
+) -> AsyncIterator[AsyncIterator[logs.Piece]]:
+    """A log, with plain errors."""
+    try:
+        async with logs.follow(engine, job.client, job.pool, job.id, live=live) as pieces:
+            yield pieces
+    except BaseExceptionGroup as group:
+        raise first_error(group) from None
 
 
 async def read_log(engine: Engine, job: JobId, view: LogView) -> str:
     """Feed a view all that a log has by now. Where a live one is to go on from."""
     place = Place()
-    async with logs.follow(engine, job.client, job.pool, job.id, live=False) as pieces:
+    async with _log(engine, job, live=False) as pieces:
         async for piece in pieces:
             _feed(view, piece)
             place = Place(piece.attempt, piece.number)
@@ -78,7 +93,7 @@ def _feed(view: LogView, piece: logs.Piece) -> None:
             view.anew()
         view.attempt = piece.attempt
     for event in piece.events:
-        view.feed(event, piece.time)
+        view.feed(event, piece.time or time.time())
 
 
 async def raw(request: Request) -> Response:
@@ -88,7 +103,7 @@ async def raw(request: Request) -> Response:
     async def pieces() -> AsyncIterator[bytes]:
         attempt, out = 0, io.BytesIO()
         sink = PlainSink(out, colour=False, guard=False)
-        async with logs.follow(site.engine, job.client, job.pool, job.id, live=False) as found:
+        async with _log(site.engine, job, live=False) as found:
             async for piece in found:
                 if piece.attempt != attempt:
                     sink, attempt = PlainSink(out, colour=False, guard=False), piece.attempt
@@ -194,10 +209,10 @@ class LiveLog(Response):
         return [("head", "", html), ("say", "", f"The job is {state.phase}.")]
 
     async def _lines(self, out: MemoryObjectSendStream[bytes]) -> None:
-        view, job = LogView(following=True), self._job
+        view = LogView(following=True)
         with out:
             try:
-                async with logs.follow(self._site.engine, job.client, job.pool, job.id) as pieces:
+                async with _log(self._site.engine, self._job, live=True) as pieces:
                     async for piece in pieces:
                         _feed(view, piece)
                         fresh, place = view.fresh(), Place(piece.attempt, piece.number)

@@ -7,7 +7,7 @@ asked for nothing.
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import anyio
@@ -31,6 +31,9 @@ from obuilder.errors import ClusterError, Incompatible
 
 KEPT = 100_000
 """Jobs that are remembered, the newest."""
+_FIRST = (names.CLUSTER, ">")
+_EVERY = 300.0
+"""Seconds after which what is watched is compared as a whole."""
 _AGAIN = 2.0
 """Seconds until a stream that can't be watched is tried again."""
 K = TypeVar("K")
@@ -76,6 +79,8 @@ class Mirror:
         self._workers: dict[tuple[str, str], Worker] = {}
         self._shares: dict[tuple[str, str], Share] = {}
         self._listeners: list[Change] = []
+        self._more = anyio.Event()
+        """Set when there may be more streams to look at."""
 
     # --- what is known ---------------------------------------------------------------------------
 
@@ -116,8 +121,10 @@ class Mirror:
             match kind, rest:
                 case "pool", [name]:
                     _set(self.pools, name, _decoded(data, Pool))
+                    self._more.set()
                 case "client", [name]:
                     _set(self.clients, name, _decoded(data, Client))
+                    self._more.set()
                 case "worker" | "known" | "pause", [pool, name]:
                     self._worker(kind, pool, name, data)
                 case "fair", [pool, name]:
@@ -166,40 +173,44 @@ class Mirror:
 
     async def follow(self, engine: Engine) -> None:
         """Keep the copy up to date, until cancelled. `ready` is set once it is whole."""
-        for found in await engine.each(names.CLUSTER, ">"):
-            self.take(found.subject, found.data)
-        for stream, filter_ in self._streams():
-            for found in await engine.each(stream, filter_):
-                self.take(found.subject, found.data)
+        await self._read(engine, *_FIRST)
+        for place in self._streams():
+            with suppress(ClusterError):  # it is about to be made: watching finds it
+                await self._read(engine, *place)
         self.ready.set()
         watched: set[tuple[str, str]] = set()
 
         async with anyio.create_task_group() as tasks:
 
-            def watch_all() -> None:
+            async def watch(stream: str, filter_: str) -> None:
+                await self._watch(engine, stream, filter_)
+                watched.discard((stream, filter_))
+
+            while True:
+                self._more = anyio.Event()
                 for place in set(self._streams()) - watched:
                     watched.add(place)
                     tasks.start_soon(watch, *place)
+                await self._more.wait()
 
-            async def watch(stream: str, filter_: str) -> None:
-                while True:
-                    try:
-                        async with engine.watch(stream, filter_) as live:
-                            async for found in live:
-                                self.take(found.subject, found.data)
-                                if stream == names.CLUSTER:
-                                    watch_all()
-                    except ClusterError:  # it was removed, or is about to be made
-                        if (stream, filter_) not in self._streams():
-                            watched.discard((stream, filter_))
-                            return
-                    await anyio.sleep(_AGAIN)
+    async def _read(self, engine: Engine, stream: str, filter_: str) -> None:
+        for found in await engine.each(stream, filter_):
+            self.take(found.subject, found.data)
 
-            watch_all()
+    async def _watch(self, engine: Engine, stream: str, filter_: str) -> None:
+        """Follow a stream until it is no more of those to look at."""
+        while (stream, filter_) in self._streams():
+            try:
+                async with engine.watch(stream, filter_, every=_EVERY) as live:
+                    async for found in live:
+                        self.take(found.subject, b"" if found.removed else found.data)
+            except* ClusterError:  # it was removed, or is about to be made
+                pass
+            await anyio.sleep(_AGAIN)
 
     def _streams(self) -> list[tuple[str, str]]:
         """Streams to look at, and what in them."""
-        found = [(names.CLUSTER, ">")]
+        found = [_FIRST]
         for pool in self.pools:
             found += [
                 (names.state_of(pool), subject)
