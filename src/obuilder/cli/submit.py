@@ -151,7 +151,7 @@ def order_of(args: argparse.Namespace, setup: Settings | None = None) -> "Order"
     else:
         found = chosen(args, setup or settings(args))
         spec, where = found.spec, found.contexts
-        locked = ()
+        locked: tuple[tuple[str, str], ...] = ()
         if setup is not None and setup.images.lock is not None:
             locked = tuple(setup.images.lock.images.items())
         work = _build(args, print_spec(spec), name, locked=locked)
@@ -228,7 +228,7 @@ def git_order(args: argparse.Namespace) -> "Order":
             args, text, os.path.basename(file) if args.file else file, target=args.target or ""
         )
 
-    async def send(client: "Client", sink: "events.Sink") -> "Context":
+    async def send(_client: "Client", _sink: "events.Sink") -> "Context":
         return context
 
     def hint(context: "Context") -> str:

@@ -8,12 +8,12 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 
 import anyio
 
 from obuilder.cluster import names
-from obuilder.cluster.engine import Engine
+from obuilder.cluster.engine import Engine, Stored
 from obuilder.errors import ClusterError
 
 PIECE = 512 << 10
@@ -25,8 +25,6 @@ _AT_ONCE = 32
 """Pieces on the way at one time."""
 _ASKED = 512
 """Files that are asked for in one request."""
-_ANSWER = 4 << 20
-"""Bytes of small files in the answer to one request."""
 
 
 def digest_of(data: bytes) -> str:
@@ -45,13 +43,16 @@ class Blobs:
     async def missing(self, digests: Iterable[str]) -> set[str]:
         """Which of these files are not there whole, or may soon not be."""
         wanted = sorted(set(digests))
-        lacking = set(wanted)
+        found: list[Stored] = []
         for at in range(0, len(wanted), _ASKED):
-            asked = [names.blob(self._client, digest, _END) for digest in wanted[at : at + _ASKED]]
-            found = await self._engine.each(self._stream, *asked)
-            since = time.time() - _STALE
-            lacking -= {mark.subject.split(".")[2] for mark in found if mark.time > since}
-        return lacking
+            ends = [names.blob(self._client, each, _END) for each in wanted[at : at + _ASKED]]
+            if len(ends) == 1:  # workers may ask so, and not for lists
+                end = await self._engine.last(self._stream, ends[0])
+                found += [] if end is None else [end]
+            else:
+                found += await self._engine.named(self._stream, ends)
+        since = time.time() - _STALE
+        return set(wanted) - {end.subject.split(".")[2] for end in found if end.time > since}
 
     async def put(self, data: bytes) -> str:
         """Send data, if it is not there. Its digest."""
@@ -110,41 +111,14 @@ class Blobs:
             yield piece.data
         _check(digest, found.hexdigest())
 
-    async def small(self, digests: Sequence[str]) -> dict[str, bytes]:
-        """Files of one piece each, checked, in one request: together of at most a few megabytes.
-
-        ClusterError.
-        """
-        asked = [names.blob(self._client, digest, 0) for digest in digests]
-        found = {
-            piece.subject.split(".")[2]: piece.data
-            for piece in await self._engine.each(self._stream, *asked)
-        }
-        for digest in digests:
-            if digest not in found:
-                raise _gone(digest)
-            _check(digest, digest_of(found[digest]))
-        return found
-
-
-def together(files: Iterable[tuple[str, int]]) -> tuple[list[list[str]], list[str]]:
-    """Digests with sizes as groups that `small` takes, and those that are too large for it.
-
-    Empty files have no piece: they are in neither.
-    """
-    groups: list[list[str]] = []
-    large: list[str] = []
-    room = 0
-    for digest, size in files:
-        if size > PIECE:
-            large.append(digest)
-        elif size:
-            if size > room or len(groups[-1]) >= _ASKED:
-                groups.append([])
-                room = _ANSWER
-            groups[-1].append(digest)
-            room -= size
-    return groups, large
+    async def small(self, digest: str) -> bytes:
+        """A file of one piece, checked. ClusterError."""
+        async with self._slots:
+            piece = await self._engine.last(self._stream, names.blob(self._client, digest, 0))
+        if piece is None:
+            raise _gone(digest)
+        _check(digest, digest_of(piece.data))
+        return piece.data
 
 
 def _check(digest: str, found: str) -> None:

@@ -142,16 +142,14 @@ class Client:
         context: Context = NoContext(),  # noqa: B008 - frozen
         wishes: Wishes = Wishes(),  # noqa: B008 - frozen
     ) -> Ref:
-        """Queue a job. It is there once this returns, whatever happens then. NoSuchPool, ClusterError."""
+        """Queue a job. It is there once this returns, come what may. NoSuchPool, ClusterError."""
         target = await self.pool(pool)
         job = Job(
             id=names.new_job(), client=self.name, pool=pool, work=work, context=context,
             title=wishes.title, hint=wishes.hint, urgent=wishes.urgent, slots=wishes.slots,
             memory=wishes.memory, cpus=wishes.cpus, seconds=wishes.seconds,
             attempts=wishes.attempts, attached=wishes.attached, submitted=time.time(),
-            secrets=tuple(
-                (name, seal(target.key, value)) for name, value in wishes.secrets.items()
-            ),
+            secrets=tuple((key, seal(target.key, value)) for key, value in wishes.secrets.items()),
         )  # fmt: skip
         return await self._put(job)
 
@@ -346,7 +344,10 @@ class Client:
 
 def ticket_of(job: Job) -> Ticket:
     """A job's place in the queue."""
-    return Ticket(id=job.id, client=job.client, hint=job.hint, urgent=job.urgent, slots=job.slots)
+    return Ticket(
+        id=job.id, client=job.client, hint=job.hint, urgent=job.urgent, slots=job.slots,
+        memory=job.memory, cpus=job.cpus,
+    )  # fmt: skip
 
 
 def error_of(outcome: Outcome, phase: Phase) -> ObuilderError:

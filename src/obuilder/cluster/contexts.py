@@ -14,7 +14,7 @@ from typing import Literal
 import anyio
 from msgspec import Struct
 
-from obuilder.cluster.blobs import Blobs, together
+from obuilder.cluster.blobs import PIECE, Blobs
 from obuilder.cluster.messages import Message, decode, encode
 from obuilder.engine.inputs import Context, Contexts, IndexStats, contexts, read_ignore_file
 from obuilder.errors import ClusterError, of_disk
@@ -25,7 +25,7 @@ from obuilder.system.files import copy_data, remove_tree, write_all
 from obuilder.system.tree import Entry, Ignored, scan
 
 Kind = Literal["file", "dir", "symlink", "hardlink"]
-_AT_ONCE = 16
+_AT_ONCE = 64
 """Files on the way at one time."""
 
 
@@ -334,23 +334,18 @@ async def _fetch(blobs: Blobs, contents: Contents, listing: Listing) -> None:
         for file in tree.files
         if file.size and not contents.has(file.digest)
     }
-    groups, large = together(sizes.items())
     slots = anyio.CapacityLimiter(_AT_ONCE)
 
-    async def several(digests: list[str]) -> None:
+    async def one(digest: str, size: int) -> None:
         async with slots:
-            for digest, data in (await blobs.small(digests)).items():
-                contents.put(digest, data)
-
-    async def one(digest: str) -> None:
-        async with slots:
-            await contents.fetch(blobs, digest)
+            if size > PIECE:
+                await contents.fetch(blobs, digest)
+            else:
+                contents.put(digest, await blobs.small(digest))
 
     async with anyio.create_task_group() as tasks:
-        for group in groups:
-            tasks.start_soon(several, group)
-        for digest in large:
-            tasks.start_soon(one, digest)
+        for digest, size in sizes.items():
+            tasks.start_soon(one, digest, size)
 
 
 def _lay_out(contents: Contents, tree: Tree, place: str) -> None:

@@ -39,6 +39,8 @@ _AT_ONCE = 8
 """Batches on the way at one time."""
 _WAITING = 16 << 20
 """Bytes of output that wait for a connection; more, and the oldest are left out."""
+_PATIENCE = 10.0
+"""Seconds for which one who was interrupted still sends."""
 _PARTS = 4
 _KEPT = "kept"
 _QUIET = 5.0
@@ -87,8 +89,10 @@ def unpacked(data: bytes) -> list[events.Event]:
 
 class _Batch(Struct):
     events: list[events.Event]
+    loose: bool = False
+    """Whether it is nothing but output and progress, which may be left out."""
     output: int = 0
-    """Bytes of output, if it is nothing else."""
+    """Bytes."""
 
 
 class LogWriter:
@@ -109,6 +113,7 @@ class LogWriter:
         self._part, self._part_size = -1, 0
         self._more = anyio.Event()
         self._closing = False
+        self._stored = anyio.Event()
         self._slots = anyio.Semaphore(_AT_ONCE)
         self._tasks: TaskGroup | None = None
         self.count = 0
@@ -118,7 +123,7 @@ class LogWriter:
         """Take an event."""
         if isinstance(event, events.Output | events.Progress):
             self._loose(event)
-        elif self._batches and not self._batches[-1].output:
+        elif self._batches and not self._batches[-1].loose:
             self._batches[-1].events.append(event)
         else:
             self._batches.append(_Batch([event]))
@@ -126,15 +131,18 @@ class LogWriter:
 
     def _loose(self, event: events.Output | events.Progress) -> None:
         """Take what may be left out: output joins what came before of the same step."""
-        size = len(event.data) if isinstance(event, events.Output) else 1
+        size = len(event.data) if isinstance(event, events.Output) else 0
         last = self._batches[-1] if self._batches else None
-        if last is None or not last.output or last.output + size > _LARGE:
+        if last is None or not last.loose or last.output + size > _LARGE:
             if size > _LARGE and isinstance(event, events.Output):
                 for at in range(0, size, _LARGE):
                     self._loose(events.Output(event.key, event.data[at : at + _LARGE]))
                 return
-            last = _Batch([])
+            last = _Batch([], loose=True)
             self._batches.append(last)
+        before = last.events[-1] if last.events else None
+        if isinstance(event, events.Progress) and _follows(event, before):
+            last.events.pop()
         last.events.append(event)
         last.output += size
         self._size += size
@@ -161,10 +169,11 @@ class LogWriter:
         assert self._tasks is not None
         self._closing = True
         self._more.set()
-        if error is not None:
-            self._tasks.cancel_scope.shield = True
-            self._tasks.cancel_scope.deadline = anyio.current_time() + 10
-        await self._tasks.__aexit__(None, None, None)
+        rest = math.inf if error is None else _PATIENCE
+        with anyio.move_on_after(rest, shield=error is not None):
+            await self._stored.wait()
+        self._tasks.cancel_scope.cancel()
+        await self._tasks.__aexit__(kind, error, trace)
 
     async def _send(self) -> None:
         assert self._tasks is not None
@@ -188,12 +197,15 @@ class LogWriter:
         self.count += 1
         await self._slots.acquire()
         self._tasks.start_soon(self._put, _KEPT, headers, packed([]))
+        for _ in range(_AT_ONCE):
+            await self._slots.acquire()
+        self._stored.set()
 
     def _place(self, batch: _Batch) -> tuple[str, dict[str, str]]:
         headers = {"n": str(self.count), "at": str(self._at)}
         self.count += 1
         self._at += batch.output
-        if not batch.output or self._kept + batch.output <= self._half:
+        if not batch.loose or self._kept + batch.output <= self._half:
             self._kept += batch.output
             return _KEPT, headers
         self._part_size += batch.output
@@ -217,27 +229,25 @@ class LogWriter:
             self._slots.release()
 
 
+def _follows(event: events.Progress, before: events.Event | None) -> bool:
+    return isinstance(before, events.Progress) and before.key == event.key
+
+
 def _merged(found: list[events.Event]) -> list[events.Event]:
-    """The same with neighbouring output of one step as one event, and its last progress alone."""
+    """The same with neighbouring output of one step as one event."""
     merged: list[events.Event] = []
     pieces: list[bytes] = []
     for event in found:
         last = merged[-1] if merged else None
-        if isinstance(event, events.Output):
-            if isinstance(last, events.Output) and last.key == event.key:
-                pieces.append(event.data)
-                continue
-        elif (
-            isinstance(event, events.Progress)
-            and isinstance(last, events.Progress)
-            and last.key == event.key
-        ):
-            merged[-1] = event
-            continue
-        _close(merged, pieces)
-        if isinstance(event, events.Output):
+        if not isinstance(event, events.Output):
+            _close(merged, pieces)
+            merged.append(event)
+        elif isinstance(last, events.Output) and last.key == event.key:
             pieces.append(event.data)
-        merged.append(event)
+        else:
+            _close(merged, pieces)
+            merged.append(event)
+            pieces.append(event.data)
     _close(merged, pieces)
     return merged
 
@@ -260,7 +270,7 @@ class Piece(Struct, frozen=True):
     end: bool = False
     """Whether it is the last of its attempt."""
     time: float = 0.0
-    """When it was stored, or came, in seconds since 1970."""
+    """When it was stored, in seconds since 1970; 0: it has just come."""
 
 
 Show = Callable[[Piece], Awaitable[None]]
@@ -302,7 +312,7 @@ class _Order:
                 self.next = 0
                 text = f"the worker was lost: attempt {message.attempt} begins anew"
                 note = events.Note(text=text, warning=True)
-                shown.append(Piece(message.attempt, -1, (note,), time=message.time))
+                shown.append(Piece(message.attempt, -1, (note,)))
             self.attempt, self._at, self.ended = message.attempt, None, False
             self._held.clear()
         if message.attempt == self.attempt and message.number >= self.next:
@@ -319,11 +329,6 @@ class _Order:
         shown: list[Piece] = []
         while len(self._held) > room:
             self.next = min(self._held)
-            first = self._held[self.next]
-            if self._at is not None and first.at > self._at:
-                text = f"[... {first.at - self._at} bytes left out ...]"
-                note = events.Note(text=text)
-                shown.append(Piece(self.attempt, self.next - 1, (note,), time=first.time))
             shown += self._ready()
         return shown
 
@@ -331,12 +336,14 @@ class _Order:
         shown: list[Piece] = []
         while (message := self._held.pop(self.next, None)) is not None:
             found = unpacked(message.data)
+            if self._at is not None and message.at > self._at:
+                text = f"[... {message.at - self._at} bytes left out ...]"
+                found.insert(0, events.Note(text=text))
             self._at = message.at + sum(map(_loose_size, found))
             self.next += 1
             self.ended = message.end
-            shown.append(
-                Piece(self.attempt, message.number, tuple(found), message.end, message.time)
-            )
+            piece = Piece(self.attempt, message.number, tuple(found), message.end, message.time)
+            shown.append(piece)
         return shown
 
 
@@ -381,7 +388,13 @@ class _Follower:
 
     async def run(self, show: Show) -> None:
         """Until the job ends."""
-        self._engine.on_reconnect(self._again)
+        stop = self._engine.on_reconnect(self._again)
+        try:
+            await self._run(show)
+        finally:
+            stop()
+
+    async def _run(self, show: Show) -> None:
         state = names.job(*self._job, "state")
         async with (
             self._engine.subscribe(names.log(*self._job)) as messages,
