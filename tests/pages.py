@@ -101,6 +101,11 @@ class Pages:
         }
         self.state(job, client, phase=phase, attempt=attempt, **ended)
 
+    def close(self) -> None:
+        """End the logs that are open."""
+        for manager, _ in self._writers.values():
+            manager.__exit__(None, None, None)
+
     def fill(self) -> None:
         """A pool with workers of every kind, clients, and jobs; titles that would do harm."""
         now = time.time()
@@ -193,7 +198,11 @@ def pages(credentials: Credentials, access: Access) -> Iterator[Pages]:
         engine = Engine.connect(credentials, name="test")
         try:
             with portal.wrap_async_context_manager(engine) as connected:
-                yield Pages(portal, connected, address.result(20).rstrip("/"))
+                found = Pages(portal, connected, address.result(20).rstrip("/"))
+                try:
+                    yield found
+                finally:
+                    found.close()
         finally:
             serving.cancel()
 

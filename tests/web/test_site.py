@@ -82,7 +82,7 @@ def test_a_log_is_read_whole_raw_and_live(page: Pages) -> None:
     assert live.endswith("event: end\ndata: -\n\n")
     raw = page.ask(f"{path}/log")
     assert raw[0].getheader("Content-Type") == "text/plain; charset=utf-8"
-    assert "\x1b[32mone\x1b[0m\ntwo\nthree\n" in raw[1]
+    assert "[dev] \x1b[32mone\x1b[0m\n[dev] two\n[dev] three\n" in raw[1]
 
 
 def test_a_long_log_shows_its_end_or_the_lines_around_one(page: Pages) -> None:
@@ -137,7 +137,7 @@ def test_a_login_leads_to_pages_of_ours_alone(page: Pages, back: str) -> None:
 
 
 def test_metrics_of_the_cluster_and_of_a_worker(page: Pages) -> None:
-    text = page.ask("/metrics")[1]
+    text = page.until("/metrics", "obuilder_server_memory_bytes{")
     assert 'obuilder_pool_workers_paused{pool="linux"} 1.0' in text.splitlines()
     assert (
         'obuilder_queue_length{client="bob",pool="linux",priority="high"} 1.0' in text.splitlines()

@@ -1,9 +1,8 @@
 """What changes something: a form with POST, of somebody who knows the token, from a page of ours."""
 
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import anyio
-from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -14,6 +13,9 @@ from obuilder.web.session import LASTS
 from obuilder.web.site import COOKIE, THEME, site_of
 from obuilder.web.views import JobRow
 
+Form = dict[str, str]
+_MOST = 1 << 14
+"""Bytes of a form."""
 _SLOWLY = anyio.CapacityLimiter(4)
 _WRONG = 1.0
 """Seconds that a wrong token takes."""
@@ -21,28 +23,28 @@ _SOON = 5.0
 _YEAR = 365 * 86400
 
 
-async def _form(request: Request) -> FormData:
+async def _form(request: Request) -> Form:
     """The form of a request that a page of ours may have sent. HTTPException."""
     origin = request.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
         raise HTTPException(403, "This form was sent from another site.")
-    return await request.form(max_files=0, max_fields=10)
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > _MOST:
+            raise HTTPException(413, "This form is too long.")
+    return dict(parse_qsl(body.decode("latin-1"), encoding="utf-8", max_num_fields=20))
 
 
-async def _admitted(request: Request) -> FormData:
+async def _admitted(request: Request) -> Form:
     """The same, of somebody who may change things. HTTPException."""
     form, site = await _form(request), site_of(request)
     session = site.session(request)
     if session is None:
         raise HTTPException(403, "To change things, log in with the token first.")
-    if not site.gate.proves(session, _text(form, "form")):
+    if not site.gate.proves(session, form.get("form", "")):
         raise HTTPException(403, "This form is of another session: load the page again.")
     return form
-
-
-def _text(form: FormData, name: str) -> str:
-    value = form.get(name, "")
-    return value if isinstance(value, str) else ""
 
 
 def _inside(address: str) -> str:
@@ -59,8 +61,8 @@ def _to(address: str) -> Response:
 async def theme(request: Request) -> Response:
     """Light, dark, or as the reader's system is."""
     form = await _form(request)
-    answer = _to(_inside(_text(form, "back")))
-    answer.set_cookie(THEME, _text(form, "theme"), max_age=_YEAR, samesite="lax", httponly=True)
+    answer = _to(_inside(form.get("back", "")))
+    answer.set_cookie(THEME, form.get("theme", ""), max_age=_YEAR, samesite="lax", httponly=True)
     return answer
 
 
@@ -73,8 +75,8 @@ async def login_page(request: Request) -> Response:
 async def login(request: Request) -> Response:
     """Begin a session."""
     form, site = await _form(request), site_of(request)
-    back = _inside(_text(form, "back"))
-    if not site.gate.admits(_text(form, "token")):
+    back = _inside(form.get("back", ""))
+    if not site.gate.admits(form.get("token", "")):
         async with _SLOWLY:
             await anyio.sleep(_WRONG)
         return site.page(request, "login.html", 403, back=back, wrong=True)

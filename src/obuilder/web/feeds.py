@@ -15,7 +15,6 @@ from obuilder.web.site import site_of
 async def metrics(request: Request) -> Response:
     """All that the page knows, in Prometheus' format."""
     site = site_of(request)
-    await site.metrics.refresh(site.engine)
     return Response(generate_latest(site.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -4,8 +4,12 @@ Numbers of what is there now are read off the copy when they are asked for; what
 from the moment the page starts, as Prometheus wants it. docs/cluster/web.md lists the names.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any
 
+import anyio
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -13,9 +17,11 @@ from prometheus_client.registry import Collector
 from obuilder import __version__
 from obuilder.cluster.engine import Engine
 from obuilder.cluster.messages import ENDED, Presence, State
+from obuilder.errors import ClusterError
 from obuilder.web import views
 from obuilder.web.mirror import JobId, Mirror
 
+_EVERY = 10.0
 _WAITING = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)
 _RUNNING = (1, 5, 15, 60, 180, 600, 1800, 3600, 2 * 3600, 6 * 3600)
 
@@ -25,7 +31,8 @@ class Metrics:
 
     def __init__(self, mirror: Mirror) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
-        self.registry.register(_Standing(mirror))
+        self._standing = _Standing(mirror)
+        self.registry.register(self._standing)
         self._mirror = mirror
         self._submitted = Counter(
             "obuilder_jobs_submitted", "Jobs that were put in a queue",
@@ -52,8 +59,15 @@ class Metrics:
             ["pool", "cached"], registry=self.registry,
         )  # fmt: skip
 
-    async def refresh(self, engine: Engine) -> None:
-        """Ask the engine how it is."""
+    async def watch(self, engine: Engine, system: Engine) -> None:
+        """Ask the engine how it is, again and again, until cancelled. `system`: of its own account."""
+        while True:
+            with suppress(ClusterError):
+                streams = await engine.streams()
+                servers = await system.gather("$SYS.REQ.SERVER.PING.VARZ")
+                self._standing.streams = {name: info["state"] for name, info in streams.items()}
+                self._standing.servers = [json.loads(said)["data"] for said in servers]
+            await anyio.sleep(_EVERY)
 
     def count(self, job: JobId, old: State | None, new: State | None) -> None:
         """A change of a job: a listener of the copy."""
@@ -110,6 +124,8 @@ class _Standing(Collector):
 
     def __init__(self, mirror: Mirror) -> None:
         self._mirror = mirror
+        self.streams: Mapping[str, Mapping[str, Any]] = {}
+        self.servers: list[Mapping[str, Any]] = []
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: what there is depends on the cluster."""
@@ -121,6 +137,7 @@ class _Standing(Collector):
         yield from self._pools()
         yield from self._queues()
         yield from self._workers()
+        yield from self._engine()
 
     def _pools(self) -> Iterator[Metric]:
         rows = views.pools(self._mirror)
@@ -190,3 +207,22 @@ class _Standing(Collector):
             unhealthy.add_metric(place, float("health" in reasons))
         yield why
         yield unhealthy
+
+    def _engine(self) -> Iterator[Metric]:
+        for name, text, key in (
+            ("bytes", "What a stream of the engine keeps", "bytes"),
+            ("messages", "Messages in a stream of the engine", "messages"),
+        ):
+            family = GaugeMetricFamily(f"obuilder_stream_{name}", text, labels=["stream"])
+            for stream, state in self.streams.items():
+                family.add_metric([stream], state[key])
+            yield family
+        for name, text, key in (
+            ("memory_bytes", "Memory of a server of the engine", "mem"),
+            ("connections", "Who is connected to it", "connections"),
+            ("slow_consumers", "Connections that it cut as they were too slow", "slow_consumers"),
+        ):
+            family = GaugeMetricFamily(f"obuilder_server_{name}", text, labels=["server"])
+            for server in self.servers:
+                family.add_metric([str(server["server_name"])], server[key])
+            yield family

@@ -9,7 +9,7 @@ import anyio
 import uvicorn
 from msgspec import Struct
 
-from obuilder.cluster.credentials import Credentials
+from obuilder.cluster.credentials import Credentials, system_of
 from obuilder.cluster.engine import Engine
 from obuilder.errors import UsageError
 from obuilder.web.app import application
@@ -52,11 +52,13 @@ async def serve(
     with listener:
         async with (
             Engine.connect(credentials, name="web") as engine,
+            Engine.connect(system_of(credentials), name="web") as system,
             anyio.create_task_group() as tasks,
         ):
             mirror = Mirror()
             site = Site(engine, credentials, mirror, access)
             tasks.start_soon(mirror.follow, engine)
+            tasks.start_soon(site.metrics.watch, engine, system)
             with mirror.listening(site.metrics.count):
                 await mirror.ready.wait()
                 await _run(site, listener, tell, tls)
