@@ -147,7 +147,7 @@ class _Spans:
             case events.BuildEnded():
                 _fail(self._root(), event.code, event.message)
                 self._close()
-            case events.Progress() | events.Note():
+            case events.Progress() | events.Note() | events.CacheMoved():
                 return
 
     def _root(self) -> Span:

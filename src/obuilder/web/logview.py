@@ -163,6 +163,8 @@ class LogView:
             case events.StepEnded():
                 status: Status = "cancelled" if event.code == "cancelled" else "failed"
                 self._end(event.key, at, status, event.seconds, event.message)
+            case events.CacheMoved():
+                self._note(events.Note(text=str(event)))
             case events.BuildDone() | events.BuildEnded():
                 self.result = event
 
