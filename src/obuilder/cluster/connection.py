@@ -18,8 +18,8 @@ from nats import errors as nats_errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from obuilder.cluster.accounts import inbox
-from obuilder.cluster.answers import Missing, Stored, status_of, temporary
+from obuilder.cluster.accounts import answers, inbox
+from obuilder.cluster.answers import Missing, Stored, not_here, status_of, temporary
 from obuilder.cluster.credentials import Credentials
 from obuilder.errors import ClusterError, Incompatible, Refused
 
@@ -43,7 +43,9 @@ class Connection:
         self.patience = PATIENCE
         self._name = name
         key = credentials.key
-        self._key, self._inbox = key, inbox(key.public)
+        # What workers answer to an administrator has to get from their account into its own.
+        admin = credentials.kind == "admin"
+        self._key, self._inbox = key, (answers if admin else inbox)(key.public)
         self._client = Client()
         self._waiting: dict[str, MemoryObjectSendStream[Msg]] = {}
         self._refused: dict[str, str] = {}
@@ -100,6 +102,9 @@ class Connection:
         if not self._client.is_connected:
             with anyio.CancelScope(shield=True), suppress(Exception):
                 await self._client.close()
+                await anyio.sleep(
+                    0.02
+                )  # sockets that were tried are closed by the loop's next turns
             raise self._unreachable()
         version = self._client.connected_server_version
         if (version.major, version.minor) < OLDEST:
@@ -151,6 +156,9 @@ class Connection:
     async def _error(self, error: Exception) -> None:
         self._last = error
         text = str(error)
+        transport = self._client._transport  # noqa: SLF001 # which forgets the socket it tried before
+        if transport is not None and not self.connected:
+            transport.close()
         if isinstance(error, ssl.SSLError) or _unknown(error):
             self._failed.set()
         elif "ermissions violation" in text and '"' in text:
@@ -202,6 +210,10 @@ class Connection:
         async with self._ask(subject, data, headers) as answers:
             with anyio.move_on_after(seconds):
                 message = await self._next(answers.receive, subject)
+                while not_here(
+                    message
+                ):  # our own account says so, too, before the main one answers
+                    message = await self._next(answers.receive, subject)
                 return None if status_of(message) == 503 else message
         return None
 
