@@ -66,6 +66,7 @@ async def ensure_pool(
     """A pool with its streams, and consumers for all clients."""
     names.checked("pool", name)
     replicas = replicas_of(authority.urls)
+    await ensure_cluster(engine, replicas)
     queue = _stream(
         names.queue_of(name), [f"sub.*.{name}.>", f"run.{name}.>"], replicas,
         retention="workqueue", duplicate_window=_ONCE, max_msgs_per_subject=-1,
@@ -104,6 +105,7 @@ async def ensure_client(engine: Engine, authority: Authority, name: str, *keys: 
     """A client with its streams, consumers in all pools, and `keys` that sign its jobs."""
     names.checked("client", name)
     replicas = replicas_of(authority.urls)
+    await ensure_cluster(engine, replicas)
     await engine.ensure_stream(
         _stream(names.jobs_of(name), [f"job.{name}.>"], replicas, max_age=JOBS_KEPT, **_ONE_EACH)
     )

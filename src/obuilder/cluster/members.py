@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 
 from obuilder.cluster import accounts, layout, names
-from obuilder.cluster.credentials import Authority, Credentials, authority_of, system_of
+from obuilder.cluster.credentials import Credentials, authority_of, system_of
 from obuilder.cluster.engine import Engine
 from obuilder.cluster.nkeys import claims_of
 from obuilder.errors import ClusterError
@@ -68,8 +68,3 @@ async def _push(system: Engine, token: str) -> None:
     said = json.loads(await system.request("$SYS.REQ.CLAIMS.UPDATE", token.encode()))
     if "error" in said:
         raise ClusterError(f"the cluster did not take an account: {said['error']}")
-
-
-async def set_up(engine: Engine, authority: Authority) -> None:
-    """What there is but once in a cluster."""
-    await layout.ensure_cluster(engine, layout.replicas_of(authority.urls))

@@ -200,7 +200,6 @@ class Local:
         pool, client = default_pool(), default_client()
         async with Engine.connect(admin, name="up") as engine:
             if not os.path.exists(self.path("worker.json")):
-                await members.set_up(engine, authority)
                 await layout.ensure_pool(engine, authority, pool)
                 if not os.path.exists(self.path("client.json")):
                     made = await members.add_client(engine, admin, client)
