@@ -232,9 +232,7 @@ async def test_what_kills_workers_is_failed_and_what_is_forged_refused(yard, ben
     # A ticket that is none, one of no job, and a job that somebody changed.
     await yard.admin.put(names.ticket(yard.client.name, yard.pool, urgent=False), b"\xc1")
     ghost = Ticket(id="ghost", client=yard.client.name)
-    await yard.admin.put(
-        names.ticket(yard.client.name, yard.pool, urgent=False), encode(ghost)
-    )
+    await yard.admin.put(names.ticket(yard.client.name, yard.pool, urgent=False), encode(ghost))
     forged = await yard.submit("mark mine")
     place = Place(yard.client.name, *_of(forged))
     stored = await yard.admin.last(names.jobs_of(place.client), place.subject("spec"))
@@ -306,9 +304,7 @@ async def test_a_worker_that_is_ill_or_full_takes_no_jobs_until_it_is_well(
 
         worker._guard._care = replace(care, free=50.0)
         monkeypatch.setattr(worker._shop.builder, "usage", full)
-        await yard.until(
-            lambda: _presence(yard, lambda p: p.paused and p.paused[0][0] == "disk")
-        )
+        await yard.until(lambda: _presence(yard, lambda p: p.paused and p.paused[0][0] == "disk"))
         assert worker._shop.builder.records() == []  # all that could go went
         monkeypatch.undo()
         worker._guard._care = care
