@@ -1,10 +1,9 @@
-"""What the cluster's policy comes to on a real nats-server: fairness, urgency, affinity, many workers.
+"""What the cluster's policy comes to on a real nats-server: fairness, urgency, affinity, a crowd.
 
-Builders are fake (they sleep). Queues, records and choices are the program's own. `scripts/bench cluster`,
-or python bench/cluster.py [fair|urgent|affinity|many [WORKERS JOBS [SECONDS [PROCESSES]]]].
+Builders are fake (they sleep). Queues, records and choices are the program's own.
+`scripts/bench cluster`, or: bench/cluster.py fair|urgent|affinity|many [WORKERS JOBS [SECONDS [PROCESSES]]]
 """
 
-import json
 import math
 import os
 import random
@@ -21,9 +20,9 @@ import anyio
 from msgspec.structs import replace
 
 from obuilder.cluster import layout, members, names, records, server
-from obuilder.cluster.credentials import authority_of, load_credentials, system_of
+from obuilder.cluster.credentials import authority_of, load_credentials
 from obuilder.cluster.engine import Conflict, Engine
-from obuilder.cluster.messages import Outcome, Pool, Presence, Running, Share, State, Ticket, encode
+from obuilder.cluster.messages import Outcome, Presence, Running, Share, State, Ticket, encode
 from obuilder.cluster.queue import Queue, Taken
 from obuilder.cluster.sealing import sign_record
 
@@ -57,7 +56,9 @@ class Worker:
             tasks.start_soon(self.hear)
             while True:
                 self.woken = anyio.Event()
-                if self.capacity > len(self.running) and (taken := await self.queue.take(self.me())):
+                if self.capacity > len(self.running) and (
+                    taken := await self.queue.take(self.me())
+                ):
                     assert isinstance(taken, Taken)
                     ticket = taken.ticket
                     self.running[ticket.id] = Running(
@@ -78,11 +79,10 @@ class Worker:
             await anyio.sleep(0.3)
 
     async def hear(self):
-        async with self.engine.subscribe(f"live.run.{POOL}.{self.name}.*") as mine, \
-                   self.engine.subscribe(f"live.sub.*.{POOL}.*") as all_:  # fmt: skip
-            async with anyio.create_task_group() as tasks:
-                for said in (mine, all_):
-                    tasks.start_soon(self.wake, said)
+        async with AsyncExitStack() as stack, anyio.create_task_group() as tasks:
+            for subject in (f"live.run.{POOL}.{self.name}.*", f"live.sub.*.{POOL}.*"):
+                said = await stack.enter_async_context(self.engine.subscribe(subject))
+                tasks.start_soon(self.wake, said)
 
     async def wake(self, said):
         async for _ in said:
@@ -252,11 +252,12 @@ async def many(workers, jobs, seconds, processes):
     submitted, began, peak = {}, {}, 0
     async with cluster(rates, (seconds, seconds)) as (there, _, engine):
         pid = server.Local(there).pid()
-        argv = [
-            [sys.executable, __file__, "crowd", there, str(n * part), str(min(part, workers - n * part)), str(seconds)]
-            for n in range(processes)
-        ]  # fmt: skip
-        children = [subprocess.Popen(each_) for each_ in argv]  # noqa: ASYNC220 # at once
+        argv = [sys.executable, __file__, "crowd", there]
+        starts = range(0, workers, part)
+        children = [
+            subprocess.Popen([*argv, str(first), str(min(part, workers - first)), str(seconds)])  # noqa: ASYNC220
+            for first in starts
+        ]
         try:
             while len(await engine.pending(names.state_of(POOL), names.worker(POOL))) < workers:
                 await anyio.sleep(0.5)
@@ -266,7 +267,9 @@ async def many(workers, jobs, seconds, processes):
             async def feed(client):
                 for first in range(0, each, 50):
                     count = min(50, each - first)
-                    tickets = [Ticket(id=f"{client}-{first + n}", client=client) for n in range(count)]
+                    tickets = [
+                        Ticket(id=f"{client}-{first + n}", client=client) for n in range(count)
+                    ]
                     submitted.update((ticket.id, time.time()) for ticket in tickets)
                     await submit(engine, client, tickets, window=50)
 
@@ -274,7 +277,9 @@ async def many(workers, jobs, seconds, processes):
                 for client in rates:
                     group.start_soon(feed, client)
                 async for batch in said:
-                    began.update((row.split()[0], float(row.split()[1])) for row in batch.data.decode().split("\n"))  # fmt: skip
+                    for row in batch.data.decode().split("\n"):
+                        id_, when = row.split()
+                        began[id_] = float(when)
                     peak = max(peak, memory(pid))
                     if len(began) == 4 * each:
                         break
@@ -289,7 +294,10 @@ async def many(workers, jobs, seconds, processes):
     had = {client: sum(id_.startswith(f"{client}-") for id_ in half) for client in rates}
     waits = " ".join(f"{ordered[int(len(ordered) * part_)]:.2f}" for part_ in (0.5, 0.9, 0.99))
     print(f"  {len(began)} jobs done once each, {sum(left.values())} tickets left")
-    print(f"  {len(began) / took:.0f} jobs/s ({took:.0f} s; without any cost it would be {len(began) * seconds / workers:.0f} s)")  # fmt: skip
+    ideal = len(began) * seconds / workers
+    print(
+        f"  {len(began) / took:.0f} jobs/s ({took:.0f} s; {ideal:.0f} s if choosing took no time)"
+    )
     print(f"  waits p50, p90, p99: {waits} s")
     print(f"  server: {idle} MiB with idle workers, {peak} at most")
     print(f"  the first half of the jobs, by clients with rates 1 to 4: {had}")
@@ -321,7 +329,9 @@ def main():
         given = dict(enumerate(rest))
         workers, jobs = int(given.get(0, 100)), int(given.get(1, 2000))
         seconds, processes = float(given.get(2, 2.0)), int(given.get(3, 2))
-        print(f"{jobs} jobs of {seconds:g} s, {workers} workers in {processes} processes, 4 clients")
+        print(
+            f"{jobs} jobs of {seconds:g} s, {workers} workers in {processes} processes, 4 clients"
+        )
         anyio.run(many, workers, jobs, seconds, processes)
 
 
