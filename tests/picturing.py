@@ -57,7 +57,7 @@ def a_failed_job(page: Pages) -> None:
         events.Output(B, said),
         events.StepEnded(B, "step-failed", "It ended with status 2.", 31.4),
     )
-    page.ends("50", "failed")
+    page.ends("50", "failed", title="irmin#2041 on debian-12", hint="irmin-debian-12")
     page.until("/job/ann/linux/50", "phase failed")
 
 

@@ -235,7 +235,7 @@ class Farm:
             jobs.append(
                 Running(
                     id=ticket.id, client=ticket.client, slots=slots, started=self.now,
-                    urgent=ticket.urgent, forwarded=ticket.forwarded == name,
+                    forwarded=ticket.forwarded == name,
                 )
             )  # fmt: skip
         self.workers[name] = replace(me, in_use=me.in_use + slots, running=tuple(jobs))

@@ -1,5 +1,7 @@
 """The rules of the cluster's policy, one by one."""
 
+import random
+
 import pytest
 from msgspec.structs import replace
 
@@ -57,6 +59,25 @@ def test_what_a_job_really_took_is_settled() -> None:
     assert share.time == 310
     assert policy.settled(share, 600, 2).time == 11
     assert policy.settled(Share(time=1), 600, 2).time == 0, "never before the beginning"
+
+
+def test_workers_that_choose_together_spread_by_rates() -> None:
+    shares = {"a": Share(rate=1), "b": Share(rate=3), "c": Share(rate=1, time=1000)}
+    waits = dict.fromkeys(shares, Waiting(0, 1))
+    draw = random.Random(7).random
+    wide = policy.spread(100, 1.0, shares.values())
+    assert wide == 20
+    first = [policy.turns(waits, shares, spread=wide, draw=draw)[0].client for _ in range(1000)]
+    assert first.count("b") / first.count("a") == pytest.approx(3, rel=0.2)
+    assert first.count("c") == 0, "it is too far behind"
+    assert {policy.turns(waits, shares)[0].client for _ in range(9)} == {"a"}
+    rivals = 0.0
+    for _ in range(5):
+        rivals = policy.raced(rivals, lost=True)
+    assert rivals == 31
+    for _ in range(6):
+        rivals = policy.raced(rivals, lost=False)
+    assert rivals == 0
 
 
 def test_tickets_of_jobs_that_run_do_not_wait() -> None:

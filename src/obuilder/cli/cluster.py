@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do what was asked."""
     if args.action in cluster_admin.ACTIONS:
-        return cluster_admin.run(args)
+        return cluster_admin.ACTIONS[args.action][1](args)
     if args.action == "config":
         return _config(args)
     from obuilder.cluster.credentials import state_directory

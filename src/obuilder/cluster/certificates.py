@@ -1,6 +1,6 @@
 """A certificate authority of a cluster's own, and certificates of its servers."""
 
-import datetime
+import datetime as dt
 import ipaddress
 
 from cryptography import x509
@@ -77,15 +77,15 @@ def _loaded(authority: Issued) -> ec.EllipticCurvePrivateKey:
 def _begun(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey
 ) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=_YEARS))
+        .not_valid_before(now - dt.timedelta(hours=1))
+        .not_valid_after(now + dt.timedelta(days=_YEARS))
     )
 
 

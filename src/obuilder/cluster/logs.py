@@ -16,16 +16,23 @@ from types import TracebackType
 from typing import Self
 
 import anyio
-import msgspec
 from anyio.abc import TaskGroup
 from msgspec import Struct
 
 from obuilder import events
 from obuilder.cluster import names
+from obuilder.cluster.batches import (
+    Message,
+    Order,
+    Piece as Piece,  # noqa: PLC0414 - what `follow` gives
+    follows,
+    merged,
+    message_of,
+    packed,
+)
 from obuilder.cluster.engine import Engine, Stored
 from obuilder.cluster.messages import ENDED, State, decode
 from obuilder.errors import ClusterError, Incompatible
-from obuilder.values import shown
 
 CAP = 64 << 20
 """Bytes of output of one attempt that are kept, if nothing else is said."""
@@ -48,40 +55,7 @@ _QUIET = 5.0
 _LAST = 5.0
 """Seconds for which the rest of a log is waited for, once its job has ended."""
 
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(list[events.Event])
-
-
-def packed(batch: list[events.Event]) -> bytes:
-    """Events as bytes. Text that is none is shown as far as it can be."""
-    try:
-        return _encoder.encode(batch)
-    except UnicodeEncodeError:
-        return _encoder.encode([_readable(msgspec.structs.asdict(e) | _tag(e)) for e in batch])
-
-
-def _tag(event: events.Event) -> dict[str, object]:
-    return {"event": event.__struct_config__.tag}
-
-
-def _readable(value: object) -> object:
-    if isinstance(value, str):
-        return shown(value)
-    if isinstance(value, dict):
-        return {key: _readable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_readable(item) for item in value]
-    if isinstance(value, Struct):
-        return _readable(msgspec.structs.asdict(value))
-    return value
-
-
-def unpacked(data: bytes) -> list[events.Event]:
-    """The events of a batch. Incompatible."""
-    try:
-        return _decoder.decode(data)
-    except msgspec.MsgspecError as error:
-        raise Incompatible(f"a batch of a log can't be read: {error}") from error
+Show = Callable[[Piece], Awaitable[None]]
 
 
 # --- writing -------------------------------------------------------------------------------------
@@ -141,7 +115,7 @@ class LogWriter:
             last = _Batch([], loose=True)
             self._batches.append(last)
         before = last.events[-1] if last.events else None
-        if isinstance(event, events.Progress) and _follows(event, before):
+        if isinstance(event, events.Progress) and follows(event, before):
             last.events.pop()
         last.events.append(event)
         last.output += size
@@ -192,7 +166,7 @@ class LogWriter:
             batch = self._batches.popleft()
             self._size -= batch.output
             part, headers = self._place(batch)
-            self._tasks.start_soon(self._put, part, headers, packed(_merged(batch.events)))
+            self._tasks.start_soon(self._put, part, headers, packed(merged(batch.events)))
         headers = {"n": str(self.count), "at": str(self._at), "end": "1"}
         self.count += 1
         await self._slots.acquire()
@@ -229,126 +203,7 @@ class LogWriter:
             self._slots.release()
 
 
-def _follows(event: events.Progress, before: events.Event | None) -> bool:
-    return isinstance(before, events.Progress) and before.key == event.key
-
-
-def _merged(found: list[events.Event]) -> list[events.Event]:
-    """The same with neighbouring output of one step as one event."""
-    merged: list[events.Event] = []
-    pieces: list[bytes] = []
-    for event in found:
-        last = merged[-1] if merged else None
-        if not isinstance(event, events.Output):
-            _close(merged, pieces)
-            merged.append(event)
-        elif isinstance(last, events.Output) and last.key == event.key:
-            pieces.append(event.data)
-        else:
-            _close(merged, pieces)
-            merged.append(event)
-            pieces.append(event.data)
-    _close(merged, pieces)
-    return merged
-
-
-def _close(merged: list[events.Event], pieces: list[bytes]) -> None:
-    if len(pieces) > 1 and isinstance(last := merged[-1], events.Output):
-        merged[-1] = events.Output(last.key, b"".join(pieces))
-    pieces.clear()
-
-
 # --- reading -------------------------------------------------------------------------------------
-
-
-class Piece(Struct, frozen=True):
-    """What a reader gets: events of a batch. `number` + 1 is where to go on from."""
-
-    attempt: int
-    number: int
-    events: tuple[events.Event, ...]
-    end: bool = False
-    """Whether it is the last of its attempt."""
-    time: float = 0.0
-    """When it was stored, in seconds since 1970; 0: it has just come."""
-
-
-Show = Callable[[Piece], Awaitable[None]]
-
-
-class _Message(Struct, frozen=True):
-    number: int
-    attempt: int
-    at: int
-    end: bool
-    data: bytes
-    time: float
-
-
-def _message(stored: Stored) -> _Message | None:
-    """A batch as it came; None for what is none."""
-    try:
-        attempt = int(stored.subject.split(".")[4])
-        number, at = int(stored.headers["n"]), int(stored.headers.get("at", "0"))
-    except (KeyError, ValueError, IndexError):
-        return None
-    return _Message(number, attempt, at, "end" in stored.headers, stored.data, stored.time)
-
-
-class _Order:
-    """Puts batches in order: each once, what is left out told in its place."""
-
-    def __init__(self, offset: int) -> None:
-        self.attempt, self.next = 0, offset
-        self._at: int | None = None
-        self._held: dict[int, _Message] = {}
-        self.ended = False
-
-    def take(self, message: _Message) -> list[Piece]:
-        """What can be shown now."""
-        shown: list[Piece] = []
-        if message.attempt > self.attempt:
-            if self.attempt:
-                self.next = 0
-                text = f"the worker was lost: attempt {message.attempt} begins anew"
-                note = events.Note(text=text, warning=True)
-                shown.append(Piece(message.attempt, -1, (note,)))
-            self.attempt, self._at, self.ended = message.attempt, None, False
-            self._held.clear()
-        if message.attempt == self.attempt and message.number >= self.next:
-            self._held[message.number] = message
-        return shown + self._ready()
-
-    @property
-    def gap(self) -> bool:
-        """Whether something is missing before what is held."""
-        return bool(self._held)
-
-    def skip(self, room: int = 0) -> list[Piece]:
-        """Give up on what is missing, until at most `room` batches are held."""
-        shown: list[Piece] = []
-        while len(self._held) > room:
-            self.next = min(self._held)
-            shown += self._ready()
-        return shown
-
-    def _ready(self) -> list[Piece]:
-        shown: list[Piece] = []
-        while (message := self._held.pop(self.next, None)) is not None:
-            found = unpacked(message.data)
-            if self._at is not None and message.at > self._at:
-                text = f"[... {message.at - self._at} bytes left out ...]"
-                found.insert(0, events.Note(text=text))
-            self._at = message.at + sum(map(_loose_size, found))
-            self.next += 1
-            self.ended = message.end
-            piece = Piece(self.attempt, message.number, tuple(found), message.end, message.time)
-            shown.append(piece)
-        return shown
-
-
-def _loose_size(event: events.Event) -> int:
-    return len(event.data) if isinstance(event, events.Output) else 0
 
 
 @asynccontextmanager
@@ -361,7 +216,7 @@ async def follow(
     cluster can't be reached is waited out once the first answer has come.
     """
     send, receive = anyio.create_memory_object_stream[Piece](64)
-    follower = _Follower(engine, (client, pool, job), _Order(offset))
+    follower = _Follower(engine, (client, pool, job), Order(offset))
     async with anyio.create_task_group() as tasks:
 
         async def run() -> None:
@@ -378,12 +233,12 @@ async def follow(
 
 
 class _Follower:
-    def __init__(self, engine: Engine, job: tuple[str, str, str], order: _Order) -> None:
+    def __init__(self, engine: Engine, job: tuple[str, str, str], order: Order) -> None:
         self._engine, self._job, self._order = engine, job, order
         self._seq = 0
         self._state: State | None = None
         self._wake = anyio.Event()
-        self._live: deque[_Message] = deque()
+        self._live: deque[Message] = deque()
         self._missed = False
 
     async def run(self, show: Show) -> None:
@@ -413,7 +268,7 @@ class _Follower:
         stored = self._engine.read(names.logs_of(client), names.log(*self._job), after=self._seq)
         async for found in stored:
             self._seq = found.seq
-            message = _message(found)
+            message = message_of(found.subject, found.headers, found.data, found.time)
             if message is not None:
                 await _all(show, order.take(message))
                 await _all(show, order.skip(room=4 * _AT_ONCE))
@@ -451,7 +306,7 @@ class _Follower:
 
     async def _listen(self, messages: AsyncIterator[Stored]) -> None:
         async for found in messages:
-            message = _message(found)
+            message = message_of(found.subject, found.headers, found.data, found.time)
             if message is not None:
                 self._live.append(message)
                 self._wake.set()

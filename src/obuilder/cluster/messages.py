@@ -178,6 +178,8 @@ class State(Message, frozen=True, kw_only=True):
     phase: Phase = "queued"
     attempt: int = 0
     """The number of the worker that has it, or had it last, from 1."""
+    returned: int = 0
+    """How many of these gave it back unharmed: they don't count as workers that died of it."""
     worker: str = ""
     session: str = ""
     submitted: float = 0.0

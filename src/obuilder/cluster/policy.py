@@ -13,7 +13,7 @@ same ground. All of it is preference: no rule here is needed for a job to run, o
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -72,18 +72,26 @@ def turns(
     waiting: Mapping[str, Waiting],
     shares: Mapping[str, Share],
     running: Mapping[str, int] | None = None,
+    *,
+    spread: float = 0.0,
+    draw: Callable[[], float] = lambda: 0.0,
 ) -> list[Turn]:
     """The clients with tickets that wait, in the order in which a worker tries them.
 
     A client that `shares` hasn't got is new. Who has as many jobs `running` as its share allows
     is left out; of two that have had the same, the one with fewer of them goes first.
+
+    Workers that choose at the same moment don't see each other's choices, and would all choose the same
+    client. So they may `spread` over those that are less than about that much virtual time (`spread`)
+    behind the first, in proportion to their rates; `draw` gives random numbers from 0 up to 1.
     """
     runs = running or {}
     now = floor(waiting, shares, runs)
 
     def order(client: str) -> tuple[float, float, str]:
         share = shares.get(client, Share())
-        return start(share, now), runs.get(client, 0) / share.rate, client
+        luck = -math.log1p(-draw()) * spread / share.rate if spread else 0.0
+        return start(share, now) + luck, runs.get(client, 0) / share.rate, client
 
     able = sorted(contenders(waiting, shares, runs), key=order)
     return [
@@ -107,6 +115,20 @@ def contenders(
         if wait.urgent + wait.normal > 0
         and not 0 < shares.get(client, Share()).limit <= (running or {}).get(client, 0)
     ]
+
+
+def spread(rivals: float, cost: float, shares: Iterable[Share]) -> float:
+    """How far the choices of so many `rivals` should spread: what their jobs move virtual time by."""
+    return rivals * cost / max(sum(share.rate for share in shares), 1e-9)
+
+
+def raced(rivals: float, *, lost: bool) -> float:
+    """How many others are thought to choose at the same moment, after a compare-and-set of a share.
+
+    Who loses one charges double or nothing, by a throw of a coin: fair on average, and a hundred
+    workers are done in seven rounds.
+    """
+    return min(2 * rivals + 1, 1024.0) if lost else rivals / 2 if rivals >= 1 else 0.0
 
 
 def floor(

@@ -182,12 +182,12 @@ cluster comes from, `ca.key` the one that makes servers' certificates.
 
 {nodes}
 
-1. On each server: a user `obuilder-nats` and `nats-server` 2.12 or later in `/usr/local/bin`; the content
-   of its directory in `/etc/obuilder-nats` (owner `obuilder-nats`, mode 0600), and a directory
-   `{state}` of that user, on a disk of its own if there is one. Then
-   `cp /etc/obuilder-nats/obuilder-nats.service /etc/systemd/system && systemctl enable --now obuilder-nats`.
-2. Where you administrate: `export OBUILDER_CLUSTER=admin.json`, then `obuilder cluster add-pool linux-x86_64`
-   and `obuilder cluster doctor`.
+1. On each server: a user `obuilder-nats` and `nats-server` 2.12 or later in `/usr/local/bin`; the
+   content of its directory in `/etc/obuilder-nats` (owner `obuilder-nats`, mode 0600), and a directory
+   `{state}` of that user, on a disk of its own if there is one. Then put `obuilder-nats.service` into
+   `/etc/systemd/system`, and `systemctl enable --now obuilder-nats`.
+2. Where you administrate: `export OBUILDER_CLUSTER=admin.json`, then
+   `obuilder cluster add-pool linux-x86_64` and `obuilder cluster doctor`.
 3. For each worker: `obuilder cluster add-worker NAME --pool linux-x86_64 -o worker-NAME.json`, put into
    `/etc/obuilder` there, `units/obuilder-worker@.service` into `/etc/systemd/system`, and
    `systemctl enable --now obuilder-worker@NAME`.
