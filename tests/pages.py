@@ -106,18 +106,18 @@ class Pages:
         for manager, _ in self._writers.values():
             manager.__exit__(None, None, None)
 
-    def fill(self) -> None:
+    def fill(self, hostile: str = HOSTILE) -> None:
         """A pool with workers of every kind, clients, and jobs; titles that would do harm."""
         now = time.time()
         for client, rate in (("ann", 1.0), ("bob", 4.0)):
             self.put(names.fair("linux", client), Share(rate=rate))
-        for number, reasons in enumerate(((), (), (("disk", f"3 % free {HOSTILE}"),)), 1):
+        for number, reasons in enumerate(((), (), (("disk", f"3 % free {hostile}"),)), 1):
             self.put(
                 names.worker("linux", f"build{number}"),
                 Presence(
                     pool="linux", name=f"build{number}", session="s", capacity=4, in_use=2 - (number == 2),
                     paused=reasons, free=number * 30 << 30, total=100 << 30, since=now - 90000, at=now,
-                    host=HOSTILE, platform="linux/amd64", hits=30, misses=12, accepted=42, load=1.5,
+                    host=hostile, platform="linux/amd64", hits=30, misses=12, accepted=42, load=1.5,
                 ),
             )  # fmt: skip
         self.put(names.known("linux", "build9"), Known(first=now - 1e6, last=now - 5000))
@@ -138,15 +138,15 @@ class Pages:
             )
         self.state(
             "10",
-            title=HOSTILE,
-            hint=HOSTILE,
+            title=hostile,
+            hint=hostile,
             phase="running",
             attempt=1,
             started=now - 9,
             worker="build1",
         )
-        self.said("10", *BEGUN, events.Output(B, HOSTILE.encode() + b"\n"))
-        self.until("/jobs", "script&gt;")
+        self.said("10", *BEGUN, events.Output(B, hostile.encode() + b"\n"))
+        self.until("/jobs", "phase running")
 
     # --- as readers do -------------------------------------------------------------------------------
 

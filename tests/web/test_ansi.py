@@ -31,7 +31,7 @@ def shown(*pieces: bytes) -> list[str]:
         (b"10 %\r50 %\r100 %\r\n", "100 %"),
         (b"\x1b[31m10 %\r50 %\n", '<span class="f1">50 %</span>'),
         (b"tab\there\x07\x08\n", "tab\there^G^H"),
-        (b"\xff caf\xc3\xa9 \xe2\x80\xae\n", "\\xff café \\u202e"),
+        (b"\xff \xc3\xa9t\xc3\xa9 \xe2\x80\xae\n", "\\xff été \\u202e"),
         (b"\x1b[38;5m\x1b[38m\x1b[48;9m\x1b[999m\x1b[38;5;999mx\n", "x"),
         (b"", ""),
     ],

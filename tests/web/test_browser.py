@@ -56,7 +56,7 @@ def test_a_live_log_follows_to_its_end(page: Pages, browser: Browser) -> None:
     assert browser.js("document.querySelector('#s1-m').textContent") == "it ended with 2"
     assert browser.js("document.querySelector('#g-s1').getAttribute('class')") == "failed"
     assert "failed" in browser.js("document.querySelector('#s1').className")
-    assert browser.js("document.querySelectorAll('.log .l[id]').length") == 62
+    assert browser.js("document.querySelectorAll('.lines .l').length") == 62
 
 
 def test_a_line_has_an_address(page: Pages, browser: Browser) -> None:
@@ -76,7 +76,7 @@ def test_a_job_is_cancelled_by_who_logged_in(page: Pages, browser: Browser) -> N
     browser.go(page.url + f"/login?back={path}")
     browser.fill("#token", TOKEN.decode())
     browser.click("main button")
-    browser.until("location.pathname.startsWith('/job/') && document.querySelector('.danger')")
+    browser.until("location.pathname.startsWith('/job/') && !!document.querySelector('.danger')")
     browser.click(".danger")
     browser.until("document.querySelector('#job-head .phase')?.textContent === 'cancelled'")
 

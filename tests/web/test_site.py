@@ -5,11 +5,13 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from msgspec.structs import replace
 
 from obuilder import events
 from obuilder.cluster import names
-from obuilder.cluster.credentials import Credentials
-from obuilder.cluster.messages import Answer, Cancel, decode, encode
+from obuilder.cluster.credentials import Credentials, authority_of
+from obuilder.cluster.messages import Answer, Build, Cancel, Client, Job, Signed, decode, encode
+from obuilder.cluster.sealing import opened, sign
 from pages import BEGUN, HOSTILE, B, Pages, loopback, pages
 
 pytestmark = pytest.mark.xdist_group("web")
@@ -97,7 +99,9 @@ def test_a_long_log_shows_its_end_or_the_lines_around_one(page: Pages) -> None:
     assert "data-live-log" not in around
 
 
-def test_only_who_knows_the_token_changes_things_and_only_from_a_page_of_ours(page: Pages) -> None:
+def test_only_who_knows_the_token_changes_things_and_only_from_a_page_of_ours(
+    page: Pages, admin: Credentials
+) -> None:
     path = page.state("32", title="to be cancelled")
     page.until("/jobs", "to be cancelled")
     cookie, form = page.login()
@@ -123,6 +127,23 @@ def test_only_who_knows_the_token_changes_things_and_only_from_a_page_of_ours(pa
     subject = names.job("ann", "linux", "32", "cancel")
     found = page.portal.call(page.engine.last, names.jobs_of("ann"), subject)
     assert decode(found.data, Cancel).reason == "on the web page"
+    work = Build(text="((from scratch))")
+    before = Job(id="32", client="ann", pool="linux", work=work, title="to be cancelled")
+    page.put(
+        names.job("ann", "linux", "32", "spec"),
+        sign(encode(before), replace(admin, seed=authority_of(admin).signer.seed)),
+    )
+    answer, _ = page.ask(f"{path}/rerun", form={"form": form}, Cookie=cookie)
+    again = str(answer.getheader("Location"))
+    assert answer.status == 303
+    assert again != path
+    assert f'href="{path}"' in page.until(again, "to be cancelled")
+    spec = page.portal.call(
+        page.engine.last, names.jobs_of("ann"), names.job(*again.split("/")[2:], "spec")
+    )
+    client = page.portal.call(page.engine.last, names.CLUSTER, names.client("ann"))
+    made = opened(decode(spec.data, Signed), decode(client.data, Client), admin.cluster)
+    assert (made.rerun, made.work) == ("32", work)
     gone = page.ask("/logout", form={"form": form}, Cookie=cookie)[0]
     assert 'obuilder-session=""' in str(gone.getheader("Set-Cookie"))
 

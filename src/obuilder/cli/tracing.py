@@ -2,8 +2,9 @@
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import TracebackType
+from typing import Protocol
 
 from obuilder import events
 
@@ -11,8 +12,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from obuilder.observe.traces import Traces
 
-Traced = Callable[[events.Sink], events.Sink]
-"""Makes a sink that also sends what a build does; one for each build."""
+
+class Traced(Protocol):
+    """Makes a sink that also sends what a build does; one for each build."""
+
+    def __call__(
+        self, sink: events.Sink, attributes: Mapping[str, str] | None = None, /
+    ) -> events.Sink:
+        """The sink; `attributes` are of the build's span."""
+
+
+def _untraced(sink: events.Sink, _: Mapping[str, str] | None = None, /) -> events.Sink:
+    return sink
 
 
 def wanted(environ: Mapping[str, str] = os.environ) -> bool:
@@ -36,12 +47,12 @@ class Tracing:
     def __enter__(self) -> Traced:
         """Begin."""
         if not wanted():
-            return lambda sink: sink
+            return _untraced
         try:
             from obuilder.observe.traces import Traces
         except ImportError:
             _warn("OpenTelemetry is not installed: `pip install 'obuilder[otel]'`")
-            return lambda sink: sink
+            return _untraced
         self._traces = Traces().__enter__()
         return self._traces.sink
 

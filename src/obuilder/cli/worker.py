@@ -23,12 +23,15 @@ from obuilder.cli.options import (
     settings,
     size,
 )
+from obuilder.cli.tracing import Traced, Tracing
 from obuilder.errors import ConfigError, StoreError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from obuilder.cluster.credentials import Credentials
+    from obuilder.cluster.messages import Job
     from obuilder.cluster.worker import Worker
+    from obuilder.events import Sink
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,7 +96,8 @@ def run(args: argparse.Namespace) -> int:
 
     gc.enable()
     credentials = _credentials(args)
-    anyio.run(_work, args, credentials)
+    with Tracing() as traced:
+        anyio.run(_work, args, credentials, traced)
     return 0
 
 
@@ -118,7 +122,7 @@ def _credentials(args: argparse.Namespace) -> "Credentials":
     return found
 
 
-async def _work(args: argparse.Namespace, credentials: "Credentials") -> None:
+async def _work(args: argparse.Namespace, credentials: "Credentials", traced: Traced) -> None:
     import anyio
 
     from obuilder.cluster.blobs import Blobs
@@ -145,6 +149,10 @@ async def _work(args: argparse.Namespace, credentials: "Credentials") -> None:
             sys.stderr.write(f"{text}\n")
             sys.stderr.flush()
 
+    def watched(sink: "Sink", job: "Job") -> "Sink":
+        named = {"job": job.id, "client": job.client, "pool": job.pool, "worker": credentials.name}
+        return traced(sink, {f"obuilder.{name}": value for name, value in named.items()})
+
     async with Builder.open(chosen) as builder:
         state = args.state_dir or f"{builder.store.directory}.worker"
         with _state(state):
@@ -152,7 +160,7 @@ async def _work(args: argparse.Namespace, credentials: "Credentials") -> None:
                 shop = Shop(
                     builder, Repositories(f"{state}/git"), Contents(f"{state}/files"),
                     f"{state}/scratch", lambda client: Blobs(engine, client),
-                    tuple(args.allow_push),
+                    tuple(args.allow_push), watched,
                 )  # fmt: skip
                 worker = Worker(engine, credentials, shop, means=means, care=care, tell=tell)
                 async with anyio.create_task_group() as tasks:

@@ -74,6 +74,10 @@ being cancelled is being cancelled. It must not block the event loop.
 """
 
 
+def _unwatched(sink: events.Sink, _: Job) -> events.Sink:
+    return sink
+
+
 class Shop(Struct, frozen=True):
     """What jobs are carried out with."""
 
@@ -85,6 +89,8 @@ class Shop(Struct, frozen=True):
     """The files of a client."""
     may_push: tuple[str, ...] = ()
     """Repositories that images may be pushed to: HOST/NAME, or HOST/PART/* for all below."""
+    watched: Callable[[events.Sink, Job], events.Sink] = _unwatched
+    """Makes the sink of a build one that somebody else watches too."""
 
 
 async def carry_out(
@@ -162,7 +168,7 @@ async def _build(
         text = _text(work, contexts.directory)
         spec, contexts = await _spec(work, text, contexts, setup, sink)
         result = await shop.builder.build(
-            spec, contexts, secrets=secrets, sink=sink, fresh=work.fresh,
+            spec, contexts, secrets=secrets, sink=shop.watched(sink, job), fresh=work.fresh,
             name=f"{job.client} {job.hint or work.file}", images=setup.images,
         )  # fmt: skip
     finals = {} if result.final is None else {str(result.key): result.final}

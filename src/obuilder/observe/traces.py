@@ -63,7 +63,7 @@ class Traces:
         return self._listener.said
 
     def sink(
-        self, also: events.Sink, *, attributes: Mapping[str, str] | None = None, parent: str = ""
+        self, also: events.Sink, attributes: Mapping[str, str] | None = None, *, parent: str = ""
     ) -> events.Sink:
         """A sink for one build, that hands every event on to another.
 

@@ -3,7 +3,7 @@
 from msgspec.structs import replace
 
 from obuilder.cluster.client import Client, Ref
-from obuilder.cluster.credentials import Credentials
+from obuilder.cluster.credentials import Credentials, authority_of
 from obuilder.cluster.engine import Engine
 from obuilder.web.mirror import JobId
 
@@ -20,4 +20,6 @@ async def rerun(engine: Engine, credentials: Credentials, job: JobId) -> JobId:
 
 
 def _client(engine: Engine, credentials: Credentials, job: JobId) -> Client:
-    return Client(engine, replace(credentials, name=job.client))
+    """The job's client, that signs as the cluster does: workers take that for any client's signature."""
+    signer = authority_of(credentials).signer
+    return Client(engine, replace(credentials, name=job.client, seed=signer.seed))

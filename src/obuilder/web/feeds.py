@@ -25,7 +25,9 @@ async def worker_metrics(request: Request) -> Response:
     if found is None or found.presence is None:
         raise HTTPException(404, "There is no such worker, or it is not connected.")
     try:
-        said = await site.engine.request(names.control(found.pool, found.name, "metrics"), b"")
+        said = await site.engine.request(
+            names.control(found.pool, found.name, "metrics"), b"", seconds=2
+        )
         answer = decode(said, Answer)
     except ClusterError as error:
         raise HTTPException(502, f"The worker does not answer: {error.message}") from None

@@ -22,6 +22,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from obuilder.cluster import logs, names
+from obuilder.cluster.batches import Piece
 from obuilder.cluster.engine import Engine
 from obuilder.cluster.messages import ENDED, Job, Signed, State, decode
 from obuilder.engine.run import first_error
@@ -49,9 +50,7 @@ async def spec(engine: Engine, job: JobId) -> Job | None:
 
 
 @asynccontextmanager
-async def _log(
-    engine: Engine, job: JobId, *, live: bool
-) -> AsyncIterator[AsyncIterator[logs.Piece]]:
+async def _log(engine: Engine, job: JobId, *, live: bool) -> AsyncIterator[AsyncIterator[Piece]]:
     """A log, with plain errors."""
     try:
         async with logs.follow(engine, job.client, job.pool, job.id, live=live) as pieces:
@@ -87,7 +86,7 @@ def _place(text: str) -> Place:
     return Place(int(found[1]), int(found[2])) if found else Place()
 
 
-def _feed(view: LogView, piece: logs.Piece) -> None:
+def _feed(view: LogView, piece: Piece) -> None:
     if piece.attempt != view.attempt:
         if view.attempt:
             view.anew()
