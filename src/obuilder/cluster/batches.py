@@ -95,11 +95,7 @@ class Message(Struct, frozen=True):
     at: int
     end: bool
     data: bytes
-<<<<<<< HEAD
     time: float
-=======
-    time: float = 0.0
->>>>>>> c5
 
 
 def message_of(
@@ -161,14 +157,8 @@ class Order:
             self._at = message.at + sum(map(_loose_size, found))
             self.next += 1
             self.ended = message.end
-<<<<<<< HEAD
             piece = Piece(self.attempt, message.number, tuple(found), message.end, message.time)
             shown.append(piece)
-=======
-            shown.append(
-                Piece(self.attempt, message.number, tuple(found), message.end, message.time)
-            )
->>>>>>> c5
         return shown
 
 
