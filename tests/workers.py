@@ -35,7 +35,7 @@ class Yard:
 
     @asynccontextmanager
     async def worker(
-        self, name: str, bench: Workbench, *, means: Means = Means(capacity=2),
+        self, name: str, bench: Workbench, *, means: Means = Means(capacity=2),  # noqa: B008 # frozen
         care: Care = QUIET, **shop: Any,
     ) -> AsyncIterator[Worker]:  # fmt: skip
         """A worker, until the context ends."""

@@ -110,7 +110,7 @@ async def test_commits_are_fetched_once_and_merged(served, tmp_path) -> None:
     for _ in range(2):
         context = GitContext(url, (left, right), include_git=True)
         async with repositories.files(context, said.append) as tree:
-            done = subprocess.run(
+            done = subprocess.run(  # noqa: ASYNC221 # git is quick
                 ["git", "-C", tree, "-c", "safe.directory=*", "rev-parse", "HEAD"],
                 capture_output=True, check=True,
             )  # fmt: skip
@@ -118,7 +118,7 @@ async def test_commits_are_fetched_once_and_merged(served, tmp_path) -> None:
             assert not os.path.exists(f"{tree}/.git/objects/info/alternates")
     assert said[-1].startswith("all commits")
     assert commits[0] == commits[1]
-    with pytest.raises(UsageError, match="can't be merged.*CONFLICT"):
+    with pytest.raises(UsageError, match=r"can't be merged.*CONFLICT"):
         async with repositories.files(GitContext(url, (left, clash)), said.append):
             pass
     with pytest.raises(NotFound, match="has no commit"):
@@ -144,7 +144,7 @@ async def test_submodules_come_along_and_hooks_and_files_do_not(served, tmp_path
     plain = GitContext(served.url("r"), (first,), submodules=False)
     async with repositories.files(plain, lambda _: None) as tree:
         assert os.listdir(f"{tree}/lib") == []
-    with pytest.raises(Exception, match="transport 'file' not allowed|submodule"):
+    with pytest.raises(Exception, match=r"transport 'file' not allowed|submodule"):
         async with repositories.files(GitContext(served.url("r"), (second,)), lambda _: None):
             pass
 

@@ -162,7 +162,7 @@ class Connection:
         text = str(error)
         transport = self._client._transport  # noqa: SLF001 # which forgets the socket it tried before
         if transport is not None and not self.connected:
-            transport.close()
+            transport.close()  # type: ignore[no-untyped-call]
         if isinstance(error, ssl.SSLError) or _unknown(error):
             self._failed.set()
         elif "ermissions violation" in text and '"' in text:

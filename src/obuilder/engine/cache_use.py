@@ -87,7 +87,9 @@ class CacheUse:
                 for key in wanted:
                     tasks.start_soon(self._ask, key, hits)
             size = min(size * 4, _MOST)
-        index.lease_all(hits.values(), self._holder)
+        if hits:  # what an entry stands on is known by now, too
+            hits.update(self._noted({**found, **hits}))
+            index.lease_all(hits.values(), self._holder)
         more = plan.cached({**found, **hits}) - plan.cached(found)
         self._found = sum(not isinstance(plan.steps[key].action, LayerAction) for key in more)
         return hits
