@@ -7,7 +7,7 @@
     ├── StoreError 4           SnapshotMissing · StoreFull · StoreDamaged · StoreBusy ·
     │                          SandboxError · CopyError
     ├── FetchError 5           NotFound · Denied · DigestMismatch · Unreachable · BadImage
-    └── ClusterError 6
+    └── ClusterError 6         Refused · NoSuchPool · Incompatible
 
 A non-zero exit of a command is a value; a broken sandbox is an exception; cancelling is cancelling
 (exit status 130). Clean-up errors are notes on the first error (`add_note`), never in its place.
@@ -235,3 +235,28 @@ class BadImage(FetchError):
     """The image or archive is malformed, or asks for something no image may ask for."""
 
     code = "bad-image"
+
+
+class ClusterError(ObuilderError):
+    """The cluster did not do its part."""
+
+    code = "cluster"
+    exit_status = 6
+
+
+class Refused(ClusterError):
+    """The cluster does not let us do that."""
+
+    code = "refused"
+
+
+class NoSuchPool(ClusterError):
+    """There is no pool of that name."""
+
+    code = "no-such-pool"
+
+
+class Incompatible(ClusterError):
+    """The other side, or the engine, is of a version that this one can't speak with."""
+
+    code = "incompatible"

@@ -11,7 +11,9 @@ from msgspec import Struct
 from obuilder import events
 from obuilder.cli.options import (
     add_caches,
+    add_cluster,
     add_images,
+    add_job,
     add_limits,
     add_sandbox,
     add_store,
@@ -23,6 +25,7 @@ from obuilder.cli.options import (
 )
 from obuilder.cli.outputs import Teller, add_wishes, wishes
 from obuilder.cli.specs import Chosen, add_spec, chosen, settings_of_build
+from obuilder.cli.tracing import Traced, Tracing
 from obuilder.engine.cached import replay
 from obuilder.engine.outputs import Output, Wishes, check, parse_output
 from obuilder.engine.result import Result
@@ -90,6 +93,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_store(parser)
     add_sandbox(parser)
     add_limits(parser)
+    add_job(parser)
+    add_cluster(parser)
 
 
 class Job(Struct, frozen=True):
@@ -101,6 +106,8 @@ class Job(Struct, frozen=True):
 
 def run(args: argparse.Namespace) -> int:
     """Build."""
+    if args.on:
+        return _on_pools(args)
     outputs, asked = [parse_output(text) for text in args.output], wishes(args)
     if args.dry_run:
         from obuilder.cli.plan import show
@@ -110,8 +117,8 @@ def run(args: argparse.Namespace) -> int:
     piped = any(output.piped for output in outputs)
     if piped or (is_quiet(args) and args.progress != "json"):
         args.progress = "quiet"  # standard output is the result's
-    with Screen(args.progress, args.color) as sink:
-        results = _made(args, outputs, asked, sink)
+    with Tracing() as traced, Screen(args.progress, args.color) as sink:
+        results = _made(args, outputs, asked, sink, traced)
     for result in results:
         if is_verbose(args):
             taken = f"{result.cached} steps from cache, {result.ran} run, in {result.seconds:.2f} s"
@@ -125,8 +132,30 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _on_pools(args: argparse.Namespace) -> int:
+    """Build on pools, as here: interrupted, the jobs are cancelled. UsageError."""
+    from obuilder.cli.remote import submit
+    from obuilder.cli.submit import order_of, wishes as of_job
+
+    refused = {
+        "--dry-run": args.dry_run, "--ssh": args.ssh, "--allow": args.allow, "--tag": args.tag,
+        "--squash": args.squash, "--annotation": args.annotation, "--reproducible": args.reproducible,
+    }  # fmt: skip
+    for option, given in refused.items():
+        if given:
+            raise UsageError(
+                f"{option} can't go with --on", hint="it is for builds on this machine"
+            )
+    order = order_of(args, settings_of_build(args))
+    return submit(args, order, of_job(args, attached=True), detach=False)
+
+
 def _made(
-    args: argparse.Namespace, outputs: list[Output], asked: Wishes, sink: events.Sink
+    args: argparse.Namespace,
+    outputs: list[Output],
+    asked: Wishes,
+    sink: events.Sink,
+    traced: Traced,
 ) -> list[Result]:
     """The results, from the index alone if it has all that is wanted."""
     jobs = _jobs(args)
@@ -134,17 +163,17 @@ def _made(
     values = secrets(args.secret)
     if not args.no_cache and not outputs and len(jobs) == 1:
         wanted = jobs[0].chosen
-        result = replay(wanted.spec, wanted.contexts, jobs[0].setup, sink, name=wanted.name)
+        result = replay(wanted.spec, wanted.contexts, jobs[0].setup, traced(sink), name=wanted.name)
         if result is not None:
             return [result]
-    if not _wants_live(args.progress):
-        return _build(args, jobs, values, outputs, asked, sink)
+    if not wants_live(args.progress):
+        return _build(args, jobs, values, outputs, asked, sink, traced)
     # Only here: a fully cached build has no use for a live screen, and never loads it.
     from obuilder.ui.live import LiveScreen
     from obuilder.ui.messages import colour_wanted
 
     with LiveScreen(sys.stdout, colour=colour_wanted(args.color, sys.stdout)) as live:
-        return _build(args, jobs, values, outputs, asked, live)
+        return _build(args, jobs, values, outputs, asked, live, traced)
 
 
 def _jobs(args: argparse.Namespace) -> list[Job]:
@@ -164,7 +193,8 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
     return jobs
 
 
-def _wants_live(progress: str) -> bool:
+def wants_live(progress: str) -> bool:
+    """Whether a screen that moves is wanted."""
     if progress == "auto":
         return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     return progress == "live"
@@ -207,6 +237,7 @@ def _build(
     outputs: list[Output],
     asked: Wishes,
     sink: events.Sink,
+    traced: Traced,
 ) -> list[Result]:
     from obuilder.cli.session import in_session
     from obuilder.engine.builder import Builder
@@ -218,7 +249,7 @@ def _build(
             sys.stderr.write(f"store: {jobs[0].setup.named_store}\nsandbox: {picked}\n")
         results = [
             await builder.build(
-                job.chosen.spec, job.chosen.contexts, secrets=values, sink=sink,
+                job.chosen.spec, job.chosen.contexts, secrets=values, sink=traced(sink),
                 fresh=args.no_cache, name=job.chosen.name, images=job.setup.images,
             )
             for job in jobs

@@ -175,6 +175,55 @@ def add_id(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_job(parser: argparse.ArgumentParser) -> None:
+    """What a job asks of its pool."""
+    group = parser.add_argument_group("job on a pool of the cluster")
+    group.add_argument(
+        "--on",
+        metavar="POOL[,POOL]",
+        help="the pools to build on; for `submit` the only one if not given",
+    )
+    group.add_argument("--urgent", action="store_true", help="go before what is not urgent")
+    group.add_argument(
+        "--hint", "--cache-hint", metavar="TEXT", default="",
+        help="jobs with the same one go to the same worker, whose cache has much of them; by the base"
+        " image and the first steps if not given",
+    )  # fmt: skip
+    group.add_argument(
+        "--title",
+        metavar="TEXT",
+        default="",
+        help="what lists call it; the spec's name if not given",
+    )
+    group.add_argument(
+        "--slots", type=count, default=1, metavar="N", help="of the worker's capacity that it takes"
+    )
+    group.add_argument(
+        "--job-memory", type=size, metavar="SIZE", help="that the worker must have to spare"
+    )
+    group.add_argument(
+        "--job-cpus", type=positive, metavar="N", help="that the worker must have to spare"
+    )
+    group.add_argument(
+        "--job-timeout", type=seconds, metavar="TIME",
+        help="for all of it, once it runs: seconds, or with m, h, d; none if not given",
+    )  # fmt: skip
+    group.add_argument(
+        "--attempts", type=count, default=3, metavar="N",
+        help="workers that may die of it before it is given up",
+    )  # fmt: skip
+
+
+def add_cluster(parser: argparse.ArgumentParser) -> None:
+    """Which cluster, and as whom."""
+    group = parser.add_argument_group("cluster")
+    group.add_argument(
+        "--cluster", metavar="FILE",
+        help="the credentials; $OBUILDER_CLUSTER, or those of this machine's `obuilder cluster up`, if"
+        " not given",
+    )  # fmt: skip
+
+
 def add_messages(parser: argparse.ArgumentParser) -> None:
     """How much is said, and how it looks."""
     group = parser.add_argument_group("messages")

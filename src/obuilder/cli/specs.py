@@ -115,7 +115,7 @@ def chosen(args: argparse.Namespace, setup: Settings) -> Chosen:
             hint="name the one to copy files from, and the spec with -f",
         )
     text = read_file(path, hint="name the spec with -f SPEC")
-    given = [_pair(item) for item in getattr(args, "build_context", ())]
+    given = pairs(getattr(args, "build_context", []))
     name = path if path == "-" else os.path.abspath(path)
     if not is_dockerfile(path, text):
         if args.build_arg:
@@ -141,12 +141,10 @@ def _source(
     return Source(frontend, os.path.basename(path), os.fsdecode(text), arguments, target)
 
 
-def _options(args: argparse.Namespace, given: list[tuple[str, str]], setup: Settings) -> "Options":
-    from obuilder.oci.platforms import host_platform
-    from obuilder.spec.from_dockerfile import Options
-
+def build_args(given: list[str]) -> dict[str, str]:
+    """The values of --build-arg, from the environment for names alone. UsageError."""
     values: dict[str, str] = {}
-    for item in args.build_arg:
+    for item in given:
         name, sign, value = item.partition("=")
         if not name:
             raise UsageError(f"{item!r} is no build argument", hint="write --build-arg NAME=VALUE")
@@ -154,6 +152,19 @@ def _options(args: argparse.Namespace, given: list[tuple[str, str]], setup: Sett
             values[name] = value
         elif name in os.environ:
             values[name] = os.environ[name]
+    return values
+
+
+def pairs(given: list[str]) -> list[tuple[str, str]]:
+    """The names and places of --build-context. UsageError."""
+    return [_pair(item) for item in given]
+
+
+def _options(args: argparse.Namespace, given: list[tuple[str, str]], setup: Settings) -> "Options":
+    from obuilder.oci.platforms import host_platform
+    from obuilder.spec.from_dockerfile import Options
+
+    values = build_args(args.build_arg)
     return Options(
         host_platform(), setup.images.platform, tuple(values.items()), tuple(given),
         getattr(args, "target", None) or "", (args.network,),

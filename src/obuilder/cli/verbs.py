@@ -26,6 +26,11 @@ VERBS = {
     "image": "import, list and remove base images",
     "store": "copy results from one store to another",
     "healthcheck": "say what was picked on this machine and that it works",
+    "cluster": "start a cluster of workers, configure and administrate it",
+    "worker": "take jobs of a pool of the cluster",
+    "submit": "build on a pool of the cluster",
+    "job": "list, follow, cancel and rerun jobs of the cluster",
+    "web": "show a cluster on a web page, with metrics",
     "config": "show the settings in force, and where each comes from",
     "completion": "print a completion script for your shell",
 }

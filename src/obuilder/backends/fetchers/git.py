@@ -20,11 +20,12 @@ from obuilder.system.process import capture
 from obuilder.values import IdMap, Platform
 
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_SCHEMES = ("http", "https", "ssh", "git")
+SCHEMES = ("http", "https", "ssh", "git")
+"""Of URLs that are fetched. Never a file: what asks may not be who runs this."""
 _PATIENCE = 600.0
 _OPTIONS = (
     "core.hooksPath=/dev/null", "core.fsmonitor=false", "protocol.allow=never",
-    *(f"protocol.{scheme}.allow=always" for scheme in _SCHEMES),
+    *(f"protocol.{scheme}.allow=always" for scheme in SCHEMES),
     "credential.helper=", "core.askPass=", "filter.lfs.smudge=", "filter.lfs.required=false",
     "core.attributesFile=/dev/null", "submodule.recurse=false", "gc.auto=0", "maintenance.auto=false",
 )  # fmt: skip
@@ -73,21 +74,32 @@ def split(name: str) -> tuple[str, str, str, str]:
         commit = ""
     url, _, fragment = text.partition("#")
     ref, _, directory = fragment.partition(":")
-    if url.partition("://")[0] not in _SCHEMES and not re.match(r"[\w.-]+@[\w.-]+:", url):
-        raise NotFound(
-            f"{url!r} is no repository that can be fetched",
-            hint="it can be " + ", ".join(f"{scheme}://…" for scheme in _SCHEMES),
-        )
-    if ref.startswith("-") or url.startswith("-"):
+    check_url(url)
+    if ref.startswith("-"):
         raise NotFound(f"{ref!r} is no name of a commit")
     return url, ref, directory.strip("/"), commit
 
 
-def _git(*words: str, at: str | None = None) -> tuple[int, str]:
+def command(*words: str, at: str | None = None, env: tuple[str, ...] = ()) -> list[str]:
+    """How git is run on what somebody else wrote, in the directory `at`; `env` is NAME=VALUE."""
     options = [word for option in _OPTIONS for word in ("-c", option)]
     place = ["-C", at] if at else []
-    argv = ["env", *_ENVIRONMENT, "sh", "-c", 'umask 022; exec git "$@"', "git", *options, *place]
-    status, said = capture([*argv, *words], timeout=_PATIENCE)
+    shell = ["sh", "-c", 'umask 022; exec git "$@"', "git"]
+    return ["env", *_ENVIRONMENT, *env, *shell, *options, *place, *words]
+
+
+def check_url(url: str) -> None:
+    """NotFound: that is no repository that can be fetched."""
+    scheme = url.partition("://")[0]
+    if (scheme not in SCHEMES and not re.match(r"[\w.-]+@[\w.-]+:", url)) or url.startswith("-"):
+        raise NotFound(
+            f"{url!r} is no repository that can be fetched",
+            hint="it can be " + ", ".join(f"{scheme}://…" for scheme in SCHEMES),
+        )
+
+
+def _git(*words: str, at: str | None = None) -> tuple[int, str]:
+    status, said = capture(command(*words, at=at), timeout=_PATIENCE)
     return status, said.decode(errors="replace").strip()
 
 

@@ -1,0 +1,298 @@
+"""Builds on pools: what `submit` and `build --on` share, from the options to the exit status."""
+
+import argparse
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from typing import BinaryIO, TypeVar
+
+import anyio
+import msgspec
+from msgspec import Struct
+
+from obuilder import events
+from obuilder.cli.build import Screen, wants_live
+from obuilder.cli.options import is_quiet, is_verbose
+from obuilder.cli.session import in_loop
+from obuilder.cluster.client import Client, Ref, Wishes, error_of
+from obuilder.cluster.credentials import load_credentials
+from obuilder.cluster.messages import Build, Context, Outcome, State
+from obuilder.engine.outputs import Output
+from obuilder.errors import BadImage, StoreError, UsageError
+from obuilder.ui.messages import complain
+from obuilder.values import IdMap
+
+T = TypeVar("T")
+
+
+class Order(Struct, frozen=True):
+    """What is to be built: its context is sent once connected."""
+
+    work: Build
+    send: Callable[[Client, events.Sink], Awaitable[Context]]
+    hint: Callable[[Context], str]
+    outputs: tuple[Output, ...] = ()
+
+
+def as_client(args: argparse.Namespace, work: Callable[[Client], Awaitable[T]]) -> T:
+    """What `work` comes to, given a client connected with the credentials that the options name."""
+
+    async def connected() -> T:
+        async with Client.open(load_credentials(args.cluster, kind="client")) as client:
+            return await work(client)
+
+    return in_loop(connected)
+
+
+def asked_of(order: Order) -> Build:
+    """The work, with what its outputs ask of the worker. UsageError."""
+    push, artifacts = list(order.work.push), list(order.work.artifacts)
+    for output in order.outputs:
+        if output.kind == "registry":
+            push.append(output.name)
+        elif output.is_image:
+            raise UsageError(
+                f"a pool can't write to {output.kind}",
+                hint="docker://NAME is pushed by the worker; DIR, tar:FILE and - are brought here",
+            )
+        elif not artifacts:
+            artifacts.append("/")
+    return msgspec.structs.replace(order.work, push=tuple(push), artifacts=tuple(artifacts))
+
+
+async def pools_of(client: Client, on: str | None) -> list[str]:
+    """The pools that were asked for: the only one, if none was. UsageError, NoSuchPool."""
+    if on:
+        wanted = [name for name in on.split(",") if name]
+        if len(set(wanted)) < len(wanted):
+            raise UsageError("a pool is asked for twice", hint="--on A,B has different ones")
+        return [(await client.pool(name)).name for name in wanted]
+    known = [pool.name for pool in await client.pools()]
+    if len(known) != 1:
+        hint = f"name some with --on: {', '.join(known)}" if known else None
+        raise UsageError(
+            "there is more than one pool" if known else "there are no pools", hint=hint
+        )
+    return known
+
+
+def submit(args: argparse.Namespace, order: Order, wishes: Wishes, *, detach: bool) -> int:
+    """Build on each pool that `--on` names. The exit status: the first that is not 0."""
+    work = asked_of(order)
+    # Standard output is the result's, or the job's name for programs.
+    progress = "quiet" if detach or any(output.piped for output in order.outputs) else args.progress
+    if is_quiet(args) and progress != "json":
+        progress = "quiet"
+    refs: list[Ref] = []
+
+    async def go(client: Client) -> list[State]:
+        pools = await pools_of(client, args.on)
+        if len(pools) > 1 and any(output.path for output in order.outputs):
+            raise UsageError("results of several pools can't be brought to one place")
+        say = _Said(quiet=progress == "quiet" or is_quiet(args))
+        context = await order.send(client, say)
+        chosen = wishes
+        if not wishes.hint:
+            chosen = msgspec.structs.replace(wishes, hint=order.hint(context))
+        for pool in pools:
+            refs.append(await client.submit(work, pool, context=context, wishes=chosen))
+            if not detach:
+                say.line(f"job {refs[-1].id} on {pool}")
+        if detach:
+            return []
+        if wishes.attached:
+            async with client.attached(refs):
+                return await followed(client, args, refs, progress)
+        return await followed(client, args, refs, progress)
+
+    try:
+        states = as_client(args, go)
+    except KeyboardInterrupt:
+        if refs and not wishes.attached:
+            names = " ".join(ref.id for ref in refs)
+            sys.stderr.write(
+                f"\nit goes on without us: `obuilder job log -f {refs[0].id}` follows it,"
+                f" `obuilder job cancel {names}` stops it\n"
+            )
+        raise
+    if detach:
+        sys.stdout.write("".join(f"{ref.id}\n" for ref in refs))
+        return 0
+    return finished(args, refs, states, progress, order.outputs)
+
+
+class _Said:
+    """Notes on standard error."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+
+    def __call__(self, event: events.Event) -> None:
+        if isinstance(event, events.Note):
+            self.line(event.text)
+
+    def line(self, text: str) -> None:
+        if not self._quiet:
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
+
+
+# --- following -----------------------------------------------------------------------------------
+
+
+class _Prefixed:
+    """A stream in which every line says which pool it is of."""
+
+    def __init__(self, name: str) -> None:
+        self._prefix = f"[{name}] ".encode()
+        self._open = b""
+
+    def write(self, data: bytes) -> int:
+        *whole, self._open = (self._open + data).split(b"\n")
+        for line in whole:
+            sys.stdout.buffer.write(self._prefix + line + b"\n")
+        return len(data)
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+
+async def followed(
+    client: Client, args: argparse.Namespace, refs: list[Ref], progress: str
+) -> list[State]:
+    """Show the logs of jobs until they have ended. Where they are then, in the same order."""
+    states: dict[Ref, State] = {}
+
+    async def one(ref: Ref, sink: events.Sink) -> None:
+        async with client.follow(ref) as pieces:
+            async for piece in pieces:
+                for event in piece.events:
+                    sink(event)
+        states[ref] = await client.wait(ref)
+
+    if len(refs) == 1:
+        if wants_live(progress):
+            from obuilder.ui.live import LiveScreen
+            from obuilder.ui.messages import colour_wanted
+
+            with LiveScreen(sys.stdout, colour=colour_wanted(args.color, sys.stdout)) as live:
+                await one(refs[0], live)
+        else:
+            with Screen(progress, args.color) as sink:
+                await one(refs[0], sink)
+    else:
+        async with anyio.create_task_group() as tasks:
+            for ref in refs:
+                tasks.start_soon(one, ref, _sink_of(ref, progress, args.color))
+    return [states[ref] for ref in refs]
+
+
+def _sink_of(ref: Ref, progress: str, color: str) -> events.Sink:
+    """The sink of one of several jobs."""
+    if progress == "quiet":
+        return lambda _: None
+    if progress == "json":
+        from obuilder.ui.jsonl import as_json
+
+        def put(event: events.Event) -> None:
+            row = {"job": ref.id, "pool": ref.pool, **msgspec.to_builtins(event)}
+            sys.stdout.buffer.write(as_json(row) + b"\n")
+            sys.stdout.flush()
+
+        return put
+    from obuilder.ui.messages import colour_wanted
+    from obuilder.ui.plain import PlainSink
+
+    stream: BinaryIO = _Prefixed(ref.pool)  # type: ignore[assignment] # it only writes
+    return PlainSink(
+        stream, colour=colour_wanted(color, sys.stdout), guard=sys.stdout.isatty()
+    )  # fmt: skip
+
+
+# --- the end -------------------------------------------------------------------------------------
+
+
+def finished(
+    args: argparse.Namespace, refs: list[Ref], states: list[State], progress: str,
+    outputs: tuple[Output, ...] = (),
+) -> int:  # fmt: skip
+    """Tell how jobs ended, and bring what they made. The exit status: the first that is not 0."""
+    status = 0
+    for ref, state in zip(refs, states, strict=True):
+        outcome = state.outcome or Outcome()
+        if state.phase != "done":
+            error = error_of(outcome, state.phase)
+            if len(refs) > 1:
+                error.message = f"{ref.pool}: {error.message}"
+            complain(error)
+            status = status or error.exit_status
+            continue
+        _tell(args, ref, outcome, progress, several=len(refs) > 1)
+        if outcome.artifacts is not None:
+            wanted = [output for output in outputs if output.path]
+            bring(args, outcome.artifacts, wanted)
+    return status
+
+
+def _tell(
+    args: argparse.Namespace, ref: Ref, outcome: Outcome, progress: str, *, several: bool
+) -> None:
+    if is_verbose(args):
+        sys.stderr.write(f"{outcome.cached} steps from cache, {outcome.ran} run\n")
+    for name, digest in outcome.images:
+        sys.stderr.write(f"pushed {name}@{digest}\n")
+    if outcome.result is None or progress == "json":
+        return
+    prefix = f"[{ref.pool}] " if several else ""
+    if progress == "quiet":
+        if not any(output for output in getattr(args, "output", []) if output == "-"):
+            sys.stdout.write(f"{outcome.result}\n")
+    else:
+        sys.stdout.write(f'{prefix}Got: "{outcome.result}"\n')
+
+
+def bring(args: argparse.Namespace, digest: str, outputs: list[Output]) -> None:
+    """Write a job's artifacts, a tar archive, to these places. ClusterError, StoreError."""
+
+    async def fetch(client: Client) -> None:
+        for output in outputs:
+            await _fetch(client, digest, output)
+
+    if outputs:
+        as_client(args, fetch)
+
+
+async def _fetch(client: Client, digest: str, output: Output) -> None:
+    if output.piped:
+        async for piece in client.blobs.pieces(digest):
+            sys.stdout.buffer.write(piece)
+        return
+    directory = output.path if output.kind == "directory" else os.path.dirname(output.path) or "."
+    try:
+        os.makedirs(directory, exist_ok=True)
+        draft = os.path.join(directory, f".obuilder-{os.urandom(6).hex()}.tar")
+        try:
+            with open(draft, "xb") as file:
+                async for piece in client.blobs.pieces(digest):
+                    file.write(piece)
+            if output.kind == "tar":
+                os.replace(draft, output.path)
+            else:
+                _unpack(draft, directory)
+        finally:
+            if os.path.lexists(draft):
+                os.unlink(draft)
+    except OSError as error:
+        raise StoreError(f"can't write to {output.path}: {error.strerror}") from error
+
+
+def _unpack(archive: str, directory: str) -> None:
+    from obuilder.oci.layers import unpack
+
+    with open(archive, "rb") as file:
+        try:
+            unpack(
+                file, directory, IdMap(os.geteuid(), 1), lambda _: None, whiteouts=False
+            )  # fmt: skip
+        except BadImage as error:
+            raise StoreError(f"the artifacts can't be unpacked: {error.message}") from error

@@ -1,0 +1,394 @@
+"""What administrators do with pools, workers and clients. Jobs flow without any of it."""
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+
+import anyio
+import msgspec
+from msgspec import Struct
+
+from obuilder.cluster import layout, members, names
+from obuilder.cluster.credentials import Credentials, authority_of
+from obuilder.cluster.engine import Conflict, Engine, Stored
+from obuilder.cluster.messages import (
+    Answer,
+    Client,
+    Known,
+    Outcome,
+    Paused,
+    Pool,
+    Presence,
+    Share,
+    State,
+    Ticket,
+    decode,
+    encode,
+)
+from obuilder.cluster.tasks import together
+from obuilder.errors import ClusterError, Incompatible, NoSuchPool, UsageError
+
+Tell = Callable[[str], None]
+UPDATE_PATIENCE = 600.0
+"""Seconds in which a worker that is updated has to be back."""
+_LISTED = 100
+"""Tickets of a queue that are shown."""
+
+
+class Worker(Struct, frozen=True):
+    """A worker as an administrator sees it: `presence` is None for one that is not connected."""
+
+    name: str
+    presence: Presence | None = None
+    paused: Paused | None = None
+    seen: float = 0.0
+    waiting: int = 0
+    """Jobs that wait for it alone."""
+
+
+class Sharer(Struct, frozen=True):
+    """A client in a pool."""
+
+    name: str
+    rate: float = 1.0
+    penalty: float = 0.0
+    """Seconds of work that it has had before others."""
+    waiting: int = 0
+    running: int = 0
+
+
+class View(Struct, frozen=True):
+    """A pool at a glance."""
+
+    pool: Pool
+    workers: tuple[Worker, ...]
+    clients: tuple[Sharer, ...]
+    queue: tuple[Ticket, ...]
+    """The first tickets, by when they were put; those that run are among them until they end."""
+
+    @property
+    def capacity(self) -> int:
+        """Of the workers that are connected."""
+        return sum(worker.presence.capacity for worker in self.workers if worker.presence)
+
+    def named(self, name: str) -> Worker:
+        """One worker. UsageError."""
+        for worker in self.workers:
+            if worker.name == name:
+                return worker
+        known = ", ".join(worker.name for worker in self.workers)
+        raise UsageError(
+            f"the worker {name!r} is not known in the pool {self.pool.name}",
+            hint=f"known are: {known}" if known else "no worker was ever there",
+        )
+
+
+class Admin:
+    """An administrator, connected."""
+
+    def __init__(self, engine: Engine, credentials: Credentials) -> None:
+        self.engine, self._credentials = engine, credentials
+        self.authority = authority_of(credentials)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, credentials: Credentials) -> AsyncIterator["Admin"]:
+        """Connect. ClusterError, Refused; UsageError for others' credentials."""
+        authority_of(credentials)
+        async with Engine.connect(credentials, name=credentials.name) as engine:
+            yield cls(engine, credentials)
+
+    # --- looking -----------------------------------------------------------------------------
+
+    async def pools(self) -> list[Pool]:
+        """All pools."""
+        found = await self.engine.each(names.CLUSTER, names.pool())
+        return sorted((decode(each.data, Pool) for each in found), key=lambda pool: pool.name)
+
+    async def pool(self, name: str) -> Pool:
+        """A pool. NoSuchPool, which says which there are."""
+        pools = {pool.name: pool for pool in await self.pools()}
+        if name not in pools:
+            known = ", ".join(pools)
+            raise NoSuchPool(
+                f"there is no pool {name!r}", hint=f"there are: {known}" if known else None
+            )
+        return pools[name]
+
+    async def clients(self) -> list[Client]:
+        """All clients that were not removed."""
+        found = await self.engine.each(names.CLUSTER, names.client())
+        clients = [decode(each.data, Client) for each in found]
+        return sorted((one for one in clients if not one.revoked), key=lambda one: one.name)
+
+    async def presences(self, pool: str) -> dict[str, Presence]:
+        """The workers that are there, by name."""
+        found = await self._states(names.worker(pool))
+        return {_last_part(each): decode(each.data, Presence) for each in found}
+
+    async def _states(self, subject: str) -> list[Stored]:
+        stream = names.state_of(subject.split(".")[1])
+        return [each for each in await self.engine.each(stream, subject) if each.data]
+
+    async def view(self, name: str) -> View:
+        """A pool, its workers and clients. NoSuchPool."""
+        pool = await self.pool(name)
+        there = await self.presences(name)
+        known = {
+            _last_part(each): decode(each.data, Known)
+            for each in await self._states(names.known(name))
+        }
+        paused = await self._pauses(name)
+        waiting = await self.engine.pending(names.queue_of(name), ">")
+        own: dict[str, int] = {}
+        queued: dict[str, int] = {}
+        for subject, count in waiting.items():
+            kind, first, second, _ = subject.split(".")
+            if kind == "run":
+                own[second] = own.get(second, 0) + count
+            else:
+                queued[first] = queued.get(first, 0) + count
+        workers = [
+            Worker(
+                name=worker, presence=there.get(worker), paused=paused.get(worker),
+                seen=known[worker].last if worker in known else 0.0, waiting=own.get(worker, 0),
+            )
+            for worker in sorted({*there, *known, *paused})
+        ]  # fmt: skip
+        return View(
+            pool, tuple(workers), await self._sharers(name, queued, there.values()),
+            tuple(await self._tickets(name)),
+        )  # fmt: skip
+
+    async def _pauses(self, pool: str) -> dict[str, Paused]:
+        found = await self._states(names.pause(pool))
+        return {_last_part(each): decode(each.data, Paused) for each in found}
+
+    async def _sharers(
+        self, pool: str, queued: dict[str, int], there: Iterable[Presence]
+    ) -> tuple[Sharer, ...]:
+        shares = {
+            _last_part(each): decode(each.data, Share)
+            for each in await self._states(names.fair(pool))
+        }
+        running: dict[str, int] = {}
+        for presence in there:
+            for job in presence.running:
+                running[job.client] = running.get(job.client, 0) + 1
+        floor = min((share.time for share in shares.values()), default=0.0)
+        return tuple(
+            Sharer(
+                name=client, rate=shares.get(client, Share()).rate,
+                penalty=max(0.0, shares.get(client, Share(time=floor)).time - floor),
+                waiting=max(0, queued.get(client, 0) - running.get(client, 0)),
+                running=running.get(client, 0),
+            )
+            for client in sorted({*shares, *queued, *running})
+        )  # fmt: skip
+
+    async def _tickets(self, pool: str) -> list[Ticket]:
+        tickets = []
+        async for found in self.engine.read(names.queue_of(pool), ">"):
+            try:
+                tickets.append(decode(found.data, Ticket))
+            except Incompatible:
+                continue
+            if len(tickets) == _LISTED:
+                break
+        return tickets
+
+    # --- pausing -------------------------------------------------------------------------------
+
+    async def pause(self, pool: str, worker: str, reason: str = "", *, make: bool = False) -> bool:
+        """Have a worker take no more jobs, now and when it comes back. Whether that is new.
+
+        `make`: also one that was never there. UsageError.
+        """
+        names.checked("worker", worker)
+        view = await self.view(pool)
+        if not make or any(one.name == worker for one in view.workers):
+            view.named(worker)
+        if (await self._pauses(pool)).get(worker) is not None:
+            return False
+        record = Paused(reason=reason, by=self._credentials.name, at=time.time())
+        await self.engine.put(names.pause(pool, worker), encode(record))
+        return True
+
+    async def unpause(self, pool: str, worker: str) -> bool:
+        """Let a worker take jobs again. Whether it was paused."""
+        if worker not in await self._pauses(pool):
+            (await self.view(pool)).named(worker)
+            return False
+        await self.engine.remove(names.state_of(pool), names.pause(pool, worker))
+        await self.engine.publish(names.pause(pool, worker), b"")
+        return True
+
+    async def drain(self, pool: str, worker: str, tell: Tell) -> None:
+        """Wait until a paused worker has no jobs, telling how many it has."""
+        before = -1
+        while (presence := (await self.presences(pool)).get(worker)) is not None:
+            count = len(presence.running)
+            if count != before:
+                tell(f"{worker}: Running jobs: {count}")
+                before = count
+            if not count and presence.paused:
+                return
+            await anyio.sleep(0.5)
+        tell(f"{worker}: Disconnected (nothing to drain)")
+
+    # --- workers -------------------------------------------------------------------------------
+
+    async def ask(self, pool: str, worker: str, verb: str, *, seconds: float = 10.0) -> Answer:
+        """Ask a worker for something. ClusterError if it does not answer, or can't."""
+        data = await self.engine.request(names.control(pool, worker, verb), b"", seconds=seconds)
+        answer = decode(data, Answer)
+        if not answer.ok:
+            raise ClusterError(f"{worker}: {answer.text or f'it could not {verb}'}")
+        return answer
+
+    async def update(self, pool: str, worker: str, *, patience: float = UPDATE_PATIENCE) -> None:
+        """Have a worker prepare, end its jobs, go, and come back with a new session.
+
+        ClusterError if it is not there, can't, or is not back in `patience` seconds after it went.
+        """
+        before = (await self.presences(pool)).get(worker)
+        if before is None:
+            raise ClusterError(f"the worker {worker} is not connected")
+        await self.ask(pool, worker, "update", seconds=patience)
+        deadline: float | None = None
+        while True:
+            now = (await self.presences(pool)).get(worker)
+            if now is not None and now.session != before.session:
+                return
+            if now is None and deadline is None:
+                deadline = time.monotonic() + patience
+            if deadline is not None and time.monotonic() > deadline:
+                raise ClusterError(
+                    f"the worker {worker} did not come back in {patience:.0f} seconds",
+                    hint="see its service's log",
+                )
+            await anyio.sleep(0.5)
+
+    async def update_all(
+        self, pool: str, tell: Tell, *, patience: float = UPDATE_PATIENCE
+    ) -> list[str]:
+        """Update one worker of a pool and, if it came back, the others at once. Which did not.
+
+        ClusterError if the first did not.
+        """
+        there = sorted(await self.presences(pool))
+        if not there:
+            tell("No workers connected to pool (nothing to do).")
+            return []
+        canary, *others = there
+        tell(f"Testing update on first worker in pool: {canary}")
+        await self.update(pool, canary, patience=patience)
+        if not others:
+            tell("Canary updated OK. There are no others.")
+            return []
+        tell(f"Canary updated OK. Updating the others: {', '.join(others)}")
+        failed: list[str] = []
+
+        async def one(worker: str) -> None:
+            try:
+                await self.update(pool, worker, patience=patience)
+                tell(f"{worker} restarted OK.")
+            except ClusterError as error:
+                failed.append(worker)
+                tell(f"{worker}: {error.message}")
+
+        async with together() as tasks:
+            for worker in others:
+                tasks.start_soon(one, worker)
+        return sorted(failed)
+
+    async def forget(self, pool: str, worker: str) -> None:
+        """Forget a worker that is gone for good. UsageError if it is there, or was never known."""
+        found = (await self.view(pool)).named(worker)
+        if found.presence is not None:
+            raise UsageError(f"the worker {worker} is still connected", hint="stop it first")
+        if found.waiting:
+            raise UsageError(
+                f"{found.waiting} jobs wait for {worker}",
+                hint="other workers take them when it is gone for long; try again then",
+            )
+        await layout.drop_worker(self.engine, pool, worker)
+
+    async def add_worker(self, pool: str, worker: str) -> Credentials:
+        """Credentials for a worker. NoSuchPool, UsageError."""
+        await self.pool(pool)
+        return await members.add_worker(self.engine, self._credentials, pool, worker)
+
+    # --- pools ---------------------------------------------------------------------------------
+
+    async def add_pool(self, name: str, platform: str = "") -> Pool:
+        """Make a pool, or give it another platform. UsageError."""
+        return await layout.ensure_pool(self.engine, self.authority, name, platform=platform)
+
+    async def remove_pool(self, name: str) -> int:
+        """Remove a pool; how many jobs that waited are cancelled. UsageError: it has workers."""
+        view = await self.view(name)
+        there = [worker.name for worker in view.workers if worker.presence is not None]
+        if there:
+            raise UsageError(
+                f"the pool {name} has workers: {', '.join(there)}", hint="stop them first"
+            )
+        count = 0
+        for client in await self.clients():
+            count += await self._cancel_waiting(client.name, name, "its pool was removed")
+        await layout.drop_pool(self.engine, name)
+        return count
+
+    # --- clients -------------------------------------------------------------------------------
+
+    async def add_client(self, name: str) -> Credentials:
+        """Credentials for a client: a new one, or one more user of one that is there. UsageError."""
+        return await members.add_client(self.engine, self._credentials, name)
+
+    async def remove_client(self, name: str) -> int:
+        """Cut a client off, at once; how many of its jobs that waited are cancelled. UsageError."""
+        if name not in {client.name for client in await self.clients()}:
+            raise UsageError(f"there is no client {name!r}", hint="`obuilder cluster clients`")
+        await members.remove_client(self.engine, self._credentials, name)
+        return await self._cancel_waiting(name, "*", "its client was removed")
+
+    async def _cancel_waiting(self, client: str, pool: str, reason: str) -> int:
+        """Note that jobs which wait are not done."""
+        count = 0
+        stream, subject = names.jobs_of(client), names.job(client, pool, "*", "state")
+        for found in await self.engine.each(stream, subject):
+            state = decode(found.data, State)
+            if state.phase != "queued":
+                continue
+            outcome = Outcome(code="cancelled", message=f"cancelled: {reason}", exit_status=130)
+            ended = msgspec.structs.replace(
+                state, phase="cancelled", ended=time.time(), log_end=0, outcome=outcome
+            )
+            try:
+                await self.engine.put(found.subject, encode(ended), expect=found.seq)
+                count += 1
+            except Conflict:
+                continue  # a worker was faster
+        return count
+
+    async def set_rate(self, pool: str, client: str, rate: float) -> None:
+        """How much of a pool a client gets beside others. UsageError, NoSuchPool."""
+        await self.pool(pool)
+        if client not in {one.name for one in await self.clients()}:
+            raise UsageError(f"there is no client {client!r}", hint="`obuilder cluster clients`")
+        subject, stream = names.fair(pool, client), names.state_of(pool)
+        while True:
+            found = await self.engine.last(stream, subject)
+            share = decode(found.data, Share) if found is not None else Share()
+            share = msgspec.structs.replace(share, rate=rate)
+            try:
+                await self.engine.put(
+                    subject, encode(share), expect=0 if found is None else found.seq
+                )
+            except Conflict:
+                continue
+            return
+
+
+def _last_part(stored: Stored) -> str:
+    return stored.subject.rpartition(".")[2]

@@ -1,0 +1,375 @@
+"""The engine: what the cluster does with NATS JetStream.
+
+Streams are read without consumers: by direct gets, in batches, and followed by the copies that the
+server says of what it has stored (`live.SUBJECT`, with numbers). What is read twice is known by its
+number.
+"""
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from secrets import token_hex
+from typing import Any
+
+import anyio
+
+from obuilder.cluster.accounts import live
+from obuilder.cluster.answers import (
+    Conflict,
+    Message,
+    Missing,
+    Stored,
+    copied_of,
+    description_of,
+    status_of,
+    stored_of,
+)
+from obuilder.cluster.connection import ATTEMPT, Connection
+from obuilder.errors import ClusterError
+
+__all__ = ["Conflict", "Delivery", "Engine", "Missing", "Stored"]
+
+_BATCH = 1000
+_BYTES = 4 << 20
+_NAMED = 512
+_GROUP = "all"
+"""The priority group of all consumers."""
+_CONFLICTS = frozenset((10071, 10164))
+_GONE = {"Nats-Marker-Reason": "Remove"}
+
+
+class Engine(Connection):
+    """A connection. Every method may run at the same time as any other; all raise ClusterError."""
+
+    # --- writing ---------------------------------------------------------------------------------
+
+    async def put(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        expect: int | None = None,
+        ttl: float | None = None,
+        once: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> int:
+        """Store a message: its number, once it is safe. Conflict, Refused, ClusterError.
+
+        `expect`: the number of the last one there, 0 for none, else Conflict. `ttl`: seconds (1
+        at least) after which it is removed. `once`: a name under which it is stored a single
+        time, however often it is put.
+        """
+        sent = dict(headers or {})
+        sent["Nats-Msg-Id"] = once or token_hex(12)  # so that trying again stores it once
+        if expect is not None:
+            sent["Nats-Expected-Last-Subject-Sequence"] = str(expect)
+        if ttl is not None:
+            sent["Nats-TTL"] = f"{max(1, round(ttl))}s"
+        message = await self._insist(subject, data, sent)
+        found = json.loads(message.data)
+        if error := found.get("error"):
+            text = str(error.get("description", "it failed"))
+            if error.get("err_code") in _CONFLICTS:
+                raise Conflict(f"{subject} was changed by somebody else: {text}")
+            raise ClusterError(f"the cluster did not store {subject}: {text}")
+        return int(found["seq"])
+
+    async def remove(self, stream: str, subject: str) -> None:
+        """Remove all messages of a subject or a filter."""
+        await self._api(f"STREAM.PURGE.{stream}", {"filter": subject})
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    async def last(self, stream: str, subject: str) -> Stored | None:
+        """The last message of a subject; None if there is none."""
+        message = await self._insist(f"$JS.API.DIRECT.GET.{stream}.{subject}")
+        if status_of(message) == 404:
+            return None
+        found = stored_of(message)
+        return None if found.removed else found
+
+    async def each(self, stream: str, *filters: str) -> list[Stored]:
+        """The last message of each subject that a filter takes in, in order."""
+        if self.credentials.kind == "worker" and not any(set("*>") & set(f) for f in filters):
+            return await self._each_by_name(stream, filters)
+        found: dict[str, Stored] = {}
+        for filter_ in filters:
+            async for message in self.read(stream, filter_):
+                found.pop(message.subject, None)
+                if not message.removed:
+                    found[message.subject] = message
+        return sorted(found.values(), key=lambda message: message.seq)
+
+    async def named(self, stream: str, subjects: Sequence[str]) -> list[Stored]:
+        """The last messages of these subjects, many at a time: for small ones."""
+        found: list[Stored] = []
+        for at in range(0, len(subjects), _NAMED):
+            asked = {"multi_last": list(subjects[at : at + _NAMED]), "batch": _NAMED}
+            found += await self._several(f"$JS.API.DIRECT.GET.{stream}", json.dumps(asked).encode())
+        return found
+
+    async def _several(self, subject: str, asked: bytes) -> list[Stored]:
+        until = anyio.current_time() + self.patience
+        while anyio.current_time() < until:
+            found: list[Stored] = []
+            async with self._ask(subject, asked) as answers:
+                while True:
+                    message: Message | None = None
+                    with anyio.move_on_after(ATTEMPT):
+                        message = await self._next(answers.receive, subject)
+                    status = 503 if message is None else status_of(message)
+                    if message is None or status == 503:
+                        break
+                    if status in (204, 404):
+                        return [each for each in found if not each.removed]
+                    if status >= 400:
+                        raise ClusterError(f"the cluster can't answer {subject}: {status}")
+                    found.append(stored_of(message))
+            await anyio.sleep(0.2)
+        raise ClusterError(f"the cluster gave no answer ({subject})")
+
+    async def _each_by_name(self, stream: str, subjects: tuple[str, ...]) -> list[Stored]:
+        found: list[Stored] = []
+        limit = anyio.CapacityLimiter(16)
+
+        async def get(subject: str) -> None:
+            async with limit:
+                message = await self.last(stream, subject)
+            if message is not None:
+                found.append(message)
+
+        async with anyio.create_task_group() as tasks:
+            for subject in subjects:
+                tasks.start_soon(get, subject)
+        return sorted(found, key=lambda message: message.seq)
+
+    async def read(self, stream: str, subject: str, *, after: int = 0) -> AsyncIterator[Stored]:
+        """What is stored of a subject or filter, in order, from the first number after `after`."""
+        until = anyio.current_time() + self.patience
+        seq = after
+        while True:
+            asked = {
+                "seq": seq + 1, "next_by_subj": subject, "batch": _BATCH, "max_bytes": _BYTES,
+            }  # fmt: skip
+            subject_ = f"$JS.API.DIRECT.GET.{stream}"
+            whole = False
+            async with self._ask(subject_, json.dumps(asked).encode()) as answers:
+                while True:
+                    message: Message | None = None
+                    with anyio.move_on_after(ATTEMPT):
+                        message = await self._next(answers.receive, subject_)
+                    status = 0 if message is None else status_of(message)
+                    if message is None or status == 503:
+                        break
+                    if status == 404:
+                        return
+                    if status == 204:
+                        whole = True
+                        if int((message.headers or {}).get("Nats-Num-Pending", "0")) == 0:
+                            return
+                        break
+                    if status >= 400:
+                        raise ClusterError(f"the cluster can't list {subject}: {status}")
+                    stored = stored_of(message)
+                    if stored.seq > seq:
+                        seq = stored.seq
+                        until = anyio.current_time() + self.patience
+                        yield stored
+            if not whole:
+                if anyio.current_time() > until:
+                    raise ClusterError(f"the cluster gave no answer ({subject_})")
+                await anyio.sleep(0.2)
+
+    @asynccontextmanager
+    async def watch(
+        self, stream: str, filter_: str, *, every: float = 15.0
+    ) -> AsyncIterator[AsyncIterator[Stored]]:
+        """The last message of each subject, then each new one; empty data for what is removed.
+
+        The list is read again after a reconnect, and each `every` seconds.
+        """
+        send, receive = anyio.create_memory_object_stream[Stored](float("inf"))
+        known: dict[str, int] = {}
+        again = anyio.Event()
+
+        def wake() -> None:
+            again.set()
+
+        def show(message: Stored) -> None:
+            if message.seq > known.get(message.subject, 0):
+                known[message.subject] = message.seq
+                send.send_nowait(message)
+
+        async def listen(messages: AsyncIterator[Message]) -> None:
+            async for message in messages:
+                show(copied_of(message))
+
+        async def list_all() -> None:
+            nonlocal again
+            while True:
+                before = dict(known)
+                found = {message.subject: message for message in await self.each(stream, filter_)}
+                for message in found.values():
+                    show(message)
+                for subject, seq in before.items():
+                    if subject not in found and known.get(subject) == seq:
+                        del known[subject]
+                        send.send_nowait(Stored(subject, 0, b"", 0.0, _GONE))
+                with anyio.move_on_after(every):
+                    await again.wait()
+                again = anyio.Event()
+
+        self._callbacks.append(wake)
+        try:
+            async with (
+                self._listen(live(filter_)) as messages,
+                anyio.create_task_group() as tasks,
+            ):
+                tasks.start_soon(listen, messages)
+                tasks.start_soon(list_all)
+                with send, receive:
+                    yield receive
+                tasks.cancel_scope.cancel()
+        finally:
+            self._callbacks.remove(wake)
+
+    async def pending(self, stream: str, filter_: str) -> dict[str, int]:
+        """How many messages there are of each subject."""
+        found: dict[str, int] = {}
+        while True:
+            asked = {"subjects_filter": filter_, "offset": len(found)}
+            info = await self._api(f"STREAM.INFO.{stream}", asked)
+            more = info["state"].get("subjects") or {}
+            found.update(more)
+            if not more or len(found) >= int(info.get("total", 0)):
+                return found
+
+    # --- queues ----------------------------------------------------------------------------------
+
+    async def pull(
+        self, stream: str, consumer: str, *, wait: float, min_pending: int | None = None
+    ) -> "Delivery | None":
+        """Take a message; None if none came in `wait` seconds (0: if none is there).
+
+        `min_pending`: only if at least so many wait. Missing, ClusterError.
+        """
+        asked: dict[str, Any] = {"batch": 1, "group": _GROUP}
+        if wait > 0:
+            asked["expires"] = int(wait * 1e9)
+        else:
+            asked["no_wait"] = True
+        if min_pending is not None:
+            asked["min_pending"] = min_pending
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+        # What is delivered has its own subject, so it can't be told by that whose answer it is.
+        reply = f"{self._inbox}.pull.{token_hex(12)}"
+        async with self._listen(reply) as answers:
+            await self._send(subject, json.dumps(asked).encode(), reply)
+            with anyio.move_on_after(wait + 2):
+                message = await self._next(answers.__anext__, subject)
+                status, said = status_of(message), description_of(message)
+                if status == 0:
+                    return Delivery(self, message)
+                if status == 503 or (status == 409 and "Consumer Deleted" in said):
+                    raise Missing(f"there is no consumer {consumer} of {stream}")
+                if status == 400:
+                    raise ClusterError(f"the cluster gives nothing of {consumer}: {said}")
+        return None
+
+    # --- administration --------------------------------------------------------------------------
+
+    async def ensure_stream(self, config: Mapping[str, Any]) -> None:
+        """Make a stream, or give it these settings. ClusterError."""
+        name = config["name"]
+        try:
+            found = await self._api(f"STREAM.INFO.{name}")
+        except Missing:
+            await self._api(f"STREAM.CREATE.{name}", config)
+            return
+        if not _within(config, found["config"]):
+            await self._api(f"STREAM.UPDATE.{name}", {**found["config"], **config})
+
+    async def ensure_consumer(self, stream: str, config: Mapping[str, Any]) -> None:
+        """Make a consumer, or give it these settings. Missing, ClusterError."""
+        asked = {
+            "stream_name": stream,
+            "config": {"priority_groups": [_GROUP], "priority_policy": "overflow", **config},
+        }
+        name, filter_ = config["durable_name"], config["filter_subject"]
+        await self._api(f"CONSUMER.CREATE.{stream}.{name}.{filter_}", asked)
+
+    async def drop_consumer(self, stream: str, name: str) -> None:
+        """Remove a consumer, if there is one."""
+        with suppress(Missing):
+            await self._api(f"CONSUMER.DELETE.{stream}.{name}")
+
+    async def drop_stream(self, name: str) -> None:
+        """Remove a stream and all that is in it, if there is one."""
+        with suppress(Missing):
+            await self._api(f"STREAM.DELETE.{name}")
+
+    async def consumers(self, stream: str) -> dict[str, dict[str, Any]]:
+        """What the server says of each consumer. Missing."""
+        found: dict[str, dict[str, Any]] = {}
+        while True:
+            page = await self._api(f"CONSUMER.LIST.{stream}", {"offset": len(found)})
+            more = page.get("consumers") or []
+            found.update({each["name"]: each for each in more})
+            if not more or len(found) >= int(page.get("total", 0)):
+                return found
+
+    async def streams(self) -> dict[str, dict[str, Any]]:
+        """What the server says of each stream."""
+        found: dict[str, dict[str, Any]] = {}
+        while True:
+            page = await self._api("STREAM.LIST", {"offset": len(found)})
+            more = page.get("streams") or []
+            found.update({each["config"]["name"]: each for each in more})
+            if not more or len(found) >= int(page.get("total", 0)):
+                return found
+
+    async def gather(self, subject: str, *, seconds: float = 1.0) -> list[bytes]:
+        """What everybody answers who hears `subject` within that time."""
+        found: list[bytes] = []
+        async with self._ask(subject) as answers:
+            with anyio.move_on_after(seconds):
+                async for message in answers:
+                    found += [bytes(message.data)] * (status_of(message) == 0)
+        return found
+
+
+class Delivery:
+    """A message of a queue, ours for as long as we say so (`beat`) or 30 seconds."""
+
+    def __init__(self, engine: Engine, message: Message) -> None:
+        self._engine, self._reply = engine, message.reply
+        self.subject, self.data = message.subject, bytes(message.data)
+        parts = message.reply.split(".")
+        # $JS.ACK.STREAM.CONSUMER.TRIES.SEQ.…, or with domain and account before the stream
+        start = 2 if len(parts) == 9 else 4
+        self.tries, self.seq = int(parts[start + 2]), int(parts[start + 3])
+
+    async def ack(self) -> None:
+        """It is done; returns when the cluster knows. ClusterError."""
+        await self._engine._insist(self._reply, b"+ACK")  # noqa: SLF001
+
+    async def beat(self) -> None:
+        """It is still ours."""
+        await self._engine.publish(self._reply, b"+WPI")
+
+    async def term(self) -> None:
+        """It is to be given to nobody again."""
+        await self._engine._insist(self._reply, b"+TERM")  # noqa: SLF001
+
+    async def back(self, delay: float = 0.0) -> None:
+        """It is somebody else's, after `delay` seconds."""
+        data = b'-NAK {"delay": %d}' % int(delay * 1e9) if delay else b"-NAK"
+        await self._engine._insist(self._reply, data)  # noqa: SLF001
+
+
+def _within(asked: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    """Whether a stream has all the settings that are asked for."""
+    return all(
+        found.get(name) == value or (not value and name not in found)
+        for name, value in asked.items()
+    )
