@@ -67,7 +67,18 @@ class Connection:
             with anyio.CancelScope(shield=True), anyio.move_on_after(5):
                 with suppress(nats_errors.Error, OSError, TimeoutError):
                     await opened._client.flush(timeout=2)
-                await opened._client.close()
+                await opened._close()
+
+    async def _close(self) -> None:
+        await self._client.close()
+        self._close_socket()
+        await anyio.sleep(0.01)  # the loop's next turns close what was tried
+
+    def _close_socket(self) -> None:
+        """Of a try that came to nothing the client leaves the socket open."""
+        transport = self._client._transport  # noqa: SLF001
+        if transport is not None:
+            transport.close()  # type: ignore[no-untyped-call] # it is what it says
 
     async def _open(self) -> None:
         urls = list(self.credentials.urls)
@@ -101,14 +112,11 @@ class Connection:
                 tasks.cancel_scope.cancel()
         if not self._client.is_connected:
             with anyio.CancelScope(shield=True), suppress(Exception):
-                await self._client.close()
-                await anyio.sleep(
-                    0.02
-                )  # sockets that were tried are closed by the loop's next turns
+                await self._close()
             raise self._unreachable()
         version = self._client.connected_server_version
         if (version.major, version.minor) < OLDEST:
-            await self._client.close()
+            await self._close()
             oldest = ".".join(map(str, OLDEST))
             raise Incompatible(
                 f"the nats-server there is {version}, and it takes {oldest} or a later one",
@@ -156,9 +164,8 @@ class Connection:
     async def _error(self, error: Exception) -> None:
         self._last = error
         text = str(error)
-        transport = self._client._transport  # noqa: SLF001 # which forgets the socket it tried before
-        if transport is not None and not self.connected:
-            transport.close()
+        if not self.connected:
+            self._close_socket()
         if isinstance(error, ssl.SSLError) or _unknown(error):
             self._failed.set()
         elif "ermissions violation" in text and '"' in text:
