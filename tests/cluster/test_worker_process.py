@@ -158,9 +158,11 @@ async def test_secrets_artifacts_and_updates(yard, workers, tmp_path) -> None:
     ref = await yard.client.submit(work, yard.pool, wishes=Wishes(secrets={"token": b"four"}))
     outcome = await yard.client.result(ref)
     assert outcome.artifacts is not None
-    archive = tarfile.open(fileobj=io.BytesIO(await yard.client.blobs.get(outcome.artifacts)))
-    file = archive.extractfile("out/size")
-    assert file is not None and file.read().strip() == b"4"
+    sent = io.BytesIO(await yard.client.blobs.get(outcome.artifacts))
+    with tarfile.open(fileobj=sent) as archive:
+        file = archive.extractfile("out/size")
+        assert file is not None
+        assert file.read().strip() == b"4"
     pushed = Build(text="((from micro))", push=("127.0.0.1:1/x/y:1",))
     state = await yard.ended(await yard.client.submit(pushed, yard.pool))
     assert (state.outcome.code, "--allow-push" in state.outcome.message) == ("refused", True)

@@ -269,7 +269,7 @@ class _Follower:
         stored = self._engine.read(names.logs_of(client), names.log(*self._job), after=self._seq)
         async for found in stored:
             self._seq = found.seq
-            message = message_of(found.subject, found.headers, found.data)
+            message = message_of(found.subject, found.headers, found.data, found.time)
             if message is not None:
                 await _all(show, order.take(message))
                 await _all(show, order.skip(room=4 * _AT_ONCE))
@@ -307,7 +307,7 @@ class _Follower:
 
     async def _listen(self, messages: AsyncIterator[Stored]) -> None:
         async for found in messages:
-            message = message_of(found.subject, found.headers, found.data)
+            message = message_of(found.subject, found.headers, found.data, found.time)
             if message is not None:
                 self._live.append(message)
                 self._wake.set()
