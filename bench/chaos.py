@@ -322,11 +322,10 @@ async def chaos(args, directory):
     )
     for text in wrong[:10]:
         print(f"    {text}")
+    print("  takeovers: the soonest, the middle one, the latest")
     for kind, seconds in history.takeovers.items():
         middle, few, many = statistics.median(seconds), min(seconds), max(seconds)
-        print(
-            f"  {kind}: {len(seconds)} jobs taken over, after {few:.1f} to {many:.1f} s, half by {middle:.1f} s"
-        )
+        print(f"  {kind}: {len(seconds)} jobs taken over: {few:.1f}, {middle:.1f}, {many:.1f} s")
     return bool(wrong) or len(rows) != wanted or bool(queue)
 
 
