@@ -23,6 +23,8 @@ class StepInfo(Struct, frozen=True):
     stage: str
     heading: str
     cached: bool
+    needs: tuple[Key, ...] = ()
+    """The steps that it stands on, or that it takes files from."""
 
 
 class BuildStarted(Struct, frozen=True, tag="build-started", tag_field="event"):

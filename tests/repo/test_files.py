@@ -12,7 +12,7 @@ TEXTS = [
     path
     for name in ("src", "tests", "docs", "examples", "bench", "scripts", ".ci")
     for path in sorted((REPO / name).rglob("*"))
-    if path.is_file() and path.suffix != ".pyc" and path != Path(__file__)
+    if path.is_file() and path.suffix not in (".pyc", ".png") and path != Path(__file__)
 ] + sorted(REPO.glob("*.md"))
 
 

@@ -16,6 +16,7 @@ CACHED_PATH = [
     "obuilder.plan.lower",
     "obuilder.plan.keys",
     "obuilder.cli.specs",
+    "obuilder.cli.tracing",
     "obuilder.engine.dockerfiles",
     "obuilder.engine.index",
     "obuilder.engine.database",

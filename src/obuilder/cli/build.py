@@ -24,6 +24,7 @@ from obuilder.cli.options import (
 )
 from obuilder.cli.outputs import Teller, add_wishes, wishes
 from obuilder.cli.specs import Chosen, add_spec, chosen, settings_of_build
+from obuilder.cli.tracing import Traced, Tracing
 from obuilder.engine.cached import replay
 from obuilder.engine.outputs import Output, Wishes, check, parse_output
 from obuilder.engine.result import Result
@@ -114,8 +115,8 @@ def run(args: argparse.Namespace) -> int:
     piped = any(output.piped for output in outputs)
     if piped or (is_quiet(args) and args.progress != "json"):
         args.progress = "quiet"  # standard output is the result's
-    with Screen(args.progress, args.color) as sink:
-        results = _made(args, outputs, asked, sink)
+    with Tracing() as traced, Screen(args.progress, args.color) as sink:
+        results = _made(args, outputs, asked, sink, traced)
     for result in results:
         if is_verbose(args):
             taken = f"{result.cached} steps from cache, {result.ran} run, in {result.seconds:.2f} s"
@@ -148,7 +149,11 @@ def _on_pools(args: argparse.Namespace) -> int:
 
 
 def _made(
-    args: argparse.Namespace, outputs: list[Output], asked: Wishes, sink: events.Sink
+    args: argparse.Namespace,
+    outputs: list[Output],
+    asked: Wishes,
+    sink: events.Sink,
+    traced: Traced,
 ) -> list[Result]:
     """The results, from the index alone if it has all that is wanted."""
     jobs = _jobs(args)
@@ -156,17 +161,17 @@ def _made(
     values = secrets(args.secret)
     if not args.no_cache and not outputs and len(jobs) == 1:
         wanted = jobs[0].chosen
-        result = replay(wanted.spec, wanted.contexts, jobs[0].setup, sink, name=wanted.name)
+        result = replay(wanted.spec, wanted.contexts, jobs[0].setup, traced(sink), name=wanted.name)
         if result is not None:
             return [result]
     if not wants_live(args.progress):
-        return _build(args, jobs, values, outputs, asked, sink)
+        return _build(args, jobs, values, outputs, asked, sink, traced)
     # Only here: a fully cached build has no use for a live screen, and never loads it.
     from obuilder.ui.live import LiveScreen
     from obuilder.ui.messages import colour_wanted
 
     with LiveScreen(sys.stdout, colour=colour_wanted(args.color, sys.stdout)) as live:
-        return _build(args, jobs, values, outputs, asked, live)
+        return _build(args, jobs, values, outputs, asked, live, traced)
 
 
 def _jobs(args: argparse.Namespace) -> list[Job]:
@@ -230,6 +235,7 @@ def _build(
     outputs: list[Output],
     asked: Wishes,
     sink: events.Sink,
+    traced: Traced,
 ) -> list[Result]:
     from obuilder.cli.session import in_session
     from obuilder.engine.builder import Builder
@@ -241,7 +247,7 @@ def _build(
             sys.stderr.write(f"store: {jobs[0].setup.named_store}\nsandbox: {picked}\n")
         results = [
             await builder.build(
-                job.chosen.spec, job.chosen.contexts, secrets=values, sink=sink,
+                job.chosen.spec, job.chosen.contexts, secrets=values, sink=traced(sink),
                 fresh=args.no_cache, name=job.chosen.name, images=job.setup.images,
             )
             for job in jobs

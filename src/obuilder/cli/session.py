@@ -9,6 +9,7 @@ from typing import TypeVar
 import anyio
 
 from obuilder.engine.builder import Builder
+from obuilder.engine.run import first_error
 from obuilder.engine.settings import Settings
 
 T = TypeVar("T")
@@ -56,6 +57,8 @@ async def _main(work: Callable[[], Awaitable[T]]) -> T:
             tasks.start_soon(watch, scope)
             try:
                 result.append(await work())
+            except ExceptionGroup as group:
+                failure.append(first_error(group))
             except Exception as error:  # noqa: BLE001 # raised below, outside of the task group
                 failure.append(error)
         tasks.cancel_scope.cancel()

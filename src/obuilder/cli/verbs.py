@@ -27,6 +27,7 @@ VERBS = {
     "worker": "take jobs of a pool of the cluster",
     "submit": "build on a pool of the cluster",
     "job": "list, follow, cancel and rerun jobs of the cluster",
+    "web": "show a cluster on a web page, with metrics",
     "config": "show the settings in force, and where each comes from",
     "completion": "print a completion script for your shell",
 }

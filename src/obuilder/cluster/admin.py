@@ -25,6 +25,7 @@ from obuilder.cluster.messages import (
     decode,
     encode,
 )
+from obuilder.cluster.tasks import together
 from obuilder.errors import ClusterError, Incompatible, NoSuchPool, UsageError
 
 Tell = Callable[[str], None]
@@ -296,7 +297,7 @@ class Admin:
                 failed.append(worker)
                 tell(f"{worker}: {error.message}")
 
-        async with anyio.create_task_group() as tasks:
+        async with together() as tasks:
             for worker in others:
                 tasks.start_soon(one, worker)
         return sorted(failed)

@@ -83,6 +83,8 @@ class Piece(Struct, frozen=True):
     events: tuple[events.Event, ...]
     end: bool = False
     """Whether it is the last of its attempt."""
+    time: float = 0.0
+    """When it was stored, in seconds since 1970; 0: it has just come."""
 
 
 class Message(Struct, frozen=True):
@@ -93,16 +95,19 @@ class Message(Struct, frozen=True):
     at: int
     end: bool
     data: bytes
+    time: float = 0.0
 
 
-def message_of(subject: str, headers: Mapping[str, str], data: bytes) -> Message | None:
+def message_of(
+    subject: str, headers: Mapping[str, str], data: bytes, time: float
+) -> Message | None:
     """A batch as it came; None for what is none."""
     try:
         attempt = int(subject.split(".")[4])
         number, at = int(headers["n"]), int(headers.get("at", "0"))
     except (KeyError, ValueError, IndexError):
         return None
-    return Message(number, attempt, at, "end" in headers, data)
+    return Message(number, attempt, at, "end" in headers, data, time)
 
 
 class Order:
@@ -152,7 +157,9 @@ class Order:
             self._at = message.at + sum(map(_loose_size, found))
             self.next += 1
             self.ended = message.end
-            shown.append(Piece(self.attempt, message.number, tuple(found), message.end))
+            shown.append(
+                Piece(self.attempt, message.number, tuple(found), message.end, message.time)
+            )
         return shown
 
 

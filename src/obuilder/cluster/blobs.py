@@ -14,6 +14,7 @@ import anyio
 
 from obuilder.cluster import names
 from obuilder.cluster.engine import Engine, Stored
+from obuilder.cluster.tasks import together
 from obuilder.errors import ClusterError
 
 PIECE = 512 << 10
@@ -59,7 +60,7 @@ class Blobs:
         digest = digest_of(data)
         if await self.missing([digest]):
             pieces = [data[at : at + PIECE] for at in range(0, len(data), PIECE)]
-            async with anyio.create_task_group() as tasks:
+            async with together() as tasks:
                 for number, piece in enumerate(pieces):
                     tasks.start_soon(self._piece, digest, number, piece)
             await self._finish(digest, len(data))

@@ -39,6 +39,7 @@ from obuilder.cluster.messages import (
     encode,
 )
 from obuilder.cluster.sealing import check_pool, seal, sign
+from obuilder.cluster.tasks import together
 from obuilder.engine.inputs import Contexts, IndexStats
 from obuilder.engine.result import Result
 from obuilder.errors import ClusterError, NoSuchPool, ObuilderError, UsageError
@@ -186,7 +187,7 @@ class Client:
                         continue
                 await anyio.sleep(LEASE / 3)
 
-        async with anyio.create_task_group() as tasks:
+        async with together() as tasks:
             tasks.start_soon(beat)
             try:
                 yield

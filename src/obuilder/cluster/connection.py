@@ -65,7 +65,14 @@ class Connection:
             with anyio.CancelScope(shield=True), anyio.move_on_after(5):
                 with suppress(nats_errors.Error, OSError, TimeoutError):
                     await opened._client.flush(timeout=2)
-                await opened._client.close()
+                await opened._close()
+
+    async def _close(self) -> None:
+        await self._client.close()
+        # Of a try that came to nothing the client leaves the socket open.
+        transport = self._client._transport  # noqa: SLF001
+        if transport is not None:
+            transport.close()  # type: ignore[no-untyped-call] # it is what it says
 
     async def _open(self) -> None:
         urls = list(self.credentials.urls)
@@ -99,11 +106,11 @@ class Connection:
                 tasks.cancel_scope.cancel()
         if not self._client.is_connected:
             with anyio.CancelScope(shield=True), suppress(Exception):
-                await self._client.close()
+                await self._close()
             raise self._unreachable()
         version = self._client.connected_server_version
         if (version.major, version.minor) < OLDEST:
-            await self._client.close()
+            await self._close()
             oldest = ".".join(map(str, OLDEST))
             raise Incompatible(
                 f"the nats-server there is {version}, and it takes {oldest} or a later one",

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from obuilder.cluster.blobs import PIECE, Blobs
 from obuilder.cluster.messages import Message, decode, encode
+from obuilder.cluster.tasks import together
 from obuilder.engine.inputs import Context, Contexts, IndexStats, contexts, read_ignore_file
 from obuilder.errors import ClusterError, of_disk
 from obuilder.plan.lower import wanted
@@ -179,7 +180,7 @@ async def send(blobs: Blobs, collected: Collected) -> Sent:
                 if not await blobs.send(fd, file.digest):
                     raise changed_entry(entry)
 
-    async with anyio.create_task_group() as tasks:
+    async with together() as tasks:
         for digest in sorted(lacking):
             tasks.start_soon(one, *places[digest])
     manifest = await blobs.put(encode(listing))
@@ -343,7 +344,7 @@ async def _fetch(blobs: Blobs, contents: Contents, listing: Listing) -> None:
             else:
                 contents.put(digest, await blobs.small(digest))
 
-    async with anyio.create_task_group() as tasks:
+    async with together() as tasks:
         for digest, size in sizes.items():
             tasks.start_soon(one, digest, size)
 

@@ -30,8 +30,14 @@ class Finding(Struct, frozen=True):
     fixed: bool = False
 
 
-async def examine(admin: Admin, *, fix: bool = False, patience: float = _WAIT) -> list[Finding]:
-    """Everything that is wrong. With `fix`, what can be put right was. ClusterError."""
+async def examine(
+    admin: Admin, *, fix: bool = False, patience: float = _WAIT, young: float = _YOUNG
+) -> list[Finding]:
+    """Everything that is wrong. With `fix`, what can be put right was. ClusterError.
+
+    `patience` and `young`: seconds for which a consumer may give nothing, and in which a job may get
+    its ticket.
+    """
     found: list[Finding] = []
     clients = await admin.clients()
     pools = [pool.name for pool in await admin.pools()]
@@ -55,7 +61,7 @@ async def examine(admin: Admin, *, fix: bool = False, patience: float = _WAIT) -
             found += await _tickets(admin, pool, [client.name for client in clients], fix=fix)
     for client in clients:
         if names.jobs_of(client.name) in there:
-            found += await _orphans(admin, client.name, pools, fix=fix)
+            found += await _orphans(admin, client.name, pools, fix=fix, young=young)
     return found
 
 
@@ -143,14 +149,16 @@ async def _tickets(admin: Admin, pool: str, clients: list[str], *, fix: bool) ->
     return found
 
 
-async def _orphans(admin: Admin, client: str, pools: list[str], *, fix: bool) -> list[Finding]:
+async def _orphans(
+    admin: Admin, client: str, pools: list[str], *, fix: bool, young: float
+) -> list[Finding]:
     """Jobs that are queued without a ticket: their client was cut off just before it was put."""
     queued: dict[str, set[str]] = {}
     stream = names.jobs_of(client)
     now = time.time()
     for stored in await admin.engine.each(stream, names.job(client, "*", "*", "state")):
         _, _, pool, job, _ = stored.subject.split(".")
-        if decode(stored.data, State).phase == "queued" and stored.time < now - _YOUNG:
+        if decode(stored.data, State).phase == "queued" and stored.time < now - young:
             queued.setdefault(pool, set()).add(job)
     found = []
     for pool, jobs in queued.items():

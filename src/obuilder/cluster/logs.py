@@ -32,6 +32,7 @@ from obuilder.cluster.batches import (
 )
 from obuilder.cluster.engine import Engine, Stored
 from obuilder.cluster.messages import ENDED, State, decode
+from obuilder.cluster.tasks import together
 from obuilder.errors import ClusterError, Incompatible
 
 CAP = 64 << 20
@@ -147,7 +148,7 @@ class LogWriter:
         with anyio.move_on_after(rest, shield=error is not None):
             await self._stored.wait()
         self._tasks.cancel_scope.cancel()
-        await self._tasks.__aexit__(kind, error, trace)
+        await self._tasks.__aexit__(None, None, None)  # whose error it is raises it
 
     async def _send(self) -> None:
         assert self._tasks is not None
@@ -217,7 +218,7 @@ async def follow(
     """
     send, receive = anyio.create_memory_object_stream[Piece](64)
     follower = _Follower(engine, (client, pool, job), Order(offset))
-    async with anyio.create_task_group() as tasks:
+    async with together() as tasks:
 
         async def run() -> None:
             async with send:
@@ -254,7 +255,7 @@ class _Follower:
         async with (
             self._engine.subscribe(names.log(*self._job)) as messages,
             self._engine.watch(names.jobs_of(self._job[0]), state) as states,
-            anyio.create_task_group() as tasks,
+            together() as tasks,
         ):
             tasks.start_soon(self._listen, messages)
             tasks.start_soon(self._watch, states)
@@ -268,7 +269,7 @@ class _Follower:
         stored = self._engine.read(names.logs_of(client), names.log(*self._job), after=self._seq)
         async for found in stored:
             self._seq = found.seq
-            message = message_of(found.subject, found.headers, found.data)
+            message = message_of(found.subject, found.headers, found.data, found.time)
             if message is not None:
                 await _all(show, order.take(message))
                 await _all(show, order.skip(room=4 * _AT_ONCE))
@@ -306,7 +307,7 @@ class _Follower:
 
     async def _listen(self, messages: AsyncIterator[Stored]) -> None:
         async for found in messages:
-            message = message_of(found.subject, found.headers, found.data)
+            message = message_of(found.subject, found.headers, found.data, found.time)
             if message is not None:
                 self._live.append(message)
                 self._wake.set()

@@ -30,13 +30,12 @@ def sign(job: bytes, credentials: Credentials) -> Signed:
 
 
 def opened(signed: Signed, client: Client, cluster: str) -> Job:
-    """The job that a key of `client` signed, whose record the cluster's key signed.
-
-    Refused, Incompatible.
+    """The job that a key of `client` signed, whose record the cluster's key signed; or that key itself,
+    by which an administrator runs a client's job again. Refused, Incompatible.
     """
     if not check_client(client, cluster):
         raise Refused(f"the cluster's key did not sign who {client.name} is")
-    if client.revoked or signed.key not in client.keys:
+    if client.revoked or signed.key not in (*client.keys, cluster):
         raise Refused(f"that job is signed by no key of {client.name}")
     if not verified(signed.key, _JOB + signed.job, signed.signature):
         raise Refused("the job's signature is wrong")

@@ -54,7 +54,11 @@ def started(plan: Plan, cached: Container[Key]) -> events.BuildStarted:
     return events.BuildStarted(
         steps=tuple(
             events.StepInfo(
-                key=step.key, stage=step.stage, heading=step.heading, cached=step.key in cached
+                key=step.key,
+                stage=step.stage,
+                heading=step.heading,
+                cached=step.key in cached,
+                needs=step.needs,
             )
             for step in plan.steps.values()
         )

@@ -54,7 +54,7 @@ def probe(capability: str) -> str | None:
         )
     if capability == "registry":
         return _attempt_program("docker-registry", "--version") or _program("openssl")
-    if capability in ("skopeo", "umoci"):
+    if capability in ("skopeo", "umoci", "chromium"):
         return _attempt_program(capability, "--version")
     if capability in (
         "crun", "runc", "runsc", "newuidmap", "mmdebstrap", "gcc", "useradd", "git", "ssh-agent",

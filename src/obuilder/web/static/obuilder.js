@@ -1,0 +1,239 @@
+// What makes pages live. Without it they can be read all the same.
+"use strict";
+
+const root = document.documentElement;
+root.classList.add("scripted");
+
+// --- times -----------------------------------------------------------------------------------
+
+function duration(seconds) {
+  if (seconds < 10) return `${Math.max(seconds, 0).toFixed(1)} s`;
+  const whole = Math.round(seconds);
+  for (const [unit, name, part, small] of [[86400, "d", 3600, "h"], [3600, "h", 60, "min"], [60, "min", 1, "s"]]) {
+    if (whole >= unit) {
+      const rest = Math.floor((whole % unit) / part);
+      return `${Math.floor(whole / unit)} ${name}` + (rest ? ` ${rest} ${small}` : "");
+    }
+  }
+  return `${whole} s`;
+}
+
+function showTimes() {
+  for (const time of document.querySelectorAll("time[data-since]")) {
+    time.textContent = duration(Date.now() / 1000 - Number(time.dataset.since));
+  }
+  for (const time of document.querySelectorAll("time[data-at]:not([title])")) {
+    time.title = time.textContent;
+    time.textContent = new Date(time.dateTime).toLocaleString();
+  }
+}
+showTimes();
+setInterval(showTimes, 1000);
+
+// --- colours ---------------------------------------------------------------------------------
+
+const theme = document.getElementById("theme");
+theme.addEventListener("change", () => theme.form.requestSubmit());
+
+// --- pages that show what is now ---------------------------------------------------------------
+
+const live = document.querySelector("[data-live]");
+let shown = live && live.innerHTML;
+
+async function refresh() {
+  if (document.hidden) return;
+  try {
+    const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
+    if (!answer.ok) return;
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const fresh = page.getElementById(live.id);
+    if (!fresh || fresh.innerHTML === shown || live.contains(selected())) return;
+    shown = fresh.innerHTML;
+    keepingPlace(() => live.replaceChildren(...fresh.childNodes));
+    showTimes();
+  } catch {
+    return; // the next time, perhaps
+  }
+}
+
+function selected() {
+  const selection = document.getSelection();
+  return selection && !selection.isCollapsed ? selection.anchorNode : null;
+}
+
+function keepingPlace(change) {
+  const focused = document.activeElement;
+  const address = live.contains(focused) ? focused.getAttribute("href") : null;
+  const across = [...live.querySelectorAll(".scroll")].map((box) => box.scrollLeft);
+  change();
+  live.querySelectorAll(".scroll").forEach((box, index) => { box.scrollLeft = across[index] || 0; });
+  if (address) {
+    const again = live.querySelector(`a[href="${CSS.escape(address)}"]`);
+    if (again) again.focus({ preventScroll: true });
+  }
+}
+if (live) setInterval(refresh, 2000);
+
+// --- a live log --------------------------------------------------------------------------------
+
+const log = document.getElementById("log");
+const follow = document.getElementById("follow");
+const fold = document.getElementById("fold");
+const MOST = 20000;
+let following = false;
+
+function setFollowing(on) {
+  following = on;
+  follow.setAttribute("aria-pressed", String(on));
+  if (on) toEnd();
+}
+
+function toEnd() {
+  if (following) window.scrollTo({ top: root.scrollHeight });
+}
+
+function make(html) {
+  const template = document.createElement("template");
+  template.innerHTML = html;
+  return template.content;
+}
+
+function put(id, html) {
+  const place = document.getElementById(id);
+  if (place) place.replaceChildren(make(html));
+}
+
+function mark(id, status) {
+  const step = document.getElementById(id);
+  if (step) {
+    step.classList.remove("waiting", "running", "cached", "done", "failed", "cancelled");
+    step.classList.add(status);
+  }
+  const node = document.getElementById(`g-${id}`);
+  if (node) {
+    const planned = node.classList.contains("planned") ? " planned" : "";
+    node.setAttribute("class", status + planned);
+  }
+}
+
+function trim(lines) {
+  if (lines.childElementCount <= MOST) return;
+  while (lines.childElementCount > MOST) lines.firstElementChild.remove();
+  const left = document.getElementById(lines.id.replace(/-l$/, "-x"));
+  if (left) left.hidden = false;
+}
+
+const patches = {
+  anew() { log.replaceChildren(); },
+  plan(_, html) { put("job-plan", html); },
+  head(_, html) { put("job-head", html); },
+  item(id, html) {
+    const empty = document.getElementById("log-empty");
+    if (empty) empty.remove();
+    const before = id && document.getElementById(id);
+    if (before) before.replaceWith(make(html));
+    else log.append(make(html));
+  },
+  lines(id, html) {
+    const lines = document.getElementById(`${id}-l`);
+    if (!lines) return;
+    lines.append(make(html));
+    trim(lines);
+  },
+  open(id, html) { put(`${id}-o`, html); },
+  step(id, html, status, message) {
+    put(`${id}-h`, html);
+    mark(id, status);
+    const said = document.getElementById(`${id}-m`);
+    if (said && message) { said.textContent = message; said.hidden = false; }
+    const step = document.getElementById(id);
+    if (step && status === "cached") step.open = false;
+    if (step && status === "failed") step.open = true;
+  },
+  say(_, text) { document.getElementById("log-status").textContent = text; },
+};
+
+function followLog() {
+  const source = new EventSource(`${log.dataset.liveLog}?after=${log.dataset.after}`);
+  source.onmessage = (event) => {
+    for (const [kind, ...rest] of JSON.parse(event.data)) patches[kind](...rest);
+    showTimes();
+    toEnd();
+  };
+  source.addEventListener("end", () => source.close());
+}
+
+function toLine() {
+  document.querySelectorAll(".l.target").forEach((line) => line.classList.remove("target"));
+  const found = /^#(L(\d+)|s\d+)$/.exec(location.hash);
+  if (!log || !found) return;
+  const target = document.getElementById(found[1]);
+  if (target) {
+    setFollowing(false);
+    const step = target.closest("details");
+    if (step) step.open = true;
+    if (found[2]) target.classList.add("target");
+    target.scrollIntoView({ block: found[2] ? "center" : "start" });
+  } else if (found[2] && Number(found[2]) < Number(log.dataset.first) && !location.search) {
+    location.replace(`?line=${found[2]}${location.hash}`);
+  }
+}
+
+if (log) {
+  follow.addEventListener("click", () => setFollowing(!following));
+  fold.addEventListener("click", () => {
+    const folded = fold.getAttribute("aria-pressed") !== "true";
+    fold.setAttribute("aria-pressed", String(folded));
+    for (const step of log.querySelectorAll("details.step")) step.open = !folded;
+  });
+  let height = window.scrollY;
+  window.addEventListener("scroll", () => {
+    if (following && window.scrollY < height - 4) setFollowing(false);
+    height = window.scrollY;
+  }, { passive: true });
+  if (log.dataset.liveLog) {
+    followLog();
+    if (!location.hash) setFollowing(true);
+  }
+  toLine();
+  window.addEventListener("hashchange", toLine);
+}
+
+// --- keys --------------------------------------------------------------------------------------
+
+const help = document.getElementById("help");
+const keysOn = document.getElementById("keys-on");
+document.getElementById("help-open").addEventListener("click", () => help.showModal());
+try {
+  keysOn.checked = localStorage.getItem("keys") !== "off";
+  keysOn.addEventListener("change", () => localStorage.setItem("keys", keysOn.checked ? "on" : "off"));
+} catch {
+  keysOn.checked = true; // no storage: they are on until the page is left
+}
+
+function toStep(by) {
+  const heads = [...log.querySelectorAll("details.step > summary")];
+  if (!heads.length) return;
+  const at = heads.indexOf(document.activeElement);
+  const next = at < 0 ? (by > 0 ? 0 : heads.length - 1) : at + by;
+  const head = heads[Math.min(Math.max(next, 0), heads.length - 1)];
+  setFollowing(false);
+  head.focus();
+}
+
+let before = "";
+document.addEventListener("keydown", (event) => {
+  const typing = event.target.closest("input, select, textarea, dialog");
+  if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "?") help.showModal();
+  if (!keysOn.checked) return;
+  const key = before === "g" ? `g ${event.key}` : event.key;
+  before = event.key;
+  const target = [...document.querySelectorAll("[data-key]")].find((one) => one.dataset.key === key);
+  if (target && target.matches("a")) target.click();
+  else if (target) { event.preventDefault(); target.focus(); }
+  else if (key === "/") location.assign("/jobs");
+  else if (log && key === "f") setFollowing(!following);
+  else if (log && key === "o") fold.click();
+  else if (log && (key === "[" || key === "]")) toStep(key === "]" ? 1 : -1);
+});
