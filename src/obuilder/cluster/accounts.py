@@ -1,10 +1,10 @@
 """What each member of a cluster may say and hear: accounts, permissions, and their tokens. Pure.
 
-The main account owns all streams. Each client has an account of its own without any, which imports
-its own subjects alone; workers are users of the main account, fenced by permissions to their pool and
-their name. So a client can't even name what is another's, and answers to one reach nobody else.
-A worker reads what is its pool's by the subject's name in the request (`last`); lists it can have
-of its pool's state and of the pools and clients alone.
+The main account owns all streams, and only administrators are its users. Each client and each pool has
+an account of its own without any, which imports from it what is theirs alone. So nobody can even name
+what is another's, and an answer that is asked for under another's subject stays in one's own account.
+Within a pool's, a worker is fenced by permissions to its own name. It reads what is its pool's by the
+subject's name in the request (`last`); lists it can have of its pool's state and of pools and clients.
 """
 
 import time
@@ -23,7 +23,9 @@ _STORAGE = {
     "mem_max_stream_bytes": -1, "disk_max_stream_bytes": -1,
 }  # fmt: skip
 _DIRECT = "$JS.API.DIRECT.GET"
+_Lists = tuple[list[str], Mapping[str, str], list[str]]
 _LIVE = "live"
+_ANSWERS = "answer"
 POOLS = "POOLS"
 """The stream that clients have for CLUSTER: a copy of its pools."""
 
@@ -31,6 +33,11 @@ POOLS = "POOLS"
 def inbox(public: str) -> str:
     """Where answers to a user are sent: nobody else can hear them."""
     return f"_INBOX_{public}"
+
+
+def answers(public: str) -> str:
+    """Where a worker's answers to an administrator are sent: across their accounts."""
+    return f"{_ANSWERS}.{public}"
 
 
 def live(subject: str) -> str:
@@ -58,6 +65,11 @@ def client_account(master: bytes, name: str) -> Key:
     return Key.derived("account", master, f"client {name}")
 
 
+def pool_account(master: bytes, name: str) -> Key:
+    """The account of a pool's workers."""
+    return Key.derived("account", master, f"pool {name}")
+
+
 # --- tokens --------------------------------------------------------------------------------------
 
 
@@ -77,10 +89,12 @@ def system_token(master: bytes) -> str:
 def main_token(master: bytes, revoked: Mapping[str, int] | None = None) -> str:
     """Of the main account; `revoked`: public keys of users, and when they were."""
     services = [
-        "sub.*.>", "job.*.*.*.*", "blob.*.>",
-        f"{_DIRECT}.*", f"{_DIRECT}.*.>", "$JS.API.STREAM.INFO.*", "$JS.API.STREAM.PURGE.*",
+        "sub.*.>", "job.*.*.*.*", "blob.*.>", "log.*.>", "run.*.>",
+        "worker.*.*", "known.*.*", "pause.*.*", "fair.*.*", "hint.*.*",
+        f"{_DIRECT}.*", f"{_DIRECT}.*.>", "$JS.API.STREAM.INFO.*", "$JS.API.CONSUMER.MSG.NEXT.*.*",
+        "$JS.ACK.>", f"{_ANSWERS}.>",
     ]  # fmt: skip
-    streams = ["log.*.>", "live.job.*.>", "live.log.*.>", "live.pool.*"]
+    streams = ["log.*.>", "job.*.>", "live.>", "ctl.*.>"]
     exports: list[dict[str, Any]] = [
         {"name": subject, "subject": subject, "type": "service", "response_type": "Stream"}
         for subject in services
@@ -95,37 +109,67 @@ def main_token(master: bytes, revoked: Mapping[str, int] | None = None) -> str:
 
 def client_token(master: bytes, name: str, revoked: Mapping[str, int] | None = None) -> str:
     """Of a client's account."""
-    main = main_account(master).public
-    services: list[tuple[str, str]] = [
-        *((f"sub.{name}.>",) * 2,),
-        *((f"job.{name}.*.*.{part}",) * 2 for part in ("spec", "state", "cancel", "lease")),
-        *((f"blob.{name}.>",) * 2,),
-        (f"{_DIRECT}.{POOLS}", f"{_DIRECT}.{names.CLUSTER}"),
-        (f"{_DIRECT}.{POOLS}.pool.*", f"{_DIRECT}.{names.CLUSTER}.pool.*"),
-    ]
+    services = [
+        f"sub.{name}.>", f"blob.{name}.>",
+        *(f"job.{name}.*.*.{part}" for part in ("spec", "state", "cancel", "lease")),
+    ]  # fmt: skip
     for stream, kind in (
         (names.jobs_of(name), "job"), (names.logs_of(name), "log"), (names.blobs_of(name), "blob"),
     ):  # fmt: skip
-        services.append((f"{_DIRECT}.{stream}",) * 2)
-        services.append((f"{_DIRECT}.{stream}.{kind}.{name}.>",) * 2)
-        services.append((f"$JS.API.STREAM.INFO.{stream}",) * 2)
-    streams = [f"log.{name}.>", f"live.job.{name}.>", f"live.log.{name}.>", "live.pool.*"]
-    imports: list[dict[str, Any]] = []
-    for theirs, ours in services:
-        # Wildcards of what is imported under its own name need no word for it here.
-        local = {} if ours == theirs else {"local_subject": ours.replace("*", "$1")}
-        imports.append(
-            {"name": theirs, "subject": theirs, "account": main, "type": "service", **local}
-        )
+        services += [
+            f"{_DIRECT}.{stream}", f"{_DIRECT}.{stream}.{kind}.{name}.>",
+            f"$JS.API.STREAM.INFO.{stream}",
+        ]  # fmt: skip
+    renamed = {
+        f"{_DIRECT}.{POOLS}": f"{_DIRECT}.{names.CLUSTER}",
+        f"{_DIRECT}.{POOLS}.pool.*": f"{_DIRECT}.{names.CLUSTER}.pool.$1",
+    }
+    streams = [f"log.{name}.>", f"live.job.{name}.>", "live.pool.*"]
+    account = client_account(master, name).public
+    return _importing(master, account, name, (services, renamed, streams), revoked)
+
+
+def pool_token(master: bytes, name: str, revoked: Mapping[str, int] | None = None) -> str:
+    """Of the account of a pool's workers."""
+    services = [
+        *_worker_services(name),
+        *(f"{kind}.{name}.*" for kind in ("worker", "known", "pause")),
+    ]
+    account = pool_account(master, name).public
+    lists: _Lists = (services, {}, _worker_streams(name, "*"))
+    return _importing(master, account, f"pool {name}", lists, revoked)
+
+
+def _importing(
+    master: bytes,
+    account: str,
+    name: str,
+    lists: _Lists,
+    revoked: Mapping[str, int] | None,
+) -> str:
+    """Of an account that has nothing but what it imports: services, renamed ones, streams."""
+    services, renamed, streams = lists
+    main = main_account(master).public
+    imports: list[dict[str, Any]] = [
+        {"name": subject, "subject": subject, "account": main, "type": kind}
+        for kind, subjects in (("service", services), ("stream", streams))
+        for subject in subjects
+    ]
     imports += [
-        {"name": subject, "subject": subject, "account": main, "type": "stream"}
-        for subject in streams
+        {
+            "name": theirs,
+            "subject": theirs,
+            "account": main,
+            "type": "service",
+            "local_subject": ours,
+        }
+        for theirs, ours in renamed.items()
     ]
     claims = {
         "type": "account", "limits": _UNLIMITED, "imports": imports,
         "revocations": dict(revoked or {}), **_nobody(),
     }  # fmt: skip
-    return token(operator(master), client_account(master, name).public, name, claims)
+    return token(operator(master), account, name, claims)
 
 
 def removed_token(master: bytes, name: str) -> str:
@@ -156,25 +200,36 @@ def client_permissions() -> dict[str, Any]:
 
 
 def worker_permissions(pool: str, name: str, public: str) -> dict[str, Any]:
-    """Of a worker: its pool, its own name, its own inbox."""
-    queue, state = names.queue_of(pool), names.state_of(pool)
+    """Of a worker: its own name, its own inbox, and what is its pool's."""
     publish = [
+        *_worker_services(pool), names.worker(pool, name), names.known(pool, name),
+        names.pause(pool, name),
+    ]  # fmt: skip
+    return {
+        "pub": {"allow": publish},
+        "sub": {"allow": [f"{inbox(public)}.>", *_worker_streams(pool, name)]},
+    }
+
+
+def _worker_services(pool: str) -> list[str]:
+    """What workers of a pool may ask for and put, besides what has their name."""
+    queue, state = names.queue_of(pool), names.state_of(pool)
+    return [
         f"$JS.API.CONSUMER.MSG.NEXT.{queue}.*", f"$JS.ACK.{queue}.>", f"$JS.API.STREAM.INFO.{queue}",
         f"{_DIRECT}.{state}", f"{_DIRECT}.{state}.>",
         f"{_DIRECT}.{names.CLUSTER}", f"{_DIRECT}.{names.CLUSTER}.>",
         f"{_DIRECT}.*.job.*.{pool}.>", f"{_DIRECT}.*.log.*.{pool}.>", f"{_DIRECT}.*.blob.>",
-        names.worker(pool, name), names.known(pool, name), names.pause(pool, name),
-        f"fair.{pool}.*", f"hint.{pool}.*", f"run.{pool}.*.*",
-        f"job.*.{pool}.*.state", f"log.*.{pool}.>", "blob.*.>",
+        f"fair.{pool}.*", f"hint.{pool}.*", f"run.{pool}.>",
+        f"job.*.{pool}.*.state", f"log.*.{pool}.>", "blob.*.>", f"{_ANSWERS}.>",
     ]  # fmt: skip
-    listen = [
-        f"{inbox(public)}.>", names.control(pool, name, ">"),
+
+
+def _worker_streams(pool: str, name: str) -> list[str]:
+    """What a worker may listen to."""
+    return [
+        names.control(pool, name, "*"),
         *(live(f"{kind}.{pool}.>") for kind in ("fair", "hint", "worker", "known", "pause", "run")),
-        live(f"sub.*.{pool}.*"), live(f"job.*.{pool}.>"),
+        live(f"sub.*.{pool}.>"), live(f"job.*.{pool}.>"),
         f"job.*.{pool}.*.cancel", f"job.*.{pool}.*.lease",
         live(f"pool.{pool}"), live("client.*"),
     ]  # fmt: skip
-    return {
-        "pub": {"allow": publish}, "sub": {"allow": listen},
-        "resp": {"max": -1, "ttl": 60_000_000_000},
-    }  # fmt: skip

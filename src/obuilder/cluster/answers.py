@@ -74,6 +74,11 @@ def temporary(message: Message) -> bool:
     return error.get("code") == 503 or error.get("err_code") in _TEMPORARY
 
 
+def not_here(message: Message) -> bool:
+    """Whether an account says that it has no streams itself."""
+    return b'"err_code":10039' in message.data and b"_response" in message.data[:80]
+
+
 def stored_of(message: Message) -> Stored:
     """A message as a stream gave it."""
     headers = dict(message.headers or {})

@@ -18,8 +18,8 @@ from nats import errors as nats_errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from obuilder.cluster.accounts import inbox
-from obuilder.cluster.answers import Missing, Stored, status_of, temporary
+from obuilder.cluster.accounts import answers, inbox
+from obuilder.cluster.answers import Missing, Stored, not_here, status_of, temporary
 from obuilder.cluster.credentials import Credentials
 from obuilder.errors import ClusterError, Incompatible, Refused
 
@@ -43,7 +43,9 @@ class Connection:
         self.patience = PATIENCE
         self._name = name
         key = credentials.key
-        self._key, self._inbox = key, inbox(key.public)
+        # What workers answer to an administrator has to get from their account into its own.
+        admin = credentials.kind == "admin"
+        self._key, self._inbox = key, (answers if admin else inbox)(key.public)
         self._client = Client()
         self._waiting: dict[str, MemoryObjectSendStream[Msg]] = {}
         self._refused: dict[str, str] = {}
@@ -69,7 +71,11 @@ class Connection:
 
     async def _close(self) -> None:
         await self._client.close()
-        # Of a try that came to nothing the client leaves the socket open.
+        self._close_socket()
+        await anyio.sleep(0.01)  # the loop's next turns close what was tried
+
+    def _close_socket(self) -> None:
+        """Of a try that came to nothing the client leaves the socket open."""
         transport = self._client._transport  # noqa: SLF001
         if transport is not None:
             transport.close()  # type: ignore[no-untyped-call] # it is what it says
@@ -158,6 +164,8 @@ class Connection:
     async def _error(self, error: Exception) -> None:
         self._last = error
         text = str(error)
+        if not self.connected:
+            self._close_socket()
         if isinstance(error, ssl.SSLError) or _unknown(error):
             self._failed.set()
         elif "ermissions violation" in text and '"' in text:
@@ -209,6 +217,10 @@ class Connection:
         async with self._ask(subject, data, headers) as answers:
             with anyio.move_on_after(seconds):
                 message = await self._next(answers.receive, subject)
+                while not_here(
+                    message
+                ):  # our own account says so, too, before the main one answers
+                    message = await self._next(answers.receive, subject)
                 return None if status_of(message) == 503 else message
         return None
 

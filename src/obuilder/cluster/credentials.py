@@ -97,7 +97,7 @@ class Authority(Struct, frozen=True, kw_only=True):
         names.checked("pool", pool)
         names.checked("worker", name)
         key = Key.new("user")
-        account = accounts.main_account(self.master)
+        account = accounts.pool_account(self.master, pool)
         allowed = accounts.worker_permissions(pool, name, key.public)
         jwt = accounts.user(account, key, f"{pool}.{name}", allowed)
         made = self._made("worker", name, key, jwt, account.public)

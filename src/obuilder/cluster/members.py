@@ -43,16 +43,19 @@ async def add_worker(engine: Engine, admin: Credentials, pool: str, name: str) -
     authority = authority_of(admin)
     made = authority.worker(pool, name)
     await layout.ensure_worker(engine, pool, name)
+    async with Engine.connect(system_of(admin), name="admin") as system:
+        revoked = await _revoked(system, made.account)
+        await _push(system, accounts.pool_token(authority.master, pool, revoked))
     return made
 
 
-async def revoke_user(admin: Credentials, public: str) -> None:
-    """Cut off a worker or administrator by its public key, for good."""
+async def revoke_worker(admin: Credentials, pool: str, public: str) -> None:
+    """Cut off a worker by its public key, for good."""
     authority = authority_of(admin)
     async with Engine.connect(system_of(admin), name="admin") as system:
-        account = accounts.main_account(authority.master).public
+        account = accounts.pool_account(authority.master, pool).public
         revoked = {**await _revoked(system, account), public: int(time.time())}
-        await _push(system, accounts.main_token(authority.master, revoked))
+        await _push(system, accounts.pool_token(authority.master, pool, revoked))
 
 
 async def _revoked(system: Engine, account: str) -> Mapping[str, int]:
