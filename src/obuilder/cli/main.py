@@ -27,7 +27,8 @@ A verb and the name of an option may be cut short, as long as one only begins so
 tells more; `obuilder build` alone builds ./obuilder.spec.
 
 exit status: 0 done, 1 a step failed, 2 the request or the spec is wrong, 3 something is missing on this
-machine, 4 the store or the sandbox failed, 5 a base image could not be had, 130 interrupted.
+machine, 4 the store or the sandbox failed, 5 a base image could not be had, 6 the cluster did not do
+its part, 130 interrupted.
 """
 
 

@@ -12,7 +12,8 @@ _HEAD = """# The command line
 Made from the program's own parsers by `python -m obuilder.cli.reference`; a test holds it to them.
 
 Exit statuses: 0 done, 1 a step failed, 2 the request or the spec is wrong, 3 a back end can't work
-here, 4 the store or the sandbox failed, 5 a base image could not be had, 130 cancelled.
+here, 4 the store or the sandbox failed, 5 a base image could not be had, 6 the cluster did not do its
+part, 130 cancelled.
 
 Settings come from `/etc/obuilder/config.toml`, `$XDG_CONFIG_HOME/obuilder/config.toml` (or the one
 file that `OBUILDER_CONFIG` names), `OBUILDER_*` variables and options; the later wins.
