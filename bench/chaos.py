@@ -166,6 +166,8 @@ async def harm(servers, workers, history, until, *, links):
         group.start(name)
 
     async with anyio.create_task_group() as tasks:
+        await anyio.sleep(2)
+        tasks.start_soon(hit, workers, "worker killed", names_[0], 1)  # at the least
         while time.time() < until:
             await anyio.sleep(random.uniform(1, 4))
             chance = random.random()
@@ -185,7 +187,12 @@ async def harm(servers, workers, history, until, *, links):
                 )
 
 
-async def check(client, ref, kind, number):
+def nap(number, longest):
+    """What a fake job is given, and comes to."""
+    return b"%.3f" % (longest * (1 + number % 10) / 10)
+
+
+async def check(client, ref, kind, number, longest):
     """What is wrong with a job that has ended; nothing if all is well."""
     state = await client.state(ref)
     if state.phase != "done" or state.outcome is None:
@@ -204,7 +211,7 @@ async def check(client, ref, kind, number):
         return f"the log of {ref.id} has {len(tries)} beginnings, and there were {state.attempt}"
     text = tries[-1]
     if kind == "fake":
-        if state.outcome.value != b"%.3f" % (0.1 + number % 10 / 10):
+        if state.outcome.value != nap(number, longest):
             return f"{ref.id} came to {state.outcome.value!r}"
         return "" if "sleeping for" in text else f"the log of {ref.id} is not whole: {text!r}"
     wanted = [f"line {line} of {number}" for line in range(200)]
@@ -274,7 +281,7 @@ async def chaos(args, directory):
 
                 async def submit(kind, number):
                     if kind == "fake":
-                        work = Custom("nap", b"%.3f" % (0.1 + number % 10 / 10))
+                        work = Custom("nap", nap(number, args.nap))
                     else:
                         loop = (
                             f"while [ $i -lt 200 ]; do echo line $i of {number}; i=$((i+1)); done"
@@ -300,9 +307,8 @@ async def chaos(args, directory):
                     while len(await client.list(phases=["queued", "running"])) > 0:
                         await anyio.sleep(1)
                 took = time.time() - began
-                wrong = [
-                    text for ref, what in jobs.items() if (text := await check(client, ref, *what))
-                ]
+                found = [await check(client, ref, *what, args.nap) for ref, what in jobs.items()]
+                wrong = [text for text in found if text]
                 rows = await client.list()
                 queue = await engine.pending(names.queue_of(POOL), ">")
                 tasks.cancel_scope.cancel()
@@ -340,6 +346,7 @@ def main():
     ):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--patience", type=int, default=600)
+    parser.add_argument("--nap", type=float, default=5.0, help="seconds of the longest fake job")
     parser.add_argument("--links", action="store_true")
     parser.add_argument("--seed", type=int, default=None)
     args = parser.parse_args()

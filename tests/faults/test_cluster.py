@@ -18,3 +18,4 @@ def test_every_job_ends_once_and_none_is_lost(seed: int) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ended 60" in done.stdout
+    assert "worker killed:" in done.stdout, "jobs of a worker that was killed ran elsewhere"
