@@ -1,8 +1,9 @@
 """What the cluster's policy comes to on a real nats-server: fairness, urgency, affinity, a crowd.
 
 Builders are fake (they sleep). Queues, records and choices are the program's own.
-`scripts/bench cluster`, or: bench/cluster.py fair|urgent|affinity, or
-bench/cluster.py many [WORKERS JOBS [SECONDS [PROCESSES]]]
+`scripts/bench cluster`, or one of them:
+
+    bench/cluster.py fair|urgent|affinity|many [WORKERS JOBS [SECONDS [PROCESSES]]]
 """
 
 import math

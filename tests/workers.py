@@ -23,6 +23,7 @@ from obuilder.cluster.worker import Means, Worker
 from workbench import Workbench
 
 QUIET = Care(check_every=0, free=0)
+TWO = Means(capacity=2)
 
 
 class Yard:
@@ -35,7 +36,7 @@ class Yard:
 
     @asynccontextmanager
     async def worker(
-        self, name: str, bench: Workbench, *, means: Means = Means(capacity=2),  # noqa: B008 # frozen
+        self, name: str, bench: Workbench, *, means: Means = TWO,
         care: Care = QUIET, **shop: Any,
     ) -> AsyncIterator[Worker]:  # fmt: skip
         """A worker, until the context ends."""

@@ -126,14 +126,14 @@ def test_dockerfiles_and_ignored_files(world):
 
 
 def running(world, *words):
-    """Start something that takes long; its process and the job's name, once it runs."""
+    """Start something that takes long; its process and the job's name, once its log says something."""
     child = world.typed(*words, start_new_session=True)
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        rows = json.loads(world.run("job", "ls", "--json", "--phase", "running").out)
-        if rows:
-            time.sleep(0.5)  # so that it has printed what it has
-            return child, rows[0]["id"]
+        for row in json.loads(world.run("job", "ls", "--json", "--phase", "running").out):
+            if "***" in world.run("job", "log", row["id"]).out:
+                return child, row["id"]
+    child.kill()
     raise AssertionError(child.communicate())
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from obuilder.cluster.git import Repositories
 from obuilder.cluster.messages import GitContext
-from obuilder.errors import NotFound, Unreachable, UsageError
+from obuilder.errors import BadImage, NotFound, Unreachable, UsageError
 
 pytestmark = pytest.mark.anyio
 
@@ -82,6 +82,11 @@ def _read(*parts: str) -> str:
         return file.read()
 
 
+def _head(tree: str) -> bytes:
+    argv = ["git", "-C", tree, "-c", "safe.directory=*", "rev-parse", "HEAD"]
+    return subprocess.run(argv, capture_output=True, check=True).stdout
+
+
 async def test_commits_are_fetched_once_and_merged(served, tmp_path) -> None:
     base = served.commit("r", a="a\n")
     served.git("r", "checkout", "-q", "-b", "left")
@@ -110,11 +115,7 @@ async def test_commits_are_fetched_once_and_merged(served, tmp_path) -> None:
     for _ in range(2):
         context = GitContext(url, (left, right), include_git=True)
         async with repositories.files(context, said.append) as tree:
-            done = subprocess.run(  # noqa: ASYNC221 # git is quick
-                ["git", "-C", tree, "-c", "safe.directory=*", "rev-parse", "HEAD"],
-                capture_output=True, check=True,
-            )  # fmt: skip
-            commits.append(done.stdout)
+            commits.append(_head(tree))
             assert not os.path.exists(f"{tree}/.git/objects/info/alternates")
     assert said[-1].startswith("all commits")
     assert commits[0] == commits[1]
@@ -144,7 +145,7 @@ async def test_submodules_come_along_and_hooks_and_files_do_not(served, tmp_path
     plain = GitContext(served.url("r"), (first,), submodules=False)
     async with repositories.files(plain, lambda _: None) as tree:
         assert os.listdir(f"{tree}/lib") == []
-    with pytest.raises(Exception, match=r"transport 'file' not allowed|submodule"):
+    with pytest.raises(BadImage, match=r"transport 'file' not allowed|submodule"):
         async with repositories.files(GitContext(served.url("r"), (second,)), lambda _: None):
             pass
 

@@ -94,7 +94,7 @@ def main_token(master: bytes, revoked: Mapping[str, int] | None = None) -> str:
         f"{_DIRECT}.*", f"{_DIRECT}.*.>", "$JS.API.STREAM.INFO.*", "$JS.API.CONSUMER.MSG.NEXT.*.*",
         "$JS.ACK.>", f"{_ANSWERS}.>",
     ]  # fmt: skip
-    streams = ["log.*.>", "job.*.>", "live.>", "ctl.*.>"]
+    streams = ["job.*.>", "live.>", "ctl.*.>"]
     exports: list[dict[str, Any]] = [
         {"name": subject, "subject": subject, "type": "service", "response_type": "Stream"}
         for subject in services
@@ -124,7 +124,7 @@ def client_token(master: bytes, name: str, revoked: Mapping[str, int] | None = N
         f"{_DIRECT}.{POOLS}": f"{_DIRECT}.{names.CLUSTER}",
         f"{_DIRECT}.{POOLS}.pool.*": f"{_DIRECT}.{names.CLUSTER}.pool.$1",
     }
-    streams = [f"log.{name}.>", f"live.job.{name}.>", "live.pool.*"]
+    streams = [f"live.log.{name}.>", f"live.job.{name}.>", "live.pool.*"]
     account = client_account(master, name).public
     return _importing(master, account, name, (services, renamed, streams), revoked)
 

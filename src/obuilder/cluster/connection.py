@@ -71,7 +71,11 @@ class Connection:
 
     async def _close(self) -> None:
         await self._client.close()
-        # Of a try that came to nothing the client leaves the socket open.
+        self._close_socket()
+        await anyio.sleep(0.01)  # the loop's next turns close what was tried
+
+    def _close_socket(self) -> None:
+        """Of a try that came to nothing the client leaves the socket open."""
         transport = self._client._transport  # noqa: SLF001
         if transport is not None:
             transport.close()  # type: ignore[no-untyped-call] # it is what it says
@@ -160,9 +164,8 @@ class Connection:
     async def _error(self, error: Exception) -> None:
         self._last = error
         text = str(error)
-        transport = self._client._transport  # noqa: SLF001 # which forgets the socket it tried before
-        if transport is not None and not self.connected:
-            transport.close()  # type: ignore[no-untyped-call]
+        if not self.connected:
+            self._close_socket()
         if isinstance(error, ssl.SSLError) or _unknown(error):
             self._failed.set()
         elif "ermissions violation" in text and '"' in text:

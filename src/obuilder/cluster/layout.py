@@ -118,7 +118,11 @@ async def ensure_client(engine: Engine, authority: Authority, name: str, *keys: 
             stream, [f"{kind}.{name}.>"], replicas, max_age=age, max_bytes=size, discard="old",
             allow_rollup_hdrs=True, **each,
         )  # fmt: skip
-        del config["republish"]  # logs are followed as they are said, files are not followed
+        if kind == "log":
+            # Where one server keeps them, their readers don't wait for its disk.
+            config |= {"persist_mode": "async"} if replicas == 1 else {}
+        else:
+            del config["republish"]  # files are not followed
         await engine.ensure_stream(config)
     for stored in await engine.each(names.CLUSTER, names.pool()):
         await _ensure_waiting(engine, decode(stored.data, Pool).name, name)

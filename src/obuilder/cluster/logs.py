@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from obuilder import events
 from obuilder.cluster import names
+from obuilder.cluster.accounts import live
 from obuilder.cluster.batches import (
     Message,
     Order,
@@ -253,7 +254,7 @@ class _Follower:
     async def _run(self, show: Show) -> None:
         state = names.job(*self._job, "state")
         async with (
-            self._engine.subscribe(names.log(*self._job)) as messages,
+            self._engine.subscribe(live(names.log(*self._job))) as messages,
             self._engine.watch(names.jobs_of(self._job[0]), state) as states,
             together() as tasks,
         ):
@@ -307,7 +308,8 @@ class _Follower:
 
     async def _listen(self, messages: AsyncIterator[Stored]) -> None:
         async for found in messages:
-            message = message_of(found.subject, found.headers, found.data, found.time)
+            subject = found.subject.removeprefix(live(""))
+            message = message_of(subject, found.headers, found.data, found.time)
             if message is not None:
                 self._live.append(message)
                 self._wake.set()
