@@ -94,7 +94,10 @@ class Run:
     async def run(self) -> None:
         """Do all of it. Nothing of what goes wrong with a job is raised."""
         try:
-            await self._do()
+            try:
+                await self._do()
+            except BaseExceptionGroup as group:
+                raise first_error(group) from None
         except Conflict:
             self.phase = "dropped"
             if self._why == "fenced":

@@ -72,7 +72,7 @@ class Worker:
         self.pool, self.name = credentials.pool, credentials.name
         self.session = os.urandom(8).hex()
         self._since = time.time()
-        self._paused: dict[Reason, str] = {"starting": "it has just started"}
+        self._paused: dict[Reason, str] = {}
         self._runs: dict[str, Run] = {}
         self._holding: Holding | None = None
         self._news: set[str] = set()
@@ -126,6 +126,9 @@ class Worker:
     async def run(self) -> None:
         """Work until it is drained or stopped. Refused, NoSuchPool, UsageError, BackendUnavailable."""
         await self._check()
+        stream, subject = names.state_of(self.pool), names.pause(self.pool, self.name)
+        paused = await self._engine.last(stream, subject)
+        self._pause_as(paused.data if paused is not None else b"")
         await self._name.take(self.presence, self._tell)
         try:
             async with anyio.create_task_group() as tasks:
@@ -261,11 +264,8 @@ class Worker:
             run.poke()
 
     async def _watch_pause(self) -> None:
-        """Heed what administrators have said, before and from now on."""
+        """Heed what administrators say."""
         stream, subject = names.state_of(self.pool), names.pause(self.pool, self.name)
-        first = await self._engine.last(stream, subject)
-        self._pause_as(first.data if first is not None else b"")
-        self.pause("starting", None)
         while True:
             with suppress(ClusterError):
                 async with self._engine.watch(stream, subject) as records:
