@@ -18,7 +18,7 @@ from nats import errors as nats_errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from obuilder.cluster.accounts import answers, inbox
+from obuilder.cluster.accounts import answers, inbox, may_answer, views
 from obuilder.cluster.answers import Missing, Stored, not_here, status_of, temporary
 from obuilder.cluster.credentials import Credentials
 from obuilder.errors import ClusterError, Incompatible, Refused
@@ -43,9 +43,9 @@ class Connection:
         self.patience = PATIENCE
         self._name = name
         key = credentials.key
-        # What workers answer to an administrator has to get from their account into its own.
-        admin = credentials.kind == "admin"
-        self._key, self._inbox = key, (answers if admin else inbox)(key.public)
+        # What workers answer has to get from their account into who asked's.
+        prefix = {"admin": answers, "viewer": views}.get(credentials.kind, inbox)
+        self._key, self._inbox = key, prefix(key.public)
         self._client = Client()
         self._waiting: dict[str, MemoryObjectSendStream[Msg]] = {}
         self._refused: dict[str, str] = {}
@@ -272,7 +272,7 @@ class Connection:
 
             async def answer(message: Msg) -> None:
                 found = await handler(message.subject, message.data)
-                if message.reply:
+                if may_answer(message.reply):
                     await self._send(message.reply, found)
 
             async def run() -> None:

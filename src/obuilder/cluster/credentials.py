@@ -2,8 +2,8 @@
 
 An administrator's file holds the cluster's master secret, from which the keys of the operator, of
 every account and of every pool are derived; so it can make all other files, and nothing else has to
-be kept. A client's and a worker's hold a user's key, a token for it, and public keys to check others
-with. Files have mode 0600.
+be kept. Those of clients, workers and viewers hold a user's key, a token for it, and public keys to
+check others with. Files have mode 0600.
 """
 
 import os
@@ -18,7 +18,7 @@ from obuilder.cluster.nkeys import Key, derive
 from obuilder.errors import ConfigError, UsageError
 from obuilder.system.files import write_all
 
-Kind = Literal["client", "worker", "admin"]
+Kind = Literal["client", "worker", "viewer", "admin"]
 VARIABLE = "OBUILDER_CLUSTER"
 
 
@@ -102,6 +102,14 @@ class Authority(Struct, frozen=True, kw_only=True):
         jwt = accounts.user(account, key, f"{pool}.{name}", allowed)
         made = self._made("worker", name, key, jwt, account.public)
         return msgspec.structs.replace(made, pool=pool, unseal=self.unsealing(pool))
+
+    def viewer(self, name: str) -> Credentials:
+        """Credentials that may look at everything."""
+        names.checked("viewer", name)
+        key = Key.new("user")
+        account = accounts.viewer_account(self.master)
+        jwt = accounts.user(account, key, name, accounts.viewer_permissions(key.public))
+        return self._made("viewer", name, key, jwt, account.public)
 
     def admin(self, name: str = "admin") -> Credentials:
         """Credentials that may do anything and make others."""

@@ -80,13 +80,13 @@ class Engine(Connection):
 
     # --- reading ---------------------------------------------------------------------------------
 
-    async def last(self, stream: str, subject: str) -> Stored | None:
-        """The last message of a subject; None if there is none."""
+    async def last(self, stream: str, subject: str, *, marks: bool = False) -> Stored | None:
+        """The last message of a subject; None if there is none. `marks`: also one that says so."""
         message = await self._insist(f"$JS.API.DIRECT.GET.{stream}.{subject}")
         if status_of(message) == 404:
             return None
         found = stored_of(message)
-        return None if found.removed else found
+        return None if found.removed and not marks else found
 
     async def each(self, stream: str, *filters: str) -> list[Stored]:
         """The last message of each subject that a filter takes in, in order."""

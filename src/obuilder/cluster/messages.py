@@ -313,7 +313,14 @@ class Client(Message, frozen=True, kw_only=True):
     signature: bytes = b""
 
 
-# --- answers of workers to ctl requests ----------------------------------------------------------
+class Issued(Message, frozen=True, kw_only=True):
+    """The public keys of a worker or a viewer, so that it can be cut off by its name."""
+
+    keys: tuple[str, ...] = ()
+    added: float = 0.0
+
+
+# --- answers of workers to requests ----------------------------------------------------------
 
 
 class Answer(Message, frozen=True, kw_only=True):

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import anyio
+from msgspec.structs import replace
 
 from obuilder.cluster import names
-from obuilder.cluster.engine import Conflict, Engine
+from obuilder.cluster.engine import Conflict, Engine, Stored
 from obuilder.cluster.messages import Known, Presence, decode, encode
 from obuilder.errors import ClusterError, Incompatible, Refused
 
@@ -40,15 +41,16 @@ class Name:
         """Get the name. Refused if another live worker has it."""
         until, before = anyio.current_time() + _PATIENCE, -1
         while True:
-            found = await self._engine.last(names.state_of(self._pool), self._subject)
-            if found is None:
-                with suppress(Conflict):  # somebody was faster, or the last one's mark still stands
-                    self._seq = await self._put(look(), 0)
+            found = await self._found()
+            if found is None or not found.data:
+                with suppress(Conflict):  # somebody was faster
+                    self._seq = await self._put(look(), found.seq if found else 0)
                     break
             elif before < 0:
                 before = found.seq
                 tell(f"the name {self._name} is taken: waiting for its worker to be silent")
-            if (found is not None and found.seq != before) or anyio.current_time() > until:
+            there = found is not None and bool(found.data) and found.seq != before
+            if there or anyio.current_time() > until:
                 where = self._host(found.data) if found else ""
                 raise Refused(
                     f"a worker called {self._name} is in the pool {self._pool} already{where}",
@@ -57,6 +59,11 @@ class Name:
             await anyio.sleep(0.5)
         with suppress(ClusterError):
             await self._note()
+
+    async def _found(self) -> Stored | None:
+        """What is there in our name; without data where the last one's mark still stands."""
+        found = await self._engine.last(names.state_of(self._pool), self._subject, marks=True)
+        return replace(found, data=b"") if found is not None and found.removed else found
 
     def _host(self, data: bytes) -> str:
         with suppress(Incompatible):
@@ -98,8 +105,8 @@ class Name:
         """Renew it after it was let go for want of a connection."""
         while True:
             try:
-                found = await self._engine.last(names.state_of(self._pool), self._subject)
-                if found is not None:
+                found = await self._found()
+                if found is not None and found.data:
                     if decode(found.data, Presence).session != self._session:
                         raise Refused(
                             f"another worker called {self._name} has come",
@@ -107,7 +114,7 @@ class Name:
                         )
                     self._seq = found.seq
                     return
-                self._seq = await self._put(look(), 0)
+                self._seq = await self._put(look(), found.seq if found else 0)
                 return
             except Conflict:
                 pass
@@ -117,8 +124,8 @@ class Name:
                 pass
             await anyio.sleep(0.5)
 
-    async def leave(self, last: Presence) -> None:
+    async def leave(self) -> None:
         """Give it up, for another to have at once. Trouble is passed over."""
         with suppress(ClusterError), anyio.move_on_after(3, shield=True):
-            await self._engine.put(self._subject, encode(last), expect=self._seq, ttl=1)
+            await self._engine.put(self._subject, b"", expect=self._seq, ttl=1)
             await self._note()

@@ -140,15 +140,18 @@ class Worker:
                 ):  # fmt: skip
                     tasks.start_soon(task)
                 tasks.start_soon(self._name.keep, self.presence)
-                control = names.control(self.pool, self.name)
-                async with self._engine.serve(control, self._control):
+                told, asked = (f(self.pool, self.name) for f in (names.control, names.question))
+                async with (
+                    self._engine.serve(told, self._told),
+                    self._engine.serve(asked, self._asked),
+                ):
                     self._tell(f"{self.name} takes jobs of the pool {self.pool}")
                     await self._loop()
                 tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             raise first_error(group) from None
         finally:
-            await self._name.leave(self.presence())
+            await self._name.leave()
 
     async def _check(self) -> None:
         """That this machine is of the pool's kind, and can build."""
@@ -316,14 +319,21 @@ class Worker:
         for run in self._runs.values():
             run.stop("back")
 
-    async def _control(self, subject: str, data: bytes) -> bytes:
-        """Answer an administrator."""
+    async def _asked(self, subject: str, _: bytes) -> bytes:
+        """Answer who looks."""
         verb = subject.rpartition(".")[2]
         if verb == "ping":
             answer = Answer(text=__version__)
         elif verb == "metrics":
             answer = Answer(text=text(self.presence(), self._counts, self._guard))
-        elif verb == "shutdown":
+        else:
+            answer = Answer(ok=False, text=f"a worker knows no answer to {verb!r}")
+        return encode(answer)
+
+    async def _told(self, subject: str, _: bytes) -> bytes:
+        """Do what an administrator says."""
+        verb = subject.rpartition(".")[2]
+        if verb == "shutdown":
             self.drain("an administrator ended it")
             answer = Answer(text="it ends when its jobs have")
         elif verb == "update":

@@ -49,10 +49,11 @@ async def serve(
     UsageError, ClusterError.
     """
     listener = _listening(address)
+    servers = credentials if credentials.kind == "viewer" else system_of(credentials)
     with listener:
         async with (
             Engine.connect(credentials, name="web") as engine,
-            Engine.connect(system_of(credentials), name="web") as system,
+            Engine.connect(servers, name="web") as system,
             anyio.create_task_group() as tasks,
         ):
             mirror = Mirror()
