@@ -117,7 +117,7 @@ def main_token(master: bytes, revoked: Mapping[str, int] | None = None) -> str:
     """Of the main account; `revoked`: public keys of users, and when they were."""
     services = [
         "sub.*.>", "job.*.*.*.*", "blob.*.>", "log.*.>", "run.*.>",
-        "worker.*.*", "known.*.*", "pause.*.*", "fair.*.*", "hint.*.*",
+        "worker.*.*", "known.*.*", "fair.*.*", "hint.*.*",
         *_READING, "$JS.API.CONSUMER.MSG.NEXT.*.*", "$JS.ACK.>", f"{_ANSWERS}.>",
     ]  # fmt: skip
     streams = ["job.*.>", "live.>", "ctl.*.>", "ask.*.>"]
@@ -160,7 +160,7 @@ def pool_token(master: bytes, name: str, revoked: Mapping[str, int] | None = Non
     """Of the account of a pool's workers."""
     services = [
         *_worker_services(name),
-        *(f"{kind}.{name}.*" for kind in ("worker", "known", "pause")),
+        *(f"{kind}.{name}.*" for kind in ("worker", "known")),
     ]
     main, viewers = main_account(master).public, viewer_account(master).public
     imports = [
@@ -243,8 +243,8 @@ def _nobody() -> dict[str, Any]:
 
 
 def client_permissions() -> dict[str, Any]:
-    """Of a client: its account is what fences it."""
-    return {}
+    """Of a client: its account is what fences it, but for what servers tell every account."""
+    return {"pub": {"deny": ["$SYS.>"]}}
 
 
 def viewer_permissions(public: str) -> dict[str, Any]:
@@ -259,7 +259,7 @@ def worker_permissions(pool: str, name: str, public: str) -> dict[str, Any]:
     """Of a worker: its own name, its own inbox, and what is its pool's."""
     publish = [
         *_worker_services(pool), names.worker(pool, name), names.known(pool, name),
-        names.pause(pool, name), f"{_VIEWS}.>",
+        f"{_VIEWS}.>",
     ]  # fmt: skip
     return {
         "pub": {"allow": publish},

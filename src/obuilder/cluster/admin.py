@@ -240,8 +240,7 @@ class Admin:
         if worker not in await self._pauses(pool):
             (await self.view(pool)).named(worker)
             return False
-        await self.engine.remove(names.state_of(pool), names.pause(pool, worker))
-        await self.engine.publish(names.pause(pool, worker), b"")
+        await self.engine.put(names.pause(pool, worker), b"", ttl=1)  # it hears this, not a purge
         return True
 
     async def drain(self, pool: str, worker: str, tell: Tell) -> None:

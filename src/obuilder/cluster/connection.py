@@ -49,6 +49,7 @@ class Connection:
         self._client = Client()
         self._waiting: dict[str, MemoryObjectSendStream[Msg]] = {}
         self._refused: dict[str, str] = {}
+        """What the server said, by subject in lower case: so the client gives its errors."""
         self._callbacks: list[Callable[[], None]] = []
         self._last: Exception | None = None
         self._failed = anyio.Event()
@@ -169,7 +170,7 @@ class Connection:
         if isinstance(error, ssl.SSLError) or _unknown(error):
             self._failed.set()
         elif "ermissions violation" in text and '"' in text:
-            self._refused[text.split('"')[1]] = text.removeprefix("nats: ")
+            self._refused[text.split('"')[1].lower()] = text.removeprefix("nats: ")
 
     # --- requests --------------------------------------------------------------------------------
 
@@ -213,7 +214,7 @@ class Connection:
         self, subject: str, data: bytes, headers: Mapping[str, str] | None, seconds: float
     ) -> Msg | None:
         """The first answer to a request; None if none came, or nobody is there to give one."""
-        self._refused.pop(subject, None)
+        self._refused.pop(subject.lower(), None)
         async with self._ask(subject, data, headers) as answers:
             with anyio.move_on_after(seconds):
                 message = await self._next(answers.receive, subject)
@@ -310,7 +311,7 @@ class Connection:
         while True:
             with anyio.move_on_after(0.2):
                 return await receive()
-            if denied := self._refused.pop(subject, None):
+            if denied := self._refused.pop(subject.lower(), None):
                 raise Refused(f"the cluster does not let {self._name} do that: {denied}")
             if self.closed:
                 raise Refused("the cluster has ended this connection")

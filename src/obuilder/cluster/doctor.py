@@ -157,11 +157,16 @@ async def _orphans(
     queued: dict[str, set[str]] = {}
     stream = names.jobs_of(client)
     now = time.time()
+    found: list[Finding] = []
     for stored in await admin.engine.each(stream, names.job(client, "*", "*", "state")):
         _, _, pool, job, _ = stored.subject.split(".")
-        if decode(stored.data, State).phase == "queued" and stored.time < now - young:
+        try:
+            state = decode(stored.data, State)
+        except Incompatible as error:
+            found.append(Finding(f"{pool}: the job {job} of {client}: {error.message}"))
+            continue
+        if state.phase == "queued" and stored.time < now - young:
             queued.setdefault(pool, set()).add(job)
-    found = []
     for pool, jobs in queued.items():
         if pool not in pools:
             found.append(Finding(f"{len(jobs)} jobs of {client} wait in {pool}, which is no pool"))
