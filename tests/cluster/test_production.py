@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -120,3 +121,24 @@ def test_what_is_there_is_not_overwritten(tmp_path):
         write_configuration(str(kept), ["a"], port=1, cluster_port=1, state="/s")
     assert json.loads((kept / "admin.json").read_text()) == before
     assert all(f.stat().st_mode & 0o77 == 0 for f in kept.rglob("*"))
+
+
+@pytest.mark.needs("systemd-analyze")
+def test_systemd_takes_the_units(tmp_path):
+    made, units = tmp_path / "made", tmp_path / "units"
+    write_configuration(str(made), ["a"], port=4222, cluster_port=6222, state="/var/lib/nats")
+    units.mkdir()
+    for unit in made.rglob("*.service"):
+        # The programs need not be installed here.
+        text = re.sub(
+            r"^ExecStart=\S+", "ExecStart=/bin/true", unit.read_text(), flags=re.MULTILINE
+        )
+        (units / unit.name.replace("@.", "@one.")).write_text(text)
+    assert {unit.name for unit in units.iterdir()} == {
+        "obuilder-nats.service", "obuilder-worker@one.service", "obuilder-web.service",
+    }  # fmt: skip
+    for unit in units.iterdir():  # it warns of what it does not know, and goes on
+        said = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, check=False
+        )
+        assert (said.returncode, said.stdout + said.stderr) == (0, b"")

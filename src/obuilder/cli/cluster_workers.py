@@ -90,8 +90,8 @@ def update(args: argparse.Namespace) -> Told:
     tell = teller(args)
 
     async def one(admin: "Admin", view: "View") -> Told:
-        view.named(args.worker)
-        tell(f"Updating {args.worker}…")
+        if view.named(args.worker).presence is not None:
+            tell(f"Updating {args.worker}…")
         await admin.update(args.pool, args.worker, patience=args.patience)
         record = {"pool": args.pool, "updated": [args.worker], "failed": [], "disconnected": []}
         return Told(record, ["Restarted"])
@@ -119,16 +119,16 @@ def update(args: argparse.Namespace) -> Told:
 def forget(args: argparse.Namespace) -> Told:
     """Forget a worker that is gone for good."""
 
-    async def forget(admin: "Admin") -> None:
+    async def forget(admin: "Admin") -> int:
         if args.worker is None:
             view = await admin.view(args.pool)
             gone = [worker.name for worker in view.workers if worker.presence is None]
             hint = f"these are gone: {', '.join(gone)}" if gone else "none is gone"
             raise UsageError("which worker?", hint=hint)
-        await admin.forget(args.pool, args.worker)
+        return await admin.forget(args.pool, args.worker)
 
-    as_admin(args, forget)
-    return Told({"pool": args.pool, "forgotten": args.worker}, ["Success."])
+    moved = as_admin(args, forget)
+    return Told({"pool": args.pool, "worker": args.worker, "moved": moved}, ["Success."])
 
 
 def execute(args: argparse.Namespace) -> Told:

@@ -56,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--health-every", type=_zero(seconds), default=600.0, metavar="TIME",
-        help="from one trial build to the next; 0: at the start alone",
+        help="from one trial build to the next, and more often after one that failed; 0: at the start"
+        " alone",
     )  # fmt: skip
     parser.add_argument(
         "--free", type=_zero(positive), default=10.0, metavar="PERCENT",
@@ -141,7 +142,11 @@ async def _work(args: argparse.Namespace, credentials: "Credentials", traced: Tr
         host=socket.gethostname(), log_cap=args.log_cap,
         update=tuple(shlex.split(args.update_command or "")),
     )  # fmt: skip
-    care = Care(check_every=args.health_every, free=args.free, prune=args.prune)
+    every = args.health_every
+    care = Care(
+        check_every=every, retry=min(60.0, every), space_every=min(30.0, every or 30.0),
+        free=args.free, prune=args.prune,
+    )  # fmt: skip
     quiet = is_quiet(args)
 
     def tell(text: str) -> None:

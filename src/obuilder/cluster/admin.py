@@ -323,18 +323,16 @@ class Admin:
                 tasks.start_soon(one, worker)
         return sorted(failed)
 
-    async def forget(self, pool: str, worker: str) -> None:
-        """Forget a worker that is gone for good. UsageError if it is there, or was never known."""
+    async def forget(self, pool: str, worker: str) -> int:
+        """Forget a worker that is gone for good; how many jobs that waited for it go to others.
+
+        UsageError if it is there, or was never known.
+        """
         self._may_change()
         found = (await self.view(pool)).named(worker)
         if found.presence is not None:
             raise UsageError(f"the worker {worker} is still connected", hint="stop it first")
-        if found.waiting:
-            raise UsageError(
-                f"{found.waiting} jobs wait for {worker}",
-                hint="other workers take them when it is gone for long; try again then",
-            )
-        await layout.drop_worker(self.engine, pool, worker)
+        return await self._drop(pool, worker)
 
     async def remove_worker(self, pool: str, worker: str) -> int:
         """Cut a worker off, at once and for good; how many jobs that waited for it go to others.
@@ -344,13 +342,10 @@ class Admin:
         self._may_change()
         await self.pool(pool)
         await members.remove_worker(self.engine, self._credentials, pool, worker)
-        # What it ran goes to others as if it had died; what waited for it alone has to be moved.
-        moved = await self._send_back(pool, worker)
-        await layout.drop_worker(self.engine, pool, worker)
-        return moved
+        return await self._drop(pool, worker)  # what it ran goes to others as if it had died
 
-    async def _send_back(self, pool: str, worker: str) -> int:
-        """Put tickets that were sent on to one worker back into the queue."""
+    async def _drop(self, pool: str, worker: str) -> int:
+        """Remove what is a worker's own. Tickets that were sent on to it are put back into the queue."""
         queue, count = names.queue_of(pool), 0
         clients = {client.name for client in await self.clients()}
         async for found in self.engine.read(queue, f"run.{pool}.{worker}.>"):
@@ -364,6 +359,7 @@ class Admin:
                 await self.engine.put(subject, encode(back), once=f"{ticket.id}.back.{found.seq}")
                 count += 1
         await self.engine.remove(queue, f"run.{pool}.{worker}.>")
+        await layout.drop_worker(self.engine, pool, worker)
         return count
 
     async def add_worker(self, pool: str, worker: str) -> Credentials:
