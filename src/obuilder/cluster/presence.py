@@ -127,5 +127,8 @@ class Name:
     async def leave(self) -> None:
         """Give it up, for another to have at once. Trouble is passed over."""
         with suppress(ClusterError), anyio.move_on_after(3, shield=True):
-            await self._engine.put(self._subject, b"", expect=self._seq, ttl=1)
+            # The last beat may have come through, and we were stopped before its answer did.
+            found = await self._engine.last(names.state_of(self._pool), self._subject)
+            if found is not None and decode(found.data, Presence).session == self._session:
+                await self._engine.put(self._subject, b"", expect=found.seq, ttl=1)
             await self._note()
