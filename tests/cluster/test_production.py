@@ -14,6 +14,7 @@ import anyio
 import pytest
 
 from obuilder.cluster import layout, members, names, server
+from obuilder.cluster.accounts import VARZ
 from obuilder.cluster.credentials import authority_of, load_credentials
 from obuilder.cluster.engine import Engine
 from obuilder.cluster.production import write_configuration
@@ -73,6 +74,10 @@ async def test_all_that_was_acknowledged_survives_the_leader(three):
         info = (await engine.streams())[names.queue_of("p")]
         assert info["config"]["num_replicas"] == 3
         leader = info["cluster"]["leader"]
+        viewer = await members.add_viewer(engine, admin, "eye")
+        async with Engine.connect(viewer) as eye:
+            assert set(await eye.streams()) == set(await engine.streams())
+            assert len(await eye.gather(VARZ, seconds=2)) == 3
         kept, longest, stop = [], 0.0, False
 
         async with Engine.connect(made) as alice:

@@ -48,8 +48,8 @@ async def serve(
 
     UsageError, ClusterError.
     """
-    listener = _listening(address)
     servers = credentials if credentials.kind == "viewer" else system_of(credentials)
+    listener = _listening(address)
     with listener:
         async with (
             Engine.connect(credentials, name="web") as engine,
