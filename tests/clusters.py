@@ -6,8 +6,6 @@ def cluster(): yield from clusters.module_cluster()
 async with cluster.admin() as engine: ...
 """
 
-import shutil
-import tempfile
 from contextlib import asynccontextmanager
 
 import anyio
@@ -16,6 +14,7 @@ from anyio.from_thread import start_blocking_portal
 from obuilder.cluster import layout, members, server
 from obuilder.cluster.credentials import authority_of
 from obuilder.cluster.engine import Engine
+from places import scratch
 
 POOL = "pool-1"
 
@@ -62,14 +61,11 @@ class Cluster:
 @asynccontextmanager
 async def running():
     """A cluster in a directory of its own."""
-    directory = tempfile.mkdtemp(prefix="obuilder-cluster-", dir="/var/tmp")
-    try:
+    with scratch("/var/tmp") as directory:
         async with server.running(directory) as admin:
             cluster = Cluster(directory, admin)
             await cluster.pool(POOL)
             yield cluster
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def module_cluster():
