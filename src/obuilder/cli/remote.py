@@ -17,12 +17,16 @@ from obuilder.cli.session import in_loop
 from obuilder.cluster.client import Client, Ref, Wishes, error_of
 from obuilder.cluster.credentials import load_credentials
 from obuilder.cluster.messages import Build, Context, Outcome, State
+from obuilder.cluster.tasks import together
 from obuilder.engine.outputs import Output
 from obuilder.errors import BadImage, StoreError, UsageError
 from obuilder.ui.messages import complain
 from obuilder.values import IdMap
 
 T = TypeVar("T")
+
+_WAITS = 3.0
+"""Seconds after which it is told that a job waits."""
 
 
 class Order(Struct, frozen=True):
@@ -162,13 +166,17 @@ async def followed(
 ) -> list[State]:
     """Show the logs of jobs until they have ended. Where they are then, in the same order."""
     states: dict[Ref, State] = {}
+    say = _Said(quiet=progress == "quiet" or is_quiet(args))
 
-    async def one(ref: Ref, sink: events.Sink) -> None:
-        async with client.follow(ref) as pieces:
-            async for piece in pieces:
-                for event in piece.events:
-                    sink(event)
-        states[ref] = await client.wait(ref)
+    async def one(ref: Ref, sink: events.Sink, say: events.Sink = say) -> None:
+        async with together() as tasks:
+            tasks.start_soon(_tell_of_waiting, client, ref, say)
+            async with client.follow(ref) as pieces:
+                async for piece in pieces:
+                    for event in piece.events:
+                        sink(event)
+            states[ref] = await client.wait(ref)
+            tasks.cancel_scope.cancel()
 
     if len(refs) == 1:
         if wants_live(progress):
@@ -176,7 +184,7 @@ async def followed(
             from obuilder.ui.messages import colour_wanted
 
             with LiveScreen(sys.stdout, colour=colour_wanted(args.color, sys.stdout)) as live:
-                await one(refs[0], live)
+                await one(refs[0], live, live)
         else:
             with Screen(progress, args.color) as sink:
                 await one(refs[0], sink)
@@ -185,6 +193,14 @@ async def followed(
             for ref in refs:
                 tasks.start_soon(one, ref, _sink_of(ref, progress, args.color))
     return [states[ref] for ref in refs]
+
+
+async def _tell_of_waiting(client: Client, ref: Ref, say: events.Sink) -> None:
+    """A job that nobody takes looks like one that hangs."""
+    await anyio.sleep(_WAITS)
+    if (await client.state(ref)).phase == "queued":
+        text = f"no worker of {ref.pool} has taken it yet; `obuilder worker` starts one"
+        say(events.Note(text=text))
 
 
 def _sink_of(ref: Ref, progress: str, color: str) -> events.Sink:
