@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from typing import Self
 
 from obuilder.cli.options import (
     add_cluster,
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from obuilder.cluster.messages import Job
     from obuilder.cluster.worker import Worker
     from obuilder.events import Sink
+
+
+_REMEMBERED = 16
+"""Sessions before this one."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -155,14 +160,17 @@ async def _work(args: argparse.Namespace, credentials: "Credentials", traced: Tr
 
     async with Builder.open(chosen) as builder:
         state = args.state_dir or f"{builder.store.directory}.worker"
-        with _state(state):
+        with _state(state) as held:
             async with Engine.connect(credentials, name=f"worker {credentials.name}") as engine:
                 shop = Shop(
                     builder, Repositories(f"{state}/git"), Contents(f"{state}/files"),
                     f"{state}/scratch", lambda client: Blobs(engine, client),
                     tuple(args.allow_push), watched,
                 )  # fmt: skip
-                worker = Worker(engine, credentials, shop, means=means, care=care, tell=tell)
+                worker = Worker(
+                    engine, credentials, shop, means=means, care=care, tell=tell, dead=held.dead
+                )
+                held.note(worker.session)
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(_obey, worker)
                     try:
@@ -188,18 +196,29 @@ async def _obey(worker: "Worker") -> None:
 
 
 class _state:  # noqa: N801 # used as a function
-    """The state directory, for one worker alone. StoreError."""
+    """The state directory, for one worker alone. StoreError.
+
+    Its lock tells which sessions are `dead`: all that held it before.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self.dead: list[str] = []
 
-    def __enter__(self) -> None:
+    def note(self, session: str) -> None:
+        """Whose the lock is now."""
+        text = " ".join([*self.dead[-_REMEMBERED:], session]).encode()
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, text, 0)
+
+    def __enter__(self) -> Self:
         from obuilder.system.files import remove_tree
 
         try:
             os.makedirs(self._path, mode=0o700, exist_ok=True)
             self._fd = os.open(f"{self._path}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.dead = os.pread(self._fd, 4096, 0).decode("ascii", "ignore").split()
             scratch = f"{self._path}/scratch"
             if os.path.isdir(scratch):
                 remove_tree(scratch)
@@ -210,6 +229,7 @@ class _state:  # noqa: N801 # used as a function
             ) from error
         except OSError as error:
             raise StoreError(f"can't use {self._path}: {error.strerror}") from error
+        return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)

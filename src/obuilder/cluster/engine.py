@@ -276,6 +276,10 @@ class Engine(Connection):
                     raise ClusterError(f"the cluster gives nothing of {consumer}: {said}")
         return None
 
+    async def let_go(self, receipt: str) -> None:
+        """Have a message given to somebody else whose holder is dead."""
+        await self._insist(receipt, b"-NAK")
+
     # --- administration --------------------------------------------------------------------------
 
     async def ensure_stream(self, config: Mapping[str, Any]) -> None:
@@ -342,7 +346,7 @@ class Delivery:
     """A message of a queue, ours for as long as we say so (`beat`) or 30 seconds."""
 
     def __init__(self, engine: Engine, message: Message) -> None:
-        self._engine, self._reply = engine, message.reply
+        self._engine, self.receipt = engine, message.reply
         self.subject, self.data = message.subject, bytes(message.data)
         parts = message.reply.split(".")
         # $JS.ACK.STREAM.CONSUMER.TRIES.SEQ.…, or with domain and account before the stream
@@ -351,20 +355,20 @@ class Delivery:
 
     async def ack(self) -> None:
         """It is done; returns when the cluster knows. ClusterError."""
-        await self._engine._insist(self._reply, b"+ACK")  # noqa: SLF001
+        await self._engine._insist(self.receipt, b"+ACK")  # noqa: SLF001
 
     async def beat(self) -> None:
         """It is still ours."""
-        await self._engine.publish(self._reply, b"+WPI")
+        await self._engine.publish(self.receipt, b"+WPI")
 
     async def term(self) -> None:
         """It is to be given to nobody again."""
-        await self._engine._insist(self._reply, b"+TERM")  # noqa: SLF001
+        await self._engine._insist(self.receipt, b"+TERM")  # noqa: SLF001
 
     async def back(self, delay: float = 0.0) -> None:
         """It is somebody else's, after `delay` seconds."""
         data = b'-NAK {"delay": %d}' % int(delay * 1e9) if delay else b"-NAK"
-        await self._engine._insist(self._reply, data)  # noqa: SLF001
+        await self._engine._insist(self.receipt, data)  # noqa: SLF001
 
 
 def _within(asked: Mapping[str, Any], found: Mapping[str, Any]) -> bool:

@@ -43,7 +43,7 @@ _BATCH = 24 << 10
 _LARGE = 256 << 10
 """Bytes of a batch at most, where batches can't be sent as fast as they come."""
 _PAUSE = 0.01
-"""Seconds that output may wait for more of it."""
+"""Seconds from one batch of output to the next: what comes after a silence is sent at once."""
 _AT_ONCE = 8
 """Batches on the way at one time."""
 _WAITING = 16 << 20
@@ -153,15 +153,18 @@ class LogWriter:
 
     async def _send(self) -> None:
         assert self._tasks is not None
+        sent = -math.inf
         while True:
             if not self._batches:
                 if self._closing:
                     break
                 self._more = anyio.Event()
                 await self._more.wait()
-            if self._size < _BATCH and not self._closing:
-                await anyio.sleep(_PAUSE)
+            pause = sent + _PAUSE - anyio.current_time()
+            if pause > 0 and self._size < _BATCH and not self._closing:
+                await anyio.sleep(pause)
             await self._slots.acquire()
+            sent = anyio.current_time()
             if not self._batches:
                 self._slots.release()
                 continue

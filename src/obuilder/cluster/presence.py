@@ -5,7 +5,7 @@ while the first beats, and takes over once the first has been silent for that lo
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import suppress
 
 import anyio
@@ -36,14 +36,25 @@ class Name:
         """Tell the others soon."""
         self._changed.set()
 
-    async def take(self, look: Callable[[], Presence], tell: Callable[[str], None]) -> None:
-        """Get the name. Refused if another live worker has it."""
+    async def take(
+        self, look: Callable[[], Presence], tell: Callable[[str], None], *,
+        dead: Container[str] = (),
+    ) -> None:  # fmt: skip
+        """Get the name. Refused if another live worker has it.
+
+        Of a session that is known to be `dead` it is had at once, and its jobs are let go.
+        """
         until, before = anyio.current_time() + _PATIENCE, -1
         while True:
             found = await self._engine.last(names.state_of(self._pool), self._subject)
             if found is None:
                 with suppress(Conflict):  # somebody was faster, or the last one's mark still stands
                     self._seq = await self._put(look(), 0)
+                    break
+            elif (last := _presence(found.data)) is not None and last.session in dead:
+                with suppress(Conflict):  # it was silent for long enough just now
+                    self._seq = await self._put(look(), found.seq)
+                    await self._let_go(last)
                     break
             elif before < 0:
                 before = found.seq
@@ -58,11 +69,20 @@ class Name:
         with suppress(ClusterError):
             await self._note()
 
+    async def _let_go(self, dead: Presence) -> None:
+        """Have the jobs of a dead worker done by others now, and not once its tickets are."""
+
+        async def let_go(receipt: str) -> None:
+            with suppress(ClusterError):  # they are somebody's in half a minute anyway
+                await self._engine.let_go(receipt)
+
+        async with anyio.create_task_group() as tasks:
+            for receipt in {job.receipt for job in dead.running} - {""}:
+                tasks.start_soon(let_go, receipt)
+
     def _host(self, data: bytes) -> str:
-        with suppress(Incompatible):
-            host = decode(data, Presence).host
-            return f", on {host}" if host else ""
-        return ""
+        found = _presence(data)
+        return f", on {found.host}" if found is not None and found.host else ""
 
     async def _note(self) -> None:
         """That there is, or was, such a worker."""
@@ -122,3 +142,10 @@ class Name:
         with suppress(ClusterError), anyio.move_on_after(3, shield=True):
             await self._engine.put(self._subject, encode(last), expect=self._seq, ttl=1)
             await self._note()
+
+
+def _presence(data: bytes) -> Presence | None:
+    """What a worker said of itself; None for what is not that."""
+    with suppress(Incompatible):
+        return decode(data, Presence)
+    return None

@@ -72,7 +72,7 @@ class Run:
         ticket = self._taken.ticket
         return Running(
             ticket.id, ticket.client, self._taken.slots, self.began, ticket.urgent,
-            bool(ticket.forwarded),
+            bool(ticket.forwarded), self._delivery.receipt,
         )  # fmt: skip
 
     def adopt(self, delivery: Delivery) -> None:

@@ -7,7 +7,7 @@ decides it writes there by compare-and-set. It may be killed at any moment: its 
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import suppress
 from typing import get_args
 
@@ -66,9 +66,11 @@ class Worker:
         means: Means = Means(),  # noqa: B008 - frozen
         care: Care = Care(),  # noqa: B008 - frozen
         tell: Callable[[str], None] = lambda _: None,
+        dead: Container[str] = (),
     ) -> None:
+        """`dead`: sessions that had this name, and are known to run no more."""
         self._engine, self._credentials, self._shop, self._means = engine, credentials, shop, means
-        self._tell = tell
+        self._tell, self._dead = tell, dead
         self.pool, self.name = credentials.pool, credentials.name
         self.session = os.urandom(8).hex()
         self._since = time.time()
@@ -129,7 +131,7 @@ class Worker:
         stream, subject = names.state_of(self.pool), names.pause(self.pool, self.name)
         paused = await self._engine.last(stream, subject)
         self._pause_as(paused.data if paused is not None else b"")
-        await self._name.take(self.presence, self._tell)
+        await self._name.take(self.presence, self._tell, dead=self._dead)
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
