@@ -55,6 +55,7 @@ async def work(there, count, rate, seconds):
     """Write logs, then say as much by core NATS, by turns."""
     worker, admin = (load_credentials(f"{there}/{name}.json") for name in (WORKER, "admin"))
     async with Engine.connect(worker) as engine, Engine.connect(admin) as plain:
+
         async def paced(say):
             await anyio.sleep(random.random() / rate)
             for number in range(int(seconds * rate)):
@@ -64,6 +65,7 @@ async def work(there, count, rate, seconds):
 
         async def log(number, turn):
             async with logs.LogWriter(engine, CLIENT, POOL, f"{turn}-{number}", 1) as sink:
+
                 async def say(data):
                     sink(events.Output(KEY, data))
 
@@ -140,6 +142,7 @@ async def large(there, admin, *, cap):
     worker, client = (load_credentials(f"{there}/{name}.json") for name in (WORKER, CLIENT))
     job = f"large-{cap}"
     async with Engine.connect(admin) as watcher:
+
         async def kept():
             streams = await watcher.streams()
             return streams[names.logs_of(CLIENT)]["state"]["bytes"]
@@ -193,8 +196,12 @@ async def main():
             ours, raw = await latency(there, admin, count, rate, seconds)
             print(f"{count} logs at a time, {rate:g} lines a second each, {len(ours)} lines:")
             (middle, late), (raw_middle, raw_late) = parts(ours), parts(raw)
-            print(f"  from the worker's write to the client's event: p50 {middle:.1f}, p99 {late:.1f} ms")
-            print(f"  core NATS alone, of the same lines: p50 {raw_middle:.1f}, p99 {raw_late:.1f} ms")
+            print(
+                f"  from the worker's write to the client's event: p50 {middle:.1f}, p99 {late:.1f} ms"
+            )
+            print(
+                f"  core NATS alone, of the same lines: p50 {raw_middle:.1f}, p99 {raw_late:.1f} ms"
+            )
             print(f"  ratios: {middle / raw_middle:.1f}, {late / raw_late:.1f}")
             for cap in (2 * LARGE, logs.CAP):
                 most, size, wrote, read = await large(there, admin, cap=cap)

@@ -6,6 +6,7 @@ account the server says apart from any answer that something is not allowed: who
 
 import base64
 import json
+import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -33,6 +34,11 @@ PATIENCE = 40.0
 """Seconds for a request with all its tries: an election in a cluster takes some."""
 
 Answers = MemoryObjectReceiveStream[Msg]
+
+# A server that goes makes the client's TLS stream tell of itself on everybody's screen.
+logging.getLogger("asyncio").addFilter(
+    lambda record: not record.getMessage().startswith("returning true from eof_received()")
+)
 
 
 class Connection:
