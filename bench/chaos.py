@@ -5,8 +5,9 @@ Each must have ended once, with the right result and a whole log. Exit status 1 
     bench/chaos.py [--nodes 3] [--workers 6] [--fake 2000] [--real 200] [--seconds 180] [--seed N]
 
 As root: all of it runs in namespaces of its own, so nothing of the machine is touched, and no process
-or network outlives it. Three servers, as `cluster config` writes them, and the workers have a network
-each, on one bridge; a single server (`--nodes 1`) and its workers have the loopback.
+or network outlives it, however it ends. Three servers, as `cluster config` writes them, and the
+workers have a network each, on one bridge; a single server (`--nodes 1`) and its workers have the
+loopback.
 """
 
 import argparse
@@ -96,7 +97,9 @@ class Harm:
         self.busy.remove(name)
 
     async def server(self, kind):
-        async with self.quorum:  # one at a time, as one may be lost
+        if self.quorum.locked():
+            return  # one may be lost at a time
+        async with self.quorum:
             name = random.choice(self.nodes)
             if kind == "leader killed":
                 name = await self.leader()
@@ -129,7 +132,7 @@ class History:
 
     def __init__(self):
         self.harms, self.claims = [], defaultdict(dict)
-        self.ends, self.writes = defaultdict(set), []
+        self.ends, self.writes, self.restarts = defaultdict(set), [], 0
 
     def harmed(self, kind, name):
         self.harms.append((time.time(), kind, name))
@@ -155,6 +158,11 @@ class History:
                 await engine.put(names.hint(POOL, "chaos"), b"")
             self.writes.append((began, time.time()))
             await anyio.sleep(0.05)
+
+    async def mind(self, workers):
+        while True:
+            self.restarts += workers.restart()
+            await anyio.sleep(1)
 
     def takeovers(self):
         """Seconds from what befell a worker to another one's beginning with its job, by kind."""
@@ -288,6 +296,7 @@ async def chaos(args, directory):
         async with Client.open(zoe) as client, anyio.create_task_group() as tasks:
             tasks.start_soon(history.listen, engine)
             tasks.start_soon(history.probe, other)
+            tasks.start_soon(history.mind, workers)
             harm, began = Harm(servers, workers, network, history, engine), time.time()
             async with anyio.create_task_group() as busy:
                 busy.start_soon(harm.rage, began + args.seconds)
@@ -328,6 +337,7 @@ def report(args, history, rows, wrong, took):
     )
     print(f"  ended {ended} in {took:.0f} s, {again} of them after another try")
     print(f"  wrong or lost: {len(wrong)}; tickets left: 0")
+    print(f"  workers that ended by themselves: {history.restarts}")
     for text in wrong[:20]:
         print(f"    {text}")
     counts = Counter(kind for _, kind, _ in history.harms)

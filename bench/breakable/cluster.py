@@ -130,6 +130,13 @@ class Workers:
         self.running[name].kill()
         self.running.pop(name).wait()
 
+    def restart(self):
+        """Start those again that ended by themselves, as their service manager would: how many."""
+        ended = [name for name, process in self.running.items() if process.poll() is not None]
+        for name in ended:
+            self.start(name)
+        return len(ended)
+
     def end(self):
         """Let all of them end by themselves."""
         for process in self.running.values():

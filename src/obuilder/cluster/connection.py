@@ -76,7 +76,9 @@ class Connection:
                 await opened._close()
 
     async def _close(self) -> None:
-        await self._client.close()
+        # Who waited for its socket before and was cancelled had the client cancel all who wait for it.
+        with suppress(anyio.get_cancelled_exc_class()):
+            await self._client.close()
         self._close_socket()
         await anyio.sleep(0.01)  # the loop's next turns close what was tried
 
@@ -279,7 +281,8 @@ class Connection:
             async def answer(message: Msg) -> None:
                 found = await handler(message.subject, message.data)
                 if message.reply:
-                    await self._send(message.reply, found)
+                    with suppress(ClusterError):  # whoever asked hears nothing, and asks again
+                        await self._send(message.reply, found)
 
             async def run() -> None:
                 async for message in messages:

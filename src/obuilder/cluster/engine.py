@@ -25,7 +25,8 @@ from obuilder.cluster.answers import (
     stored_of,
 )
 from obuilder.cluster.connection import ATTEMPT, Connection
-from obuilder.errors import ClusterError
+from obuilder.cluster.tasks import together
+from obuilder.errors import ClusterError, Refused
 
 __all__ = ["Conflict", "Delivery", "Engine", "Missing", "Stored"]
 
@@ -138,7 +139,7 @@ class Engine(Connection):
             if message is not None:
                 found.append(message)
 
-        async with anyio.create_task_group() as tasks:
+        async with together() as tasks:
             for subject in subjects:
                 tasks.start_soon(get, subject)
         return sorted(found, key=lambda message: message.seq)
@@ -186,7 +187,8 @@ class Engine(Connection):
     ) -> AsyncIterator[AsyncIterator[Stored]]:
         """The last message of each subject, then each new one; empty data for what is removed.
 
-        The list is read again after a reconnect, and each `every` seconds.
+        The list is read again after a reconnect, and each `every` seconds. Once it was had,
+        a cluster that does not answer is waited for.
         """
         send, receive = anyio.create_memory_object_stream[Stored](float("inf"))
         known: dict[str, int] = {}
@@ -206,9 +208,18 @@ class Engine(Connection):
 
         async def list_all() -> None:
             nonlocal again
+            first = True
             while True:
                 before = dict(known)
-                found = {message.subject: message for message in await self.each(stream, filter_)}
+                try:
+                    listed = await self.each(stream, filter_)
+                except ClusterError as error:
+                    if first or isinstance(error, Refused):
+                        raise
+                    await anyio.sleep(1)
+                    continue
+                first = False
+                found = {message.subject: message for message in listed}
                 for message in found.values():
                     show(message)
                 for subject, seq in before.items():
@@ -223,7 +234,7 @@ class Engine(Connection):
         try:
             async with (
                 self._listen(live(filter_)) as messages,
-                anyio.create_task_group() as tasks,
+                together() as tasks,
             ):
                 tasks.start_soon(listen, messages)
                 tasks.start_soon(list_all)

@@ -56,6 +56,7 @@ class Name:
                     self._seq = await self._put(look(), found.seq)
                     await self._let_go(last)
                     break
+                before = found.seq
             elif before < 0:
                 before = found.seq
                 tell(f"the name {self._name} is taken: waiting for its worker to be silent")
