@@ -61,8 +61,11 @@ class Harm:
                 "worker cut off for 45 s": 1, "worker hears nothing for 10 s": 1,
             }  # fmt: skip
 
-    async def rage(self, until):
-        """Each kind once, in any order; then as chance will, until a time."""
+    async def rage(self, seconds):
+        """Each kind once, in any order; then as chance will, for a time from the first job on."""
+        while not self.history.claims:
+            await anyio.sleep(0.1)
+        until = time.time() + seconds
         first = random.sample(list(self.kinds), len(self.kinds))
         async with anyio.create_task_group() as tasks:
             while time.time() < until:
@@ -78,7 +81,7 @@ class Harm:
         able = sorted(set(self.everybody) - self.busy)
         if len(able) < 2:
             return  # somebody has to do the work
-        name = random.choice(able)
+        name = random.choice([name for name in able if self.history.has_jobs(name)] or able)
         self.busy.add(name)
         self.history.harmed(kind, name)
         if "killed" in kind:
@@ -164,6 +167,10 @@ class History:
             self.restarts += workers.restart()
             await anyio.sleep(1)
 
+    def has_jobs(self, worker):
+        running = (tries for job, tries in self.claims.items() if job not in self.ends)
+        return any(tries[max(tries)][1] == worker for tries in running)
+
     def takeovers(self):
         """Seconds from what befell a worker to another one's beginning with its job, by kind."""
         found = defaultdict(list)
@@ -212,9 +219,9 @@ async def check(client, ref, kind, number, longest):
     said, last = [], (0, -1)
     async with client.follow(ref, live=False) as pieces:
         async for piece in pieces:
-            if piece.number >= 0 and (piece.attempt, piece.number) <= last:
+            if (piece.attempt, piece.number) <= last:
                 return f"the log of {ref.id} goes back from {last} to {piece.number}"
-            last = (piece.attempt, max(piece.number, 0))
+            last = (piece.attempt, piece.number)
             said += piece.events
     if not piece.end or piece.attempt != state.attempt or piece.number + 1 != state.log_end:
         return f"the log of {ref.id} ends with {piece.attempt}/{piece.number}, not {state.log_end}"
@@ -299,7 +306,7 @@ async def chaos(args, directory):
             tasks.start_soon(history.mind, workers)
             harm, began = Harm(servers, workers, network, history, engine), time.time()
             async with anyio.create_task_group() as busy:
-                busy.start_soon(harm.rage, began + args.seconds)
+                busy.start_soon(harm.rage, args.seconds)
                 jobs = await submit_all(client, args)
             with anyio.move_on_after(args.patience):
                 while await client.list(phases=["queued", "running"]):

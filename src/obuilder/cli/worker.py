@@ -9,7 +9,6 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from typing import Self
 
 from obuilder.cli.options import (
     add_cluster,
@@ -33,10 +32,6 @@ if TYPE_CHECKING:
     from obuilder.cluster.messages import Job
     from obuilder.cluster.worker import Worker
     from obuilder.events import Sink
-
-
-_REMEMBERED = 16
-"""Sessions before this one."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -159,8 +154,9 @@ async def _work(args: argparse.Namespace, credentials: "Credentials", traced: Tr
         return traced(sink, {f"obuilder.{name}": value for name, value in named.items()})
 
     async with Builder.open(chosen) as builder:
-        state = args.state_dir or f"{builder.store.directory}.worker"
-        with _state(state) as held:
+        # The builder itself may see its store at another place, which is gone with this process.
+        state = args.state_dir or f"{chosen.directory}.worker"
+        with _state(state):
             async with Engine.connect(credentials, name=f"worker {credentials.name}") as engine:
                 shop = Shop(
                     builder, Repositories(f"{state}/git"), Contents(f"{state}/files"),
@@ -168,9 +164,8 @@ async def _work(args: argparse.Namespace, credentials: "Credentials", traced: Tr
                     tuple(args.allow_push), watched,
                 )  # fmt: skip
                 worker = Worker(
-                    engine, credentials, shop, means=means, care=care, tell=tell, dead=held.dead
+                    engine, credentials, shop, means=means, care=care, tell=tell, journal=state
                 )
-                held.note(worker.session)
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(_obey, worker)
                     try:
@@ -196,29 +191,18 @@ async def _obey(worker: "Worker") -> None:
 
 
 class _state:  # noqa: N801 # used as a function
-    """The state directory, for one worker alone. StoreError.
-
-    Its lock tells which sessions are `dead`: all that held it before.
-    """
+    """The state directory, for one worker alone. StoreError."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self.dead: list[str] = []
 
-    def note(self, session: str) -> None:
-        """Whose the lock is now."""
-        text = " ".join([*self.dead[-_REMEMBERED:], session]).encode()
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, text, 0)
-
-    def __enter__(self) -> Self:
+    def __enter__(self) -> None:
         from obuilder.system.files import remove_tree
 
         try:
             os.makedirs(self._path, mode=0o700, exist_ok=True)
             self._fd = os.open(f"{self._path}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.dead = os.pread(self._fd, 4096, 0).decode("ascii", "ignore").split()
             scratch = f"{self._path}/scratch"
             if os.path.isdir(scratch):
                 remove_tree(scratch)
@@ -229,7 +213,6 @@ class _state:  # noqa: N801 # used as a function
             ) from error
         except OSError as error:
             raise StoreError(f"can't use {self._path}: {error.strerror}") from error
-        return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)

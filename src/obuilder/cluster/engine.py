@@ -33,6 +33,8 @@ __all__ = ["Conflict", "Delivery", "Engine", "Missing", "Stored"]
 _BATCH = 1000
 _BYTES = 4 << 20
 _NAMED = 512
+_BEHIND = (0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0)
+"""Seconds between looks for what a server may not have yet."""
 _GROUP = "all"
 """The priority group of all consumers."""
 _CONFLICTS = frozenset((10071, 10164))
@@ -88,6 +90,19 @@ class Engine(Connection):
             return None
         found = stored_of(message)
         return None if found.removed else found
+
+    async def known(self, stream: str, subject: str) -> Stored | None:
+        """The last message of a subject that was stored before, by anybody.
+
+        Of several servers the one that answers may be behind, so none is believed at once that
+        it is not there.
+        """
+        for pause in _BEHIND if len(self.credentials.urls) > 1 else ():
+            found = await self.last(stream, subject)
+            if found is not None:
+                return found
+            await anyio.sleep(pause)
+        return await self.last(stream, subject)
 
     async def each(self, stream: str, *filters: str) -> list[Stored]:
         """The last message of each subject that a filter takes in, in order."""
@@ -192,6 +207,8 @@ class Engine(Connection):
         """
         send, receive = anyio.create_memory_object_stream[Stored](float("inf"))
         known: dict[str, int] = {}
+        missed: set[str] = set()
+        alone = len(self.credentials.urls) == 1
         again = anyio.Event()
 
         def wake() -> None:
@@ -220,12 +237,18 @@ class Engine(Connection):
                     continue
                 first = False
                 found = {message.subject: message for message in listed}
+                newest = max((message.seq for message in listed), default=0)
                 for message in found.values():
                     show(message)
                 for subject, seq in before.items():
-                    if subject not in found and known.get(subject) == seq:
+                    if subject in found or known.get(subject) != seq:
+                        missed.discard(subject)
+                    elif alone or seq < newest or subject in missed:
+                        missed.discard(subject)
                         del known[subject]
                         send.send_nowait(Stored(subject, 0, b"", 0.0, _GONE))
+                    else:  # whoever answered may not have it yet
+                        missed.add(subject)
                 with anyio.move_on_after(every):
                     await again.wait()
                 again = anyio.Event()

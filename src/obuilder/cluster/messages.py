@@ -218,8 +218,6 @@ class Running(Struct, frozen=True):
     urgent: bool = False
     forwarded: bool = False
     """Whether its ticket was sent on to this worker."""
-    receipt: str = ""
-    """What lets its ticket go, should this worker die of it."""
 
 
 class Presence(Message, frozen=True, kw_only=True):

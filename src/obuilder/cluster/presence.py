@@ -40,9 +40,8 @@ class Name:
         self, look: Callable[[], Presence], tell: Callable[[str], None], *,
         dead: Container[str] = (),
     ) -> None:  # fmt: skip
-        """Get the name. Refused if another live worker has it.
-
-        Of a session that is known to be `dead` it is had at once, and its jobs are let go.
+        """Get the name: at once, if it is a session's that is known to be `dead`. Refused if another
+        live worker has it.
         """
         until, before = anyio.current_time() + _PATIENCE, -1
         while True:
@@ -51,12 +50,11 @@ class Name:
                 with suppress(Conflict):  # somebody was faster, or the last one's mark still stands
                     self._seq = await self._put(look(), 0)
                     break
-            elif (last := _presence(found.data)) is not None and last.session in dead:
-                with suppress(Conflict):  # it was silent for long enough just now
-                    self._seq = await self._put(look(), found.seq)
-                    await self._let_go(last)
-                    break
+            elif self._session_of(found.data) in dead:
                 before = found.seq
+                with suppress(Conflict):  # it has gone just now
+                    self._seq = await self._put(look(), before)
+                    break
             elif before < 0:
                 before = found.seq
                 tell(f"the name {self._name} is taken: waiting for its worker to be silent")
@@ -70,20 +68,16 @@ class Name:
         with suppress(ClusterError):
             await self._note()
 
-    async def _let_go(self, dead: Presence) -> None:
-        """Have the jobs of a dead worker done by others now, and not once its tickets are."""
-
-        async def let_go(receipt: str) -> None:
-            with suppress(ClusterError):  # they are somebody's in half a minute anyway
-                await self._engine.let_go(receipt)
-
-        async with anyio.create_task_group() as tasks:
-            for receipt in {job.receipt for job in dead.running} - {""}:
-                tasks.start_soon(let_go, receipt)
+    def _session_of(self, data: bytes) -> str:
+        with suppress(Incompatible):
+            return decode(data, Presence).session
+        return ""
 
     def _host(self, data: bytes) -> str:
-        found = _presence(data)
-        return f", on {found.host}" if found is not None and found.host else ""
+        with suppress(Incompatible):
+            host = decode(data, Presence).host
+            return f", on {host}" if host else ""
+        return ""
 
     async def _note(self) -> None:
         """That there is, or was, such a worker."""
@@ -143,10 +137,3 @@ class Name:
         with suppress(ClusterError), anyio.move_on_after(3, shield=True):
             await self._engine.put(self._subject, encode(last), expect=self._seq, ttl=1)
             await self._note()
-
-
-def _presence(data: bytes) -> Presence | None:
-    """What a worker said of itself; None for what is not that."""
-    with suppress(Incompatible):
-        return decode(data, Presence)
-    return None
