@@ -6,6 +6,7 @@ number.
 """
 
 import json
+from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from secrets import token_hex
@@ -25,6 +26,7 @@ from obuilder.cluster.answers import (
     stored_of,
 )
 from obuilder.cluster.connection import ATTEMPT, Connection
+from obuilder.cluster.credentials import Credentials
 from obuilder.cluster.tasks import together
 from obuilder.errors import ClusterError, Refused
 
@@ -33,6 +35,9 @@ __all__ = ["Conflict", "Delivery", "Engine", "Missing", "Stored"]
 _BATCH = 1000
 _BYTES = 4 << 20
 _NAMED = 512
+_FRESH = 10.0
+"""Seconds for which what was not surely stored is kept, and bytes of it at most."""
+_FRESH_BYTES = 16 << 20
 _BEHIND = (0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0)
 """Seconds between looks for what a server may not have yet."""
 _GROUP = "all"
@@ -43,6 +48,12 @@ _GONE = {"Nats-Marker-Reason": "Remove"}
 
 class Engine(Connection):
     """A connection. Every method may run at the same time as any other; all raise ClusterError."""
+
+    def __init__(self, credentials: Credentials, name: str) -> None:
+        super().__init__(credentials, name)
+        self._fresh: deque[tuple[float, str, bytes, dict[str, str]]] = deque()
+        """What was stored lately, and may not be on the server's disk yet."""
+        self._fresh_size = 0
 
     # --- writing ---------------------------------------------------------------------------------
 
@@ -55,12 +66,14 @@ class Engine(Connection):
         ttl: float | None = None,
         once: str | None = None,
         headers: Mapping[str, str] | None = None,
+        sure: bool = True,
     ) -> int:
         """Store a message: its number, once it is safe. Conflict, Refused, ClusterError.
 
         `expect`: the number of the last one there, 0 for none, else Conflict. `ttl`: seconds (1
         at least) after which it is removed. `once`: a name under which it is stored a single
-        time, however often it is put.
+        time, however often it is put. Not `sure`: the stream acknowledges what is not on disk
+        yet, so it is said again to a server that has started anew.
         """
         sent = dict(headers or {})
         sent["Nats-Msg-Id"] = once or token_hex(12)  # so that trying again stores it once
@@ -75,7 +88,23 @@ class Engine(Connection):
             if error.get("err_code") in _CONFLICTS:
                 raise Conflict(f"{subject} was changed by somebody else: {text}")
             raise ClusterError(f"the cluster did not store {subject}: {text}")
+        if not sure:
+            self._remember(subject, data, sent)
         return int(found["seq"])
+
+    def _remember(self, subject: str, data: bytes, headers: dict[str, str]) -> None:
+        now, fresh = anyio.current_time(), self._fresh
+        fresh.append((now, subject, data, headers))
+        self._fresh_size += len(data)
+        while fresh and (now - fresh[0][0] > _FRESH or self._fresh_size > _FRESH_BYTES):
+            self._fresh_size -= len(fresh.popleft()[2])
+
+    async def _reconnected(self) -> None:
+        # In order, and before anything that still waits for an answer is tried again.
+        for _, subject, data, headers in tuple(self._fresh):
+            with suppress(ClusterError):
+                await self._send(subject, data, headers=headers)
+        await super()._reconnected()
 
     async def remove(self, stream: str, subject: str) -> None:
         """Remove all messages of a subject or a filter."""

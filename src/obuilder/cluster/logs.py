@@ -32,6 +32,7 @@ from obuilder.cluster.batches import (
     packed,
 )
 from obuilder.cluster.engine import Engine, Stored
+from obuilder.cluster.layout import replicas_of
 from obuilder.cluster.messages import ENDED, State, decode
 from obuilder.cluster.tasks import together
 from obuilder.errors import ClusterError, Incompatible
@@ -79,6 +80,7 @@ class LogWriter:
     ) -> None:
         self._engine = engine
         self._subject = (client, pool, job, attempt)
+        self._sure = replicas_of(engine.credentials.urls) > 1  # see `layout.ensure_client`
         self._half = max(cap // 2, 1)
         self._batches: deque[_Batch] = deque()
         self._size = 0
@@ -198,7 +200,10 @@ class LogWriter:
         try:
             while True:
                 try:
-                    await self._engine.put(subject, data, headers=headers)
+                    await self._engine.put(
+                        subject, data, once=f"{subject}.{headers['n']}", headers=headers,
+                        sure=self._sure,
+                    )  # fmt: skip
                     return
                 except Incompatible:
                     raise
