@@ -125,11 +125,7 @@ class Connection:
         version = self._client.connected_server_version
         if (version.major, version.minor) < OLDEST:
             await self._close()
-            oldest = ".".join(map(str, OLDEST))
-            raise Incompatible(
-                f"the nats-server there is {version}, and it takes {oldest} or a later one",
-                hint="update it; obuilder's extra [local-cluster] brings one",
-            )
+            raise too_old(f"{version.major}.{version.minor}.{version.patch}")
         await self._client.subscribe(f"{self._inbox}.*", cb=self._answer)
 
     def _unreachable(self) -> ClusterError:
@@ -335,6 +331,14 @@ class Connection:
         finally:
             with anyio.CancelScope(shield=True), suppress(nats_errors.Error, OSError):
                 await subscription.unsubscribe()
+
+
+def too_old(version: str) -> Incompatible:
+    """What is said of a server that lacks what we rely on."""
+    return Incompatible(
+        f"the nats-server there is {version}, and it takes {'.'.join(map(str, OLDEST))} or a later one",
+        hint="update it; obuilder's extra [local-cluster] brings one",
+    )
 
 
 def _unknown(error: Exception | None) -> bool:
