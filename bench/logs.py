@@ -127,14 +127,14 @@ async def latency(there, admin, count, rate, seconds):
             worker.wait()
         tasks.cancel_scope.cancel()
     wanted = ROUNDS * count * int(seconds * rate)
-    found = [late for lates in ours.values() for late in lates]
+    found = [late for delays in ours.values() for late in delays]
     assert len(found) == wanted, f"{len(found)} of {wanted} lines came"
     return found, raw
 
 
-def parts(lates):
+def parts(delays):
     """p50 and p99 in milliseconds."""
-    hundredths = statistics.quantiles(lates, n=100)
+    hundredths = statistics.quantiles(delays, n=100)
     return hundredths[49] * 1000, hundredths[98] * 1000
 
 
