@@ -35,9 +35,11 @@ __all__ = ["Conflict", "Delivery", "Engine", "Missing", "Stored"]
 _BATCH = 1000
 _BYTES = 4 << 20
 _NAMED = 512
-_FRESH = 10.0
+_FRESH = 5.0
 """Seconds for which what was not surely stored is kept, and bytes of it at most."""
-_FRESH_BYTES = 16 << 20
+_FRESH_BYTES = 8 << 20
+_ONCE = 100.0
+"""Seconds after which it is not said again: streams know for 120 what they have."""
 _BEHIND = (0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0)
 """Seconds between looks for what a server may not have yet."""
 _GROUP = "all"
@@ -101,9 +103,11 @@ class Engine(Connection):
 
     async def _reconnected(self) -> None:
         # In order, and before anything that still waits for an answer is tried again.
-        for _, subject, data, headers in tuple(self._fresh):
-            with suppress(ClusterError):
-                await self._send(subject, data, headers=headers)
+        now = anyio.current_time()
+        for at, subject, data, headers in tuple(self._fresh):
+            if now - at < _ONCE:
+                with suppress(ClusterError):
+                    await self._send(subject, data, headers=headers)
         await super()._reconnected()
 
     async def remove(self, stream: str, subject: str) -> None:

@@ -202,7 +202,7 @@ class LogWriter:
                 try:
                     await self._engine.put(
                         subject, data, once=f"{subject}.{headers['n']}", headers=headers,
-                        sure=self._sure,
+                        sure=self._sure or part != _KEPT,  # an old one of the tail would end a new
                     )  # fmt: skip
                     return
                 except Incompatible:
