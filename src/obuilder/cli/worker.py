@@ -159,7 +159,8 @@ async def _work(args: argparse.Namespace, credentials: "Credentials", traced: Tr
         return traced(sink, {f"obuilder.{name}": value for name, value in named.items()})
 
     async with Builder.open(chosen) as builder:
-        state = args.state_dir or f"{builder.store.directory}.worker"
+        # The builder itself may see its store at another place, which is gone with this process.
+        state = args.state_dir or f"{chosen.directory}.worker"
         with _state(state):
             async with Engine.connect(credentials, name=f"worker {credentials.name}") as engine:
                 shop = Shop(
@@ -167,7 +168,9 @@ async def _work(args: argparse.Namespace, credentials: "Credentials", traced: Tr
                     f"{state}/scratch", lambda client: Blobs(engine, client),
                     tuple(args.allow_push), watched,
                 )  # fmt: skip
-                worker = Worker(engine, credentials, shop, means=means, care=care, tell=tell)
+                worker = Worker(
+                    engine, credentials, shop, means=means, care=care, tell=tell, journal=state
+                )
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(_obey, worker)
                     try:

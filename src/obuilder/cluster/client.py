@@ -205,14 +205,14 @@ class Client:
         return (await self._state(ref))[0]
 
     async def _state(self, ref: Ref) -> tuple[State, int]:
-        found = await self._engine.last(names.jobs_of(self.name), self._job(ref, "state"))
+        found = await self._engine.known(names.jobs_of(self.name), self._job(ref, "state"))
         if found is None:
             raise UsageError(f"there is no job {ref.id!r}", hint="`obuilder job ls` lists jobs")
         return decode(found.data, State), found.seq
 
     async def job(self, ref: Ref) -> Job:
         """A job as it was submitted. UsageError."""
-        found = await self._engine.last(names.jobs_of(self.name), self._job(ref, "spec"))
+        found = await self._engine.known(names.jobs_of(self.name), self._job(ref, "spec"))
         if found is None:
             raise UsageError(f"there is no job {ref.id!r}", hint="`obuilder job ls` lists jobs")
         return decode(decode(found.data, Signed).job, Job)

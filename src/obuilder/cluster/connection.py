@@ -6,6 +6,7 @@ account the server says apart from any answer that something is not allowed: who
 
 import base64
 import json
+import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -33,6 +34,11 @@ PATIENCE = 40.0
 """Seconds for a request with all its tries: an election in a cluster takes some."""
 
 Answers = MemoryObjectReceiveStream[Msg]
+
+# A server that goes makes the client's TLS stream tell of itself on everybody's screen.
+logging.getLogger("asyncio").addFilter(
+    lambda record: not record.getMessage().startswith("returning true from eof_received()")
+)
 
 
 class Connection:
@@ -71,7 +77,9 @@ class Connection:
                 await opened._close()
 
     async def _close(self) -> None:
-        await self._client.close()
+        # Who waited for its socket before and was cancelled had the client cancel all who wait for it.
+        with suppress(anyio.get_cancelled_exc_class()):
+            await self._client.close()
         self._close_socket()
         await anyio.sleep(0.01)  # the loop's next turns close what was tried
 
@@ -118,11 +126,7 @@ class Connection:
         version = self._client.connected_server_version
         if (version.major, version.minor) < OLDEST:
             await self._close()
-            oldest = ".".join(map(str, OLDEST))
-            raise Incompatible(
-                f"the nats-server there is {version}, and it takes {oldest} or a later one",
-                hint="update it; obuilder's extra [local-cluster] brings one",
-            )
+            raise too_old(f"{version.major}.{version.minor}.{version.patch}")
         await self._client.subscribe(f"{self._inbox}.*", cb=self._answer)
 
     def _unreachable(self) -> ClusterError:
@@ -274,7 +278,8 @@ class Connection:
             async def answer(message: Msg) -> None:
                 found = await handler(message.subject, message.data)
                 if may_answer(message.reply):
-                    await self._send(message.reply, found)
+                    with suppress(ClusterError):  # whoever asked hears nothing, and asks again
+                        await self._send(message.reply, found)
 
             async def run() -> None:
                 async for message in messages:
@@ -327,6 +332,14 @@ class Connection:
         finally:
             with anyio.CancelScope(shield=True), suppress(nats_errors.Error, OSError):
                 await subscription.unsubscribe()
+
+
+def too_old(version: str) -> Incompatible:
+    """What is said of a server that lacks what we rely on."""
+    return Incompatible(
+        f"the nats-server there is {version}, and it takes {'.'.join(map(str, OLDEST))} or a later one",
+        hint="update it; obuilder's extra [local-cluster] brings one",
+    )
 
 
 def _unknown(error: Exception | None) -> bool:

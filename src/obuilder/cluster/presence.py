@@ -5,7 +5,7 @@ while the first beats, and takes over once the first has been silent for that lo
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import suppress
 
 import anyio
@@ -37,14 +37,24 @@ class Name:
         """Tell the others soon."""
         self._changed.set()
 
-    async def take(self, look: Callable[[], Presence], tell: Callable[[str], None]) -> None:
-        """Get the name. Refused if another live worker has it."""
+    async def take(
+        self, look: Callable[[], Presence], tell: Callable[[str], None], *,
+        dead: Container[str] = (),
+    ) -> None:  # fmt: skip
+        """Get the name: at once, if it is a session's that is known to be `dead`. Refused if another
+        live worker has it.
+        """
         until, before = anyio.current_time() + _PATIENCE, -1
         while True:
             found = await self._found()
             if found is None or not found.data:
                 with suppress(Conflict):  # somebody was faster
                     self._seq = await self._put(look(), found.seq if found else 0)
+                    break
+            elif self._session_of(found.data) in dead:
+                before = found.seq
+                with suppress(Conflict):  # it has gone just now
+                    self._seq = await self._put(look(), before)
                     break
             elif before < 0:
                 before = found.seq
@@ -64,6 +74,11 @@ class Name:
         """What is there in our name; without data where the last one's mark still stands."""
         found = await self._engine.last(names.state_of(self._pool), self._subject, marks=True)
         return replace(found, data=b"") if found is not None and found.removed else found
+
+    def _session_of(self, data: bytes) -> str:
+        with suppress(Incompatible):
+            return decode(data, Presence).session
+        return ""
 
     def _host(self, data: bytes) -> str:
         with suppress(Incompatible):
