@@ -12,11 +12,10 @@ from msgspec import Struct
 
 from obuilder import events
 from obuilder.cli.build import Screen, wants_live
-from obuilder.cli.options import is_quiet, is_verbose
+from obuilder.cli.options import credentials_of, is_quiet, is_verbose
 from obuilder.cli.session import in_loop
 from obuilder.cluster.client import Client, Ref, Wishes, error_of
-from obuilder.cluster.credentials import load_credentials
-from obuilder.cluster.messages import Build, Context, Outcome, State
+from obuilder.cluster.messages import Build, Context, Form, Outcome, State
 from obuilder.engine.outputs import Output
 from obuilder.errors import BadImage, StoreError, UsageError
 from obuilder.ui.messages import complain
@@ -38,7 +37,7 @@ def as_client(args: argparse.Namespace, work: Callable[[Client], Awaitable[T]]) 
     """What `work` comes to, given a client connected with the credentials that the options name."""
 
     async def connected() -> T:
-        async with Client.open(load_credentials(args.cluster, kind="client")) as client:
+        async with Client.open(credentials_of(args, "client")) as client:
             return await work(client)
 
     return in_loop(connected)
@@ -57,6 +56,10 @@ def asked_of(order: Order) -> Build:
             )
         elif not artifacts:
             artifacts.append("/")
+    if not push and order.work.form != Form(epoch=order.work.form.epoch):
+        raise UsageError(
+            "what an image is to be like is told, and none is made", hint="add -o docker://NAME"
+        )
     return msgspec.structs.replace(order.work, push=tuple(push), artifacts=tuple(artifacts))
 
 
@@ -77,7 +80,7 @@ async def pools_of(client: Client, on: str | None) -> list[str]:
 
 
 def submit(args: argparse.Namespace, order: Order, wishes: Wishes, *, detach: bool) -> int:
-    """Build on each pool that `--on` names. The exit status: the first that is not 0."""
+    """Build on each pool that `--on` names. The exit status: the worst."""
     work = asked_of(order)
     # Standard output is the result's, or the job's name for programs.
     progress = "quiet" if detach or any(output.piped for output in order.outputs) else args.progress
@@ -87,8 +90,11 @@ def submit(args: argparse.Namespace, order: Order, wishes: Wishes, *, detach: bo
 
     async def go(client: Client) -> list[State]:
         pools = await pools_of(client, args.on)
-        if len(pools) > 1 and any(output.path for output in order.outputs):
-            raise UsageError("results of several pools can't be brought to one place")
+        if len(pools) > 1 and any(output.kind == "tar" for output in order.outputs):
+            raise UsageError(
+                "results of several pools can't go to one archive",
+                hint="-o DIR has a directory for each",
+            )
         say = _Said(quiet=progress == "quiet" or is_quiet(args))
         context = await order.send(client, say)
         chosen = wishes
@@ -216,7 +222,9 @@ def finished(
     args: argparse.Namespace, refs: list[Ref], states: list[State], progress: str,
     outputs: tuple[Output, ...] = (),
 ) -> int:  # fmt: skip
-    """Tell how jobs ended, and bring what they made. The exit status: the first that is not 0."""
+    """Tell how jobs ended, and bring what they made: of several each to a directory of its pool's name.
+    The exit status: the worst.
+    """
     status = 0
     for ref, state in zip(refs, states, strict=True):
         outcome = state.outcome or Outcome()
@@ -225,11 +233,13 @@ def finished(
             if len(refs) > 1:
                 error.message = f"{ref.pool}: {error.message}"
             complain(error)
-            status = status or error.exit_status
+            status = max(status, error.exit_status)
             continue
         _tell(args, ref, outcome, progress, several=len(refs) > 1)
         if outcome.artifacts is not None:
             wanted = [output for output in outputs if output.path]
+            if len(refs) > 1:
+                wanted = [Output("directory", f"{output.path}/{ref.pool}") for output in wanted]
             bring(args, outcome.artifacts, wanted)
     return status
 

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from obuilder import events
 from obuilder.cluster.blobs import Blobs
-from obuilder.cluster.contexts import Contents, materialise
+from obuilder.cluster.contexts import IN_USE, Contents, materialise
 from obuilder.cluster.git import Repositories
 from obuilder.cluster.messages import (
     Build,
@@ -32,7 +32,7 @@ from obuilder.engine.dockerfiles import convert
 from obuilder.engine.export import export
 from obuilder.engine.inputs import Contexts
 from obuilder.engine.lockfile import Lock
-from obuilder.engine.outputs import parse_output
+from obuilder.engine.outputs import Wishes, parse_output
 from obuilder.engine.settings import Images, Settings
 from obuilder.engine.takeout import take_out
 from obuilder.errors import NotFound, ObuilderError, Refused, UsageError
@@ -51,6 +51,10 @@ from obuilder.values import IdMap
 GROUP = "obuilder.jobs"
 """The group of entry points for kinds of custom jobs."""
 _LARGEST_SPEC = 16 << 20
+_FILES = 10 << 30
+"""Bytes of files from clients that are kept from one job to the next."""
+_CLONES = 30 * 24 * 3600.0
+"""Seconds for which a clone is kept that no job has asked for."""
 
 
 class Call(Struct, frozen=True):
@@ -91,6 +95,12 @@ class Shop(Struct, frozen=True):
     """Repositories that images may be pushed to: HOST/NAME, or HOST/PART/* for all below."""
     watched: Callable[[events.Sink, Job], events.Sink] = _unwatched
     """Makes the sink of a build one that somebody else watches too."""
+
+    async def tidy(self, *, scarce: bool) -> None:
+        """Let go of files and clones of jobs that are not used any more; of all, where room is scarce."""
+        unused = IN_USE if scarce else _CLONES
+        await anyio.to_thread.run_sync(self.contents.trim, 0 if scarce else _FILES)
+        await anyio.to_thread.run_sync(self.repositories.trim, unused)
 
 
 async def carry_out(
@@ -165,13 +175,17 @@ async def _build(
     setup = _settings(shop.builder.settings, work)
     with tempfile.TemporaryDirectory(dir=shop.scratch) as empty:
         contexts = where or Contexts(empty)
-        text = _text(work, contexts.directory)
+        if work.text_at:
+            text = await shop.blobs(job.client).get(work.text_at, most=_LARGEST_SPEC)
+        else:
+            text = _text(work, contexts.directory)
         spec, contexts = await _spec(work, text, contexts, setup, sink)
         result = await shop.builder.build(
             spec, contexts, secrets=secrets, sink=shop.watched(sink, job), fresh=work.fresh,
-            name=f"{job.client} {job.hint or work.file}", images=setup.images,
+            name=f"{job.client} {job.hint or work.file}", images=setup.images, limits=work.limits,
         )  # fmt: skip
     finals = {} if result.final is None else {str(result.key): result.final}
+    form = Wishes(**msgspec.structs.asdict(work.form))
     images = []
     for name in push:
         said: list[str] = []
@@ -182,7 +196,7 @@ async def _build(
             sink(event)
 
         output = parse_output(f"docker://{name}")
-        await export(shop.builder, [result.key], output, finals=finals, sink=hear)
+        await export(shop.builder, [result.key], output, form, finals=finals, sink=hear)
         digest = next((text.rpartition("@")[2] for text in said if "@sha256:" in text), "")
         images.append((name, digest))
     artifacts = None
@@ -198,7 +212,7 @@ def _settings(settings: Settings, work: Build) -> Settings:
     """A worker's settings, with the images that a build asks for. UsageError."""
     lock = Lock("what the client locked", dict(work.locked)) if work.locked else None
     platform = parse_platform(work.platform) if work.platform else settings.images.platform
-    images = Images(pull=settings.images.pull, platform=platform, lock=lock)
+    images = Images(pull=work.pull or settings.images.pull, platform=platform, lock=lock)
     return msgspec.structs.replace(settings, images=images)
 
 
@@ -232,8 +246,9 @@ async def _spec(
         spec = parse(text, file=work.file).spec
         return _target(spec, work.target), contexts
     options = Options(
-        host_platform(), setup.images.platform, work.build_args, contexts.named, work.target
-    )
+        host_platform(), setup.images.platform, work.build_args, contexts.named, work.target,
+        (work.network,),
+    )  # fmt: skip
     dockerfile = parse_dockerfile(text, file=work.file)
     # It may ask registries, in an event loop of its own.
     found = await anyio.to_thread.run_sync(convert, dockerfile, options, setup)
