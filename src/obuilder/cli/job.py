@@ -203,22 +203,26 @@ def _cancel(args: argparse.Namespace) -> int:
 def _rerun(args: argparse.Namespace) -> int:
     from obuilder.cli.remote import as_client, finished, followed
 
+    progress = "quiet" if is_quiet(args) and args.progress != "json" else args.progress
+
     async def rerun(client: "Client") -> "tuple[Ref, list[State]]":
         ref = await client.rerun(await client.find(args.id))
         if args.detach:
             return ref, []
-        sys.stderr.write(f"job {ref.id} on {ref.pool}\n")
-        return ref, await followed(client, args, [ref], args.progress)
+        if progress != "quiet":
+            sys.stderr.write(f"job {ref.id} on {ref.pool}\n")
+        return ref, await followed(client, args, [ref], progress)
 
     ref, states = as_client(args, rerun)
     if args.detach:
         sys.stdout.write(f"{ref.id}\n")
         return 0
-    return finished(args, [ref], states, args.progress)
+    return finished(args, [ref], states, progress)
 
 
 def _wait(args: argparse.Namespace) -> int:
-    from obuilder.cli.remote import as_client, finished
+    from obuilder.cli.remote import as_client, check_room, finished
+    from obuilder.cluster.messages import Build
     from obuilder.engine.outputs import parse_output
 
     outputs = tuple(parse_output(text) for text in args.output)
@@ -227,6 +231,9 @@ def _wait(args: argparse.Namespace) -> int:
 
     async def wait(client: "Client") -> "tuple[list[Ref], list[State]]":
         refs = [await client.find(name) for name in args.ids]
+        for ref in refs if outputs else ():
+            work = (await client.job(ref)).work
+            check_room(outputs, work.artifacts if isinstance(work, Build) else ())
         return refs, [await client.wait(ref) for ref in refs]
 
     refs, states = as_client(args, wait)

@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container, Iterable
 from typing import BinaryIO, TypeVar
 
 import anyio
@@ -56,11 +56,21 @@ def asked_of(order: Order) -> Build:
             )
         elif not artifacts:
             artifacts.append("/")
+    check_room(order.outputs, artifacts)
     if not push and order.work.form != Form(epoch=order.work.form.epoch):
         raise UsageError(
             "what an image is to be like is told, and none is made", hint="add -o docker://NAME"
         )
     return msgspec.structs.replace(order.work, push=tuple(push), artifacts=tuple(artifacts))
+
+
+def check_room(outputs: Iterable[Output], artifacts: Container[str]) -> None:
+    """UsageError: a whole result would be spilt over what is there already."""
+    for output in outputs:
+        path = output.path
+        if "/" in artifacts and output.kind == "directory" and os.path.exists(path):
+            if not os.path.isdir(path) or os.listdir(path):
+                raise UsageError(f"{path} is not an empty directory", hint="name a new directory")
 
 
 async def pools_of(client: Client, on: str | None) -> list[str]:

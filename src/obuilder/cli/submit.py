@@ -111,9 +111,11 @@ def wishes(args: argparse.Namespace, *, attached: bool) -> "Wishes":
     """What the options say of the job. UsageError."""
     from obuilder.cluster.client import Wishes
 
-    where = args.git[0] if getattr(args, "git", None) else os.path.abspath(args.context)
+    where, name = os.path.abspath(args.context), os.path.basename(spec_path(args))
+    if getattr(args, "git", None):
+        where, name = args.git[0], args.context_file or name
     return Wishes(
-        title=args.title or f"{os.path.basename(spec_path(args))} of {where}", hint=args.hint,
+        title=args.title or f"{name} of {where}", hint=args.hint,
         urgent=args.urgent, slots=args.slots or 1, memory=args.job_memory, cpus=args.job_cpus,
         seconds=args.job_timeout, attempts=args.attempts or 3, attached=attached,
         secrets=secrets(args.secret),

@@ -97,7 +97,9 @@ class Shop(Struct, frozen=True):
     """Makes the sink of a build one that somebody else watches too."""
 
     async def tidy(self, *, scarce: bool) -> None:
-        """Let go of files and clones of jobs that are not used any more; of all, where room is scarce."""
+        """Let go of files and clones that no job has used for long; where room is scarce, of all
+        that none can be using.
+        """
         unused = IN_USE if scarce else _CLONES
         await anyio.to_thread.run_sync(self.contents.trim, 0 if scarce else _FILES)
         await anyio.to_thread.run_sync(self.repositories.trim, unused)
