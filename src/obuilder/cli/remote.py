@@ -67,10 +67,9 @@ def asked_of(order: Order) -> Build:
 def check_room(outputs: Iterable[Output], artifacts: Container[str]) -> None:
     """UsageError: a whole result would be spilt over what is there already."""
     for output in outputs:
-        path = output.path
-        if "/" in artifacts and output.kind == "directory" and os.path.exists(path):
-            if not os.path.isdir(path) or os.listdir(path):
-                raise UsageError(f"{path} is not an empty directory", hint="name a new directory")
+        path, whole = output.path, "/" in artifacts and output.kind == "directory"
+        if whole and os.path.exists(path) and not (os.path.isdir(path) and not os.listdir(path)):
+            raise UsageError(f"{path} is not an empty directory", hint="name a new directory")
 
 
 async def pools_of(client: Client, on: str | None) -> list[str]:
