@@ -197,17 +197,9 @@ class Builder:
         return streamed(lambda sink: self.build(spec, context, secrets=secrets, sink=sink))
 
     async def _build(
-        self,
-        spec: Spec,
-        directory: str | Contexts,
-        secrets: Mapping[str, bytes],
-        sink: events.Sink,
-        *,
-        fresh: bool,
-        name: str,
-        images: Images | None,
-        limits: Limits | None,
-    ) -> Result:
+        self, spec: Spec, directory: str | Contexts, secrets: Mapping[str, bytes], sink: events.Sink,
+        *, fresh: bool, name: str, images: Images | None, limits: Limits | None,
+    ) -> Result:  # fmt: skip
         plan, _, context = await self._planned(spec, directory, images)
         if limits is not None:
             plan = plan.limited(limits)
