@@ -73,6 +73,18 @@ async def test_commits_are_fetched_once_and_merged(served, tmp_path) -> None:
         async with repositories.files(GitContext(url, ("0" * 39 + "1",)), said.append):
             pass
     assert os.listdir(tmp_path / "state" / "trees") == []
+    # Clones that nobody asks for go, and are made again.
+    assert repositories.trim(60) == 0
+    os.utime(clone.path, (0, 0))
+    assert repositories.trim(60) == 1
+    async with repositories.files(GitContext(url, (left,), directory="."), said.append) as tree:
+        assert _read(tree, "left") == "left\n"
+    assert said[-1].startswith("fetching")
+    os.symlink("/etc", os.path.join(served.directory, "r", "etc"))
+    linked = served.commit("r")
+    with pytest.raises(NotFound, match="no directory etc"):
+        async with repositories.files(GitContext(url, (linked,), directory="etc"), said.append):
+            pass
 
 
 async def test_submodules_come_along_and_hooks_and_files_do_not(served, tmp_path) -> None:
