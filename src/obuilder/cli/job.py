@@ -226,6 +226,10 @@ def _wait(args: argparse.Namespace) -> int:
     from obuilder.engine.outputs import parse_output
 
     outputs = tuple(parse_output(text) for text in args.output)
+    if any(output.is_image for output in outputs):
+        raise UsageError(
+            "artifacts are files, and no image", hint="submit with -o docker://NAME, or --push NAME"
+        )
     if outputs and len(args.ids) > 1:
         raise UsageError("artifacts of several jobs can't be brought to one place")
 
@@ -233,13 +237,19 @@ def _wait(args: argparse.Namespace) -> int:
         refs = [await client.find(name) for name in args.ids]
         for ref in refs if outputs else ():
             work = (await client.job(ref)).work
-            check_room(outputs, work.artifacts if isinstance(work, Build) else ())
+            if not isinstance(work, Build) or not work.artifacts:
+                raise UsageError(
+                    f"nothing comes back from the job {ref.id}",
+                    hint="submit it with --artifact PATH",
+                )
+            check_room(outputs, work.artifacts)
         return refs, [await client.wait(ref) for ref in refs]
 
     refs, states = as_client(args, wait)
     if args.json:
         _json([_record(ref.pool, ref.id, state) for ref, state in zip(refs, states, strict=True)])
-    return finished(args, refs, states, "json" if args.json else "plain", outputs)
+    progress = "json" if args.json else "quiet" if is_quiet(args) else "plain"
+    return finished(args, refs, states, progress, outputs)
 
 
 _ACTIONS = {

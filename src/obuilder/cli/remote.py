@@ -244,7 +244,8 @@ def finished(
             complain(error)
             status = max(status, error.exit_status)
             continue
-        _tell(args, ref, outcome, progress, several=len(refs) > 1)
+        shown = "json" if any(output.piped for output in outputs) else progress
+        _tell(args, ref, outcome, shown, several=len(refs) > 1)
         if outcome.artifacts is not None:
             wanted = [output for output in outputs if output.path]
             if len(refs) > 1:
@@ -263,11 +264,8 @@ def _tell(
     if outcome.result is None or progress == "json":
         return
     prefix = f"[{ref.pool}] " if several else ""
-    if progress == "quiet":
-        if not any(output for output in getattr(args, "output", []) if output == "-"):
-            sys.stdout.write(f"{outcome.result}\n")
-    else:
-        sys.stdout.write(f'{prefix}Got: "{outcome.result}"\n')
+    said = outcome.result if progress == "quiet" else f'{prefix}Got: "{outcome.result}"'
+    sys.stdout.write(f"{said}\n")
 
 
 def bring(args: argparse.Namespace, digest: str, outputs: list[Output]) -> None:

@@ -162,7 +162,7 @@ def order_of(args: argparse.Namespace) -> "Order":
     if getattr(args, "dockerfile", False) or is_dockerfile(path, text):
         work, where = _dockerfile(args, text, name)
     else:
-        found = chosen(args, settings(args))
+        found = chosen(args, settings(args), text)
         spec, where = found.spec, found.contexts
         work = _build(args, print_spec(spec), name)
 
