@@ -16,12 +16,15 @@ from obuilder.cli.options import credentials_of, is_quiet, is_verbose
 from obuilder.cli.session import in_loop
 from obuilder.cluster.client import Client, Ref, Wishes, error_of
 from obuilder.cluster.messages import Build, Context, Form, Outcome, State
+from obuilder.cluster.tasks import together
 from obuilder.engine.outputs import Output
 from obuilder.errors import BadImage, StoreError, UsageError
 from obuilder.ui.messages import complain
 from obuilder.values import IdMap
 
 T = TypeVar("T")
+_SILENCE = 5.0
+"""Seconds after which somebody who waits is told for what."""
 
 
 class Order(Struct, frozen=True):
@@ -177,29 +180,55 @@ async def followed(
 ) -> list[State]:
     """Show the logs of jobs until they have ended. Where they are then, in the same order."""
     states: dict[Ref, State] = {}
+    live = len(refs) == 1 and wants_live(progress)
+    say = _Said(quiet=progress == "quiet")
 
     async def one(ref: Ref, sink: events.Sink) -> None:
-        async with client.follow(ref) as pieces:
-            async for piece in pieces:
-                for event in piece.events:
-                    sink(event)
-        states[ref] = await client.wait(ref)
+        begun = anyio.Event()
+        async with together() as tasks:
+            tasks.start_soon(_patience, ref, begun, sink if live else say)
+            states[ref] = await _show(client, ref, begun, sink)
 
     if len(refs) == 1:
-        if wants_live(progress):
+        if live:
             from obuilder.ui.live import LiveScreen
             from obuilder.ui.messages import colour_wanted
 
-            with LiveScreen(sys.stdout, colour=colour_wanted(args.color, sys.stdout)) as live:
-                await one(refs[0], live)
+            with LiveScreen(sys.stdout, colour=colour_wanted(args.color, sys.stdout)) as screen:
+                await one(refs[0], screen)
         else:
             with Screen(progress, args.color) as sink:
                 await one(refs[0], sink)
     else:
-        async with anyio.create_task_group() as tasks:
+        async with together() as tasks:
             for ref in refs:
                 tasks.start_soon(one, ref, _sink_of(ref, progress, args.color))
     return [states[ref] for ref in refs]
+
+
+async def _patience(ref: Ref, begun: anyio.Event, sink: events.Sink) -> None:
+    """Say why nothing is to be seen."""
+    with anyio.move_on_after(_SILENCE):
+        await begun.wait()
+        return
+    sink(events.Note(text=f"waiting for a worker of {ref.pool}"))
+
+
+async def _show(client: Client, ref: Ref, begun: anyio.Event, sink: events.Sink) -> State:
+    """Show a job's log. Where the job is in the end, which is told even if it was never begun."""
+    ended = False
+    async with client.follow(ref) as pieces:
+        async for piece in pieces:
+            begun.set()
+            for event in piece.events:
+                ended = ended or isinstance(event, events.BuildDone | events.BuildEnded)
+                sink(event)
+    state = await client.wait(ref)
+    begun.set()
+    if state.phase != "done" and not ended:
+        error = error_of(state.outcome or Outcome(), state.phase)
+        sink(events.BuildEnded(code=error.code, message=error.message, seconds=0.0))
+    return state
 
 
 def _sink_of(ref: Ref, progress: str, color: str) -> events.Sink:
