@@ -33,7 +33,7 @@ from program import STREAMS, Done, Process, finish, start, until
 from repositories import serving
 
 pytestmark = [
-    pytest.mark.needs("root", "overlay", "crun", "registry"), pytest.mark.xdist_group("submit"),
+    pytest.mark.needs("root", "overlay", "crun", "registry", "skopeo"), pytest.mark.xdist_group("submit"),
 ]  # fmt: skip
 A, B = clusters.POOL, "pool-b"
 SPEC = """((from micro)
@@ -236,6 +236,12 @@ def test_images_are_pushed_by_the_worker_where_it_may(world) -> None:
     assert headers["Docker-Content-Digest"] == digest
     manifest = json.loads(data)
     assert manifest["annotations"]["who"] == "we"
+    world.run("build", "--on", A, "-o", "docker-archive:app.tar:ours/app:2", "--squash")
+    loaded = subprocess.run(
+        ["skopeo", "inspect", f"docker-archive:{world.context}/app.tar:ours/app:2"],
+        capture_output=True, check=True,
+    )  # fmt: skip
+    assert len(json.loads(loaded.stdout)["Layers"]) == len(manifest["layers"])
     refused = world.run("submit", "--on", A, "--push", f"{host}/other/app:1", status=6)
     assert "may not push" in refused.err
 

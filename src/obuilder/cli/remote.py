@@ -17,12 +17,14 @@ from obuilder.cli.session import in_loop
 from obuilder.cluster.client import Client, Ref, Wishes, error_of
 from obuilder.cluster.messages import Build, Context, Form, Outcome, State
 from obuilder.cluster.tasks import together
-from obuilder.engine.outputs import Output
+from obuilder.engine.outputs import Output, Wishes as ImageWishes, check
 from obuilder.errors import BadImage, StoreError, UsageError
 from obuilder.ui.messages import complain
 from obuilder.values import IdMap
 
 T = TypeVar("T")
+_ARCHIVES = ("oci-archive", "docker-archive")
+"""What a worker can send an image back as."""
 _SILENCE = 5.0
 """Seconds after which somebody who waits is told for what."""
 
@@ -48,23 +50,33 @@ def as_client(args: argparse.Namespace, work: Callable[[Client], Awaitable[T]]) 
 
 def asked_of(order: Order) -> Build:
     """The work, with what its outputs ask of the worker. UsageError."""
-    push, artifacts = list(order.work.push), list(order.work.artifacts)
+    work, form = order.work, order.work.form
+    pushed = [Output("registry", name=name) for name in work.push]
+    check([*order.outputs, *pushed], ImageWishes(**msgspec.structs.asdict(form)))
+    push, artifacts = list(work.push), list(work.artifacts)
+    archive: Output | None = None
     for output in order.outputs:
         if output.kind == "registry":
             push.append(output.name)
+        elif output.kind in _ARCHIVES and archive is None:
+            archive = output
         elif output.is_image:
             raise UsageError(
-                f"a pool can't write to {output.kind}",
-                hint="docker://NAME is pushed by the worker; DIR, tar:FILE and - are brought here",
+                f"{output.kind} can't come from a pool" + (" as well" if archive else ""),
+                hint="docker://NAME can, DIR, tar:FILE, -, and one image: oci-archive:FILE or"
+                " docker-archive:FILE",
             )
         elif not artifacts:
             artifacts.append("/")
     check_room(order.outputs, artifacts)
-    if not push and order.work.form != Form(epoch=order.work.form.epoch):
+    if not push and archive is None and form != Form(epoch=form.epoch):
         raise UsageError(
             "what an image is to be like is told, and none is made", hint="add -o docker://NAME"
         )
-    return msgspec.structs.replace(order.work, push=tuple(push), artifacts=tuple(artifacts))
+    return msgspec.structs.replace(
+        work, push=tuple(push), artifacts=tuple(artifacts),
+        archive=archive.kind if archive else "", archived_as=archive.name if archive else "",
+    )  # fmt: skip
 
 
 def check_room(outputs: Iterable[Output], artifacts: Container[str]) -> None:
@@ -102,7 +114,7 @@ def submit(args: argparse.Namespace, order: Order, wishes: Wishes, *, detach: bo
 
     async def go(client: Client) -> list[State]:
         pools = await pools_of(client, args.on)
-        if len(pools) > 1 and any(output.kind == "tar" for output in order.outputs):
+        if len(pools) > 1 and any(o.kind in ("tar", *_ARCHIVES) for o in order.outputs):
             raise UsageError(
                 "results of several pools can't go to one archive",
                 hint="-o DIR has a directory for each",
@@ -275,11 +287,11 @@ def finished(
             continue
         shown = "json" if any(output.piped for output in outputs) else progress
         _tell(args, ref, outcome, shown, several=len(refs) > 1)
-        if outcome.artifacts is not None:
-            wanted = [output for output in outputs if output.path]
-            if len(refs) > 1:
-                wanted = [Output("directory", f"{output.path}/{ref.pool}") for output in wanted]
-            bring(args, outcome.artifacts, wanted)
+        for output in outputs:
+            digest = outcome.archive if output.is_image else outcome.artifacts
+            if output.path and digest is not None:
+                path = f"{output.path}/{ref.pool}" if len(refs) > 1 else output.path
+                bring(args, digest, msgspec.structs.replace(output, path=path))
     return status
 
 
@@ -297,15 +309,9 @@ def _tell(
     sys.stdout.write(f"{said}\n")
 
 
-def bring(args: argparse.Namespace, digest: str, outputs: list[Output]) -> None:
-    """Write a job's artifacts, a tar archive, to these places. ClusterError, StoreError."""
-
-    async def fetch(client: Client) -> None:
-        for output in outputs:
-            await _fetch(client, digest, output)
-
-    if outputs:
-        as_client(args, fetch)
+def bring(args: argparse.Namespace, digest: str, output: Output) -> None:
+    """Write what a job sent back, an archive, to a place. ClusterError, StoreError."""
+    as_client(args, lambda client: _fetch(client, digest, output))
 
 
 async def _fetch(client: Client, digest: str, output: Output) -> None:
@@ -313,7 +319,8 @@ async def _fetch(client: Client, digest: str, output: Output) -> None:
         async for piece in client.blobs.pieces(digest):
             sys.stdout.buffer.write(piece)
         return
-    directory = output.path if output.kind == "directory" else os.path.dirname(output.path) or "."
+    whole = output.kind != "directory"
+    directory = os.path.dirname(output.path) or "." if whole else output.path
     try:
         os.makedirs(directory, exist_ok=True)
         draft = os.path.join(directory, f".obuilder-{os.urandom(6).hex()}.tar")
@@ -321,7 +328,7 @@ async def _fetch(client: Client, digest: str, output: Output) -> None:
             with open(draft, "xb") as file:
                 async for piece in client.blobs.pieces(digest):
                     file.write(piece)
-            if output.kind == "tar":
+            if whole:
                 os.replace(draft, output.path)
             else:
                 _unpack(draft, directory)

@@ -32,7 +32,7 @@ from obuilder.engine.dockerfiles import convert
 from obuilder.engine.export import export
 from obuilder.engine.inputs import Contexts
 from obuilder.engine.lockfile import Lock
-from obuilder.engine.outputs import Wishes, parse_output
+from obuilder.engine.outputs import Output, Wishes, parse_output
 from obuilder.engine.settings import Images, Settings
 from obuilder.engine.takeout import take_out
 from obuilder.errors import NotFound, ObuilderError, Refused, UsageError
@@ -201,12 +201,19 @@ async def _build(
         await export(shop.builder, [result.key], output, form, finals=finals, sink=hear)
         digest = next((text.rpartition("@")[2] for text in said if "@sha256:" in text), "")
         images.append((name, digest))
-    artifacts = None
-    if work.artifacts:
-        artifacts = await _artifacts(shop, job, result.key, work.artifacts, sink)
+    archive = artifacts = None
+    with tempfile.TemporaryDirectory(dir=shop.scratch) as place:
+        if work.archive:
+            path = os.path.join(place, "image.tar")
+            output = Output(work.archive, path, work.archived_as)
+            await export(shop.builder, [result.key], output, form, finals=finals, sink=sink)
+            archive = await _sent(shop, job, path, sink)
+        if work.artifacts:
+            path = await _artifacts(shop, result.key, work.artifacts, place)
+            artifacts = await _sent(shop, job, path, sink)
     return Outcome(
-        result=result.key, images=tuple(images), artifacts=artifacts, cached=result.cached,
-        ran=result.ran,
+        result=result.key, images=tuple(images), artifacts=artifacts, archive=archive,
+        cached=result.cached, ran=result.ran,
     )  # fmt: skip
 
 
@@ -295,37 +302,39 @@ def _pushed(name: str, allowed: tuple[str, ...]) -> str:
     )
 
 
-async def _artifacts(
-    shop: Shop, job: Job, key: str, paths: tuple[str, ...], sink: events.Sink
-) -> str:
-    """Send paths of a result as one tar archive. Its digest. UsageError for a path that isn't there."""
-    blobs, manner = shop.blobs(job.client), Manner(IdMap(first=os.geteuid(), count=1))
-    with tempfile.TemporaryDirectory(dir=shop.scratch) as place:
-        archive = os.path.join(place, "artifacts.tar")
-        if "/" in paths:
-            with open(archive, "xb") as file:
-                async with shop.builder.files(key) as root:
-                    own = Manner(shop.builder.store.idmap)
-                    await anyio.to_thread.run_sync(write_tar, root, file, own)
-        else:
-            tree = os.path.join(place, "tree")
-            os.mkdir(tree, 0o755)
-            for path in paths:
-                inside = os.path.normpath(f"/{path}")
-                target = os.path.join(tree, os.path.dirname(inside).lstrip("/"))
-                os.makedirs(target, exist_ok=True)
-                await take_out(shop.builder, key, path, target)
-            with open(archive, "xb") as file:
-                await anyio.to_thread.run_sync(write_tar, tree, file, manner)
-        fd = os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            size = os.fstat(fd).st_size
-            digest = await anyio.to_thread.run_sync(_digest, archive)
-            if not await blobs.send(fd, digest):
-                raise UsageError("the artifacts changed while they were sent")
-        finally:
-            os.close(fd)
-    sink(events.Note(text=f"sent artifacts of {size / 1e6:.1f} MB"))
+async def _artifacts(shop: Shop, key: str, paths: tuple[str, ...], place: str) -> str:
+    """Paths of a result as one tar archive: a file in `place`. UsageError for one that isn't there."""
+    archive = os.path.join(place, "artifacts.tar")
+    if "/" in paths:
+        with open(archive, "xb") as file:
+            async with shop.builder.files(key) as root:
+                own = Manner(shop.builder.store.idmap)
+                await anyio.to_thread.run_sync(write_tar, root, file, own)
+        return archive
+    tree = os.path.join(place, "tree")
+    os.mkdir(tree, 0o755)
+    for path in paths:
+        inside = os.path.normpath(f"/{path}")
+        target = os.path.join(tree, os.path.dirname(inside).lstrip("/"))
+        os.makedirs(target, exist_ok=True)
+        await take_out(shop.builder, key, path, target)
+    with open(archive, "xb") as file:
+        manner = Manner(IdMap(first=os.geteuid(), count=1))
+        await anyio.to_thread.run_sync(write_tar, tree, file, manner)
+    return archive
+
+
+async def _sent(shop: Shop, job: Job, path: str, sink: events.Sink) -> str:
+    """Send a file to the job's client. Its digest."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(fd).st_size
+        digest = await anyio.to_thread.run_sync(_digest, path)
+        if not await shop.blobs(job.client).send(fd, digest):
+            raise UsageError("the artifacts changed while they were sent")
+    finally:
+        os.close(fd)
+    sink(events.Note(text=f"sent {os.path.basename(path)}, {size / 1e6:.1f} MB"))
     return digest
 
 

@@ -105,7 +105,11 @@ class Build(Struct, frozen=True, tag="build"):
     push: tuple[str, ...] = ()
     """Names of images that the result is pushed as."""
     form: Form = Form()
-    """Of these images."""
+    """Of these images, and of that in an archive."""
+    archive: Literal["", "oci-archive", "docker-archive"] = ""
+    """The kind of archive that is sent back with an image of the result; empty: none."""
+    archived_as: str = ""
+    """The tag, or for Docker the name, that the image has there."""
     artifacts: tuple[str, ...] = ()
     """Paths in the result that are sent back, as one tar archive."""
     locked: tuple[tuple[str, str], ...] = ()
@@ -189,6 +193,8 @@ class Outcome(Struct, frozen=True):
     """Names that were pushed, and their digests."""
     artifacts: str | None = None
     """The digest of a blob, a tar archive."""
+    archive: str | None = None
+    """The digest of a blob, an image in an archive."""
     cached: int = 0
     ran: int = 0
     value: bytes = b""
