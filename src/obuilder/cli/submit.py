@@ -144,6 +144,8 @@ def _build(
 
 
 def _locked(args: argparse.Namespace) -> tuple[tuple[str, str], ...]:
+    if getattr(args, "git", None) and not args.file:
+        return ()  # the lock file of what is here is not of what is there
     lock = settings_of_build(args).images.lock
     return () if lock is None else tuple(lock.images.items())
 
