@@ -2,11 +2,9 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 
 import anyio
@@ -17,6 +15,7 @@ from obuilder.cluster.credentials import authority_of, load_credentials
 from obuilder.cluster.engine import Engine
 from obuilder.cluster.production import write_configuration
 from obuilder.errors import Refused, UsageError
+from places import memory
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("nats")]
 
@@ -42,25 +41,26 @@ class Three:
     def start(self, *names_):
         for name in names_:
             own = os.path.join(self.directory, name)
-            argv = [server.find_server(), "-c", "nats.conf", "-l", "log"]
-            self.running[name] = subprocess.Popen(argv, cwd=own, start_new_session=True)
+            argv = ["setpriv", "--pdeathsig", "KILL", server.find_server()]
+            self.running[name] = subprocess.Popen(
+                [*argv, "-c", "nats.conf", "-l", "log"], cwd=own, start_new_session=True
+            )
 
     def kill(self, name):
         self.running[name].send_signal(signal.SIGKILL)
         self.running.pop(name).wait()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def three():
-    directory = tempfile.mkdtemp(prefix="obuilder-three-", dir="/var/tmp")
-    found = Three(os.path.join(directory, "made"))
-    try:
-        found.start("node1", "node2", "node3")
-        yield found
-    finally:
-        for name in list(found.running):
-            found.kill(name)
-        shutil.rmtree(directory)
+    with memory() as directory:
+        found = Three(os.path.join(directory, "made"))
+        try:
+            found.start("node1", "node2", "node3")
+            yield found
+        finally:
+            for name in list(found.running):
+                found.kill(name)
 
 
 async def test_all_that_was_acknowledged_survives_the_leader(three):

@@ -219,13 +219,18 @@ async def test_strangers_are_sent_away(cluster, roles):
     stolen = msgspec.structs.replace(roles["alice"], seed=Key.new("user").seed)
     own_word = Key.new("user")
     forged = accounts.user(Key.new("account"), own_word, "alice", {})
-    for credentials in (
-        stranger.client("alice"), stranger.admin(), nobody, stolen,
-        msgspec.structs.replace(roles["alice"], jwt=forged, seed=own_word.seed),
-    ):  # fmt: skip
+
+    async def knock(credentials):
         with pytest.raises(Refused, match="does not know these credentials"):
             async with Engine.connect(credentials):
                 pass
+
+    async with anyio.create_task_group() as tasks:
+        for credentials in (
+            stranger.client("alice"), stranger.admin(), nobody, stolen,
+            msgspec.structs.replace(roles["alice"], jwt=forged, seed=own_word.seed),
+        ):  # fmt: skip
+            tasks.start_soon(knock, credentials)
 
 
 async def test_what_is_allowed_works(cluster, roles):

@@ -53,6 +53,12 @@ def well(monkeypatch) -> None:
     monkeypatch.setattr("obuilder.cluster.health.illness", illness)
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch) -> None:
+    """Who waits for a beat, or for its end, need not wait long."""
+    monkeypatch.setattr("obuilder.cluster.presence.BEAT", 0.5)
+
+
 @pytest.fixture
 def bench(tmp_path) -> Workbench:
     return Workbench(str(tmp_path))
@@ -166,6 +172,7 @@ async def test_pause_drain_and_what_runs_meanwhile(yard, bench) -> None:
         assert bench.ran == []
         await yard.until(lambda: _presence(yard, lambda p: p.paused == (("admin", "holidays"),)))
         await yard.admin.remove(names.state_of(yard.pool), subject)
+        await yard.admin.publish(subject, b"")
         assert (await yard.ended(ref)).phase == "done"
         held = [await yard.submit(f"hold {n}") for n in "ab"]
         for name in "ab":

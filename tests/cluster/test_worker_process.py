@@ -21,6 +21,7 @@ from obuilder.cluster.server import Local
 from workers import Yard, yard as a_yard
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("nats"), pytest.mark.needs("overlay")]
+TIED = ("setpriv", "--pdeathsig", "KILL")
 STEP = '((from micro) (run (shell "{}")))'
 
 
@@ -51,7 +52,7 @@ class Workers:
             process = program.start(
                 "worker", "--cluster", path, "--store", f"overlayfs:{self._directory}/{name}",
                 "--capacity", "2", "--free", "0", *options, cwd=self._directory,
-                streams={"stdin": subprocess.DEVNULL, "stderr": log},
+                streams={"stdin": subprocess.DEVNULL, "stderr": log}, before=TIED,
             )  # fmt: skip
         self.started.append(process)
         await self._yard.until(lambda: b"takes jobs" in self.said(name), seconds=30)

@@ -172,7 +172,7 @@ def test_metrics_of_the_cluster_and_of_a_worker(page: Pages) -> None:
     with page.portal.wrap_async_context_manager(
         page.engine.serve(names.control("linux", "build1", "metrics"), answer)
     ):
-        assert page.ask("/pool/linux/worker/build1/metrics")[1] == "obuilder_worker_jobs_total 3\n"
+        page.until("/pool/linux/worker/build1/metrics", "obuilder_worker_jobs_total 3\n")
     assert page.ask("/pool/linux/worker/build1/metrics")[0].status == 502
     assert page.ask("/pool/linux/worker/build9/metrics")[0].status == 404
 

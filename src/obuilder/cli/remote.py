@@ -25,8 +25,8 @@ from obuilder.values import IdMap
 T = TypeVar("T")
 _ARCHIVES = ("oci-archive", "docker-archive")
 """What a worker can send an image back as."""
-_SILENCE = 5.0
-"""Seconds after which somebody who waits is told for what."""
+_WAITS = 3.0
+"""Seconds after which it is told that a job waits."""
 
 
 class Order(Struct, frozen=True):
@@ -193,13 +193,13 @@ async def followed(
     """Show the logs of jobs until they have ended. Where they are then, in the same order."""
     states: dict[Ref, State] = {}
     live = len(refs) == 1 and wants_live(progress)
-    say = _Said(quiet=progress == "quiet")
+    say = _Said(quiet=progress == "quiet" or is_quiet(args))
 
     async def one(ref: Ref, sink: events.Sink) -> None:
-        begun = anyio.Event()
         async with together() as tasks:
-            tasks.start_soon(_patience, ref, begun, sink if live else say)
-            states[ref] = await _show(client, ref, begun, sink)
+            tasks.start_soon(_tell_of_waiting, client, ref, sink if live else say)
+            states[ref] = await _show(client, ref, sink)
+            tasks.cancel_scope.cancel()
 
     if len(refs) == 1:
         if live:
@@ -218,25 +218,23 @@ async def followed(
     return [states[ref] for ref in refs]
 
 
-async def _patience(ref: Ref, begun: anyio.Event, sink: events.Sink) -> None:
-    """Say why nothing is to be seen."""
-    with anyio.move_on_after(_SILENCE):
-        await begun.wait()
-        return
-    sink(events.Note(text=f"waiting for a worker of {ref.pool}"))
+async def _tell_of_waiting(client: Client, ref: Ref, say: events.Sink) -> None:
+    """A job that nobody takes looks like one that hangs."""
+    await anyio.sleep(_WAITS)
+    if (await client.state(ref)).phase == "queued":
+        text = f"no worker of {ref.pool} has taken it yet; `obuilder worker` starts one"
+        say(events.Note(text=text))
 
 
-async def _show(client: Client, ref: Ref, begun: anyio.Event, sink: events.Sink) -> State:
+async def _show(client: Client, ref: Ref, sink: events.Sink) -> State:
     """Show a job's log. Where the job is in the end, which is told even if it was never begun."""
     ended = False
     async with client.follow(ref) as pieces:
         async for piece in pieces:
-            begun.set()
             for event in piece.events:
                 ended = ended or isinstance(event, events.BuildDone | events.BuildEnded)
                 sink(event)
     state = await client.wait(ref)
-    begun.set()
     if state.phase != "done" and not ended:
         error = error_of(state.outcome or Outcome(), state.phase)
         sink(events.BuildEnded(code=error.code, message=error.message, seconds=0.0))
