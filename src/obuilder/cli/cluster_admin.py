@@ -10,14 +10,7 @@ from typing import TypeVar
 import anyio
 import msgspec
 
-from obuilder.cli.options import (
-    add_cluster,
-    add_messages,
-    add_verb,
-    credentials_of,
-    positive,
-    seconds,
-)
+from obuilder.cli.options import add_cluster, add_messages, add_verb, positive, seconds
 from obuilder.cli.results import show, when
 from obuilder.cli.session import in_loop
 from obuilder.errors import ClusterError, UsageError
@@ -93,9 +86,10 @@ def _add_places(subs: Mapping[str, argparse.ArgumentParser]) -> None:
 
 def _as_admin(args: argparse.Namespace, work: "Callable[[Admin], Awaitable[T]]") -> T:
     from obuilder.cluster.admin import Admin
+    from obuilder.cluster.credentials import load_credentials
 
     async def connected() -> T:
-        async with Admin.open(credentials_of(args, "admin")) as admin:
+        async with Admin.open(load_credentials(args.cluster, kind="admin")) as admin:
             return await work(admin)
 
     return in_loop(connected)
