@@ -244,6 +244,8 @@ def test_images_are_pushed_by_the_worker_where_it_may(world) -> None:
     assert len(json.loads(loaded.stdout)["Layers"]) == len(manifest["layers"])
     refused = world.run("submit", "--on", A, "--push", f"{host}/other/app:1", status=6)
     assert "may not push" in refused.err
+    both = world.run("submit", "--on", f"{A},{B}", "--push", f"{host}/team/app:1", status=2)
+    assert "several pools would push one name" in both.err
 
 
 def test_secrets_lie_nowhere_as_they_are(world) -> None:

@@ -1,6 +1,7 @@
 """What a job takes along of what the command line says: all of it, or it is refused."""
 
 import argparse
+import inspect
 
 import anyio
 import pytest
@@ -8,8 +9,10 @@ import pytest
 from obuilder.cli import build, submit
 from obuilder.cli.options import credentials_of, parser_for
 from obuilder.cli.remote import asked_of
+from obuilder.cluster.client import Client
 from obuilder.cluster.credentials import Authority, save_credentials
 from obuilder.cluster.messages import GitContext
+from obuilder.engine.builder import Builder
 from obuilder.errors import UsageError
 
 HERE = {  # heeded by the client itself, or seen in the job's wishes and context
@@ -97,6 +100,15 @@ def test_commits_are_of_a_url_with_a_ref_or_of_those_behind_it(where) -> None:
         assert anyio.run(sent) == GitContext(
             url="https://h/r", commits=commits, directory=directory
         )
+
+
+@pytest.mark.parametrize("name", ["build", "stream"])
+def test_python_has_the_same_words_for_both(name) -> None:
+    here = inspect.signature(getattr(Builder, name)).parameters
+    there = inspect.signature(getattr(Client, name)).parameters
+    for word, parameter in here.items():
+        assert there[word].kind == parameter.kind
+    assert set(there) - set(here) <= {"pool", "wishes"}
 
 
 def test_the_cluster_is_named_by_option_variable_or_config_file(where, monkeypatch) -> None:

@@ -119,6 +119,11 @@ def submit(args: argparse.Namespace, order: Order, wishes: Wishes, *, detach: bo
                 "results of several pools can't go to one archive",
                 hint="-o DIR has a directory for each",
             )
+        if len(pools) > 1 and work.push:
+            raise UsageError(
+                f"several pools would push one name, {work.push[0]}",
+                hint="submit to each alone, with a name for each",
+            )
         say = _Said(quiet=progress == "quiet" or is_quiet(args))
         context = await order.send(client, say)
         chosen = wishes
