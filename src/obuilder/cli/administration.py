@@ -5,6 +5,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple, TypeVar
 
+from obuilder.cli.options import credentials_of
 from obuilder.cli.results import show
 from obuilder.cli.session import in_loop
 
@@ -26,10 +27,9 @@ class Told(NamedTuple):
 def as_admin(args: argparse.Namespace, work: "Callable[[Admin], Awaitable[T]]") -> T:
     """What `work` returns, given an administrator's connection."""
     from obuilder.cluster.admin import Admin
-    from obuilder.cluster.credentials import load_credentials
 
     async def connected() -> T:
-        async with Admin.open(load_credentials(args.cluster, kind="admin")) as admin:
+        async with Admin.open(credentials_of(args, "admin")) as admin:
             return await work(admin)
 
     return in_loop(connected)

@@ -11,12 +11,14 @@ import sys
 from collections.abc import Callable
 
 from obuilder.cli.options import (
+    add_caches,
     add_cluster,
     add_images,
     add_limits,
     add_sandbox,
     add_store,
     count,
+    credentials_of,
     is_quiet,
     positive,
     seconds,
@@ -76,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " its service manager",
     )  # fmt: skip
     add_cluster(parser)
+    add_caches(parser)
     add_images(parser, spec=False)
     add_store(parser)
     add_sandbox(parser)
@@ -104,9 +107,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _credentials(args: argparse.Namespace) -> "Credentials":
     """The worker's credentials. ConfigError, UsageError."""
-    from obuilder.cluster.credentials import load_credentials
-
-    found = load_credentials(args.cluster, kind="worker")
+    found = credentials_of(args, "worker")
     if found.kind != "worker":
         raise ConfigError(
             f"these are the credentials of a {found.kind}, not of a worker",

@@ -154,8 +154,13 @@ def state_directory() -> str:
 
 
 def load_credentials(path: str | None = None, *, kind: Kind = "client") -> Credentials:
-    """The credentials of `path`, or of OBUILDER_CLUSTER, or of the local cluster. ConfigError."""
-    found = path or os.environ.get(VARIABLE) or f"{state_directory()}/{kind}.json"
+    """The credentials of `path`, or of OBUILDER_CLUSTER, or of the local cluster. ConfigError.
+
+    Of a directory, as `cluster up` makes them, the file of that kind.
+    """
+    found = path or os.environ.get(VARIABLE) or state_directory()
+    if os.path.isdir(found) or found == state_directory():
+        found = os.path.join(found, f"{kind}.json")
     try:
         with open(found, "rb") as file:
             content = file.read()

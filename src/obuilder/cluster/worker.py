@@ -37,6 +37,7 @@ from obuilder.system.process import run as run_program
 _IDLE = 5.0
 """Seconds after which the queue is looked at though nothing was heard of it."""
 _HELD = 10.0
+_TIDY = 600.0
 _HOOK = 600.0
 """Seconds that the command before an update may take."""
 _REASONS: tuple[Reason, ...] = get_args(Reason)
@@ -141,7 +142,7 @@ class Worker:
                 self._engine.on_reconnect(self._reconnected)
                 for task in (
                     self._watch_pause, self._listen, self._keep_holding,
-                    self._guard.watch_health, self._guard.watch_space, self._bury,
+                    self._guard.watch_health, self._guard.watch_space, self._bury, self._tidy,
                 ):  # fmt: skip
                     tasks.start_soon(task)
                 tasks.start_soon(self._name.keep, self.presence)
@@ -330,6 +331,13 @@ class Worker:
         holding, self._holding = self._holding, None
         if holding is not None:
             await holding.delivery.back()
+
+    async def _tidy(self) -> None:
+        """Keep what jobs leave behind besides results from growing for ever."""
+        while True:
+            with suppress(OSError):  # told by what needs the disk
+                await self._shop.tidy(scarce="disk" in self._paused)
+            await anyio.sleep(_TIDY)
 
     # --- ending ----------------------------------------------------------------------------------
 
