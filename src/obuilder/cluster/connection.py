@@ -273,7 +273,8 @@ class Connection:
             async def answer(message: Msg) -> None:
                 found = await handler(message.subject, message.data)
                 if message.reply:
-                    await self._send(message.reply, found)
+                    with suppress(ClusterError):  # who asked asks again
+                        await self._send(message.reply, found)
 
             async def run() -> None:
                 async for message in messages:
