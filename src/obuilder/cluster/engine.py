@@ -9,9 +9,10 @@ import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from secrets import token_hex
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
+from anyio.streams.memory import MemoryObjectSendStream
 
 from obuilder.cluster.accounts import live
 from obuilder.cluster.answers import (
@@ -25,6 +26,7 @@ from obuilder.cluster.answers import (
     stored_of,
 )
 from obuilder.cluster.connection import ATTEMPT, Connection
+from obuilder.cluster.credentials import Credentials
 from obuilder.errors import ClusterError
 
 __all__ = ["Conflict", "Delivery", "Engine", "Missing", "Stored"]
@@ -38,8 +40,21 @@ _CONFLICTS = frozenset((10071, 10164))
 _GONE = {"Nats-Marker-Reason": "Remove"}
 
 
+class _Pull(NamedTuple):
+    """A pull that waits for its answer."""
+
+    of: tuple[str, str]
+    """The stream and the consumer."""
+    send: MemoryObjectSendStream[Message]
+
+
 class Engine(Connection):
     """A connection. Every method may run at the same time as any other; all raise ClusterError."""
+
+    def __init__(self, credentials: Credentials, name: str) -> None:
+        super().__init__(credentials, name)
+        self._pulls: dict[str, _Pull] = {}
+        self._pulls_heard = False
 
     # --- writing ---------------------------------------------------------------------------------
 
@@ -244,6 +259,11 @@ class Engine(Connection):
             if not more or len(found) >= int(info.get("total", 0)):
                 return found
 
+    async def consumer_count(self, stream: str) -> int:
+        """How many consumers a stream has."""
+        info = await self._api(f"STREAM.INFO.{stream}")
+        return int(info["state"]["consumer_count"])
+
     # --- queues ----------------------------------------------------------------------------------
 
     async def pull(
@@ -261,12 +281,16 @@ class Engine(Connection):
         if min_pending is not None:
             asked["min_pending"] = min_pending
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
-        # What is delivered has its own subject, so it can't be told by that whose answer it is.
         reply = f"{self._inbox}.pull.{token_hex(12)}"
-        async with self._listen(reply) as answers:
+        send, receive = anyio.create_memory_object_stream[Message](float("inf"))
+        pull = _Pull((stream, consumer), send)
+        self._pulls[reply] = pull
+        try:
+            if not self._pulls_heard:
+                await self._hear_pulls()
             await self._send(subject, json.dumps(asked).encode(), reply)
             with anyio.move_on_after(wait + 2):
-                message = await self._next(answers.__anext__, subject)
+                message = await self._next(receive.receive, subject)
                 status, said = status_of(message), description_of(message)
                 if status == 0:
                     return Delivery(self, message)
@@ -274,7 +298,32 @@ class Engine(Connection):
                     raise Missing(f"there is no consumer {consumer} of {stream}")
                 if status == 400:
                     raise ClusterError(f"the cluster gives nothing of {consumer}: {said}")
+        finally:
+            del self._pulls[reply]
+            send.close()
+            receive.close()
         return None
+
+    async def _hear_pulls(self) -> None:
+        self._pulls_heard = True  # by whoever came first
+        try:
+            await self.hear(f"{self._inbox}.pull.*", self._pulled)
+        except BaseException:
+            self._pulls_heard = False
+            raise
+
+    def _pulled(self, message: Message) -> None:
+        """An answer to a pull.
+
+        What is delivered has its own subject, so it can't be told by that whose answer it is: it
+        goes to any pull of its consumer. If none waits any more, its time with us will run out.
+        """
+        pull = self._pulls.get(message.subject)
+        if pull is None and status_of(message) == 0:
+            of = tuple(_parts(message.reply)[:2])
+            pull = next((each for each in self._pulls.values() if each.of == of), None)
+        if pull is not None:
+            pull.send.send_nowait(message)
 
     # --- administration --------------------------------------------------------------------------
 
@@ -344,14 +393,18 @@ class Delivery:
     def __init__(self, engine: Engine, message: Message) -> None:
         self._engine, self._reply = engine, message.reply
         self.subject, self.data = message.subject, bytes(message.data)
-        parts = message.reply.split(".")
-        # $JS.ACK.STREAM.CONSUMER.TRIES.SEQ.…, or with domain and account before the stream
-        start = 2 if len(parts) == 9 else 4
-        self.tries, self.seq = int(parts[start + 2]), int(parts[start + 3])
+        parts = _parts(message.reply)
+        self.tries, self.seq = int(parts[2]), int(parts[3])
+        self.left = int(parts[6])
+        """How many more waited when it was delivered."""
 
     async def ack(self) -> None:
         """It is done; returns when the cluster knows. ClusterError."""
         await self._engine._insist(self._reply, b"+ACK")  # noqa: SLF001
+
+    async def gone(self) -> None:
+        """It is done. If the cluster does not hear that, it is given to somebody again."""
+        await self._engine.publish(self._reply, b"+ACK")
 
     async def beat(self) -> None:
         """It is still ours."""
@@ -365,6 +418,12 @@ class Delivery:
         """It is somebody else's, after `delay` seconds."""
         data = b'-NAK {"delay": %d}' % int(delay * 1e9) if delay else b"-NAK"
         await self._engine._insist(self._reply, data)  # noqa: SLF001
+
+
+def _parts(reply: str) -> list[str]:
+    """What is said of a delivery: stream, consumer, tries, number, …, time, how many are left."""
+    parts = reply.split(".")  # $JS.ACK.…, or with domain and account before the stream
+    return parts[2:] if len(parts) == 9 else parts[4:]
 
 
 def _within(asked: Mapping[str, Any], found: Mapping[str, Any]) -> bool:

@@ -20,6 +20,7 @@ cluster (`checked`); free text (a cache hint) becomes a token by its hash (`hash
     pool.POOL                     the pool: its platform, its key     stream CLUSTER
     client.CLIENT                 the client: its keys
     ctl.POOL.WORKER.VERB          requests to a worker                not stored
+    bell.POOL                     one of the idle workers is to look at the queue
 """
 
 import hashlib
@@ -164,3 +165,8 @@ def client(name: str = "*") -> str:
 def control(pool: str, worker: str, verb: str = "*") -> str:
     """A request to a worker: metrics, update, shutdown."""
     return f"ctl.{pool}.{worker}.{verb}"
+
+
+def bell(pool: str) -> str:
+    """Where workers tell one another of tickets; it stays in their account."""
+    return f"bell.{pool}"
