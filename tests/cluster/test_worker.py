@@ -178,7 +178,7 @@ async def test_pause_drain_and_what_runs_meanwhile(yard, bench) -> None:
         for name in "ab":
             with anyio.fail_after(5):
                 await bench.came[name].wait()
-        answer = await yard.admin.request(names.control(yard.pool, "w1", "metrics"), b"")
+        answer = await yard.admin.request(names.question(yard.pool, "w1", "metrics"), b"")
         assert b"obuilder_worker_running_jobs 2" in answer
         worker.drain()
         third = await yard.submit("mark third")

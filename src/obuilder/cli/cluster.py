@@ -50,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what was asked."""
-    if args.action in cluster_admin.ACTIONS:
-        return cluster_admin.ACTIONS[args.action][1](args)
+    if cluster_admin.is_ours(args.action):
+        return cluster_admin.run(args)
     if args.action == "config":
         return _config(args)
     from obuilder.cluster.credentials import state_directory

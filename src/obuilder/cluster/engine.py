@@ -6,6 +6,7 @@ number.
 """
 
 import json
+from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from secrets import token_hex
@@ -25,13 +26,22 @@ from obuilder.cluster.answers import (
     stored_of,
 )
 from obuilder.cluster.connection import ATTEMPT, Connection
-from obuilder.errors import ClusterError
+from obuilder.cluster.credentials import Credentials
+from obuilder.cluster.tasks import together
+from obuilder.errors import ClusterError, Refused
 
 __all__ = ["Conflict", "Delivery", "Engine", "Missing", "Stored"]
 
 _BATCH = 1000
 _BYTES = 4 << 20
 _NAMED = 512
+_FRESH = 5.0
+"""Seconds for which what was not surely stored is kept, and bytes of it at most."""
+_FRESH_BYTES = 8 << 20
+_ONCE = 100.0
+"""Seconds after which it is not said again: streams know for 120 what they have."""
+_BEHIND = (0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0)
+"""Seconds between looks for what a server may not have yet."""
 _GROUP = "all"
 """The priority group of all consumers."""
 _CONFLICTS = frozenset((10071, 10164))
@@ -40,6 +50,12 @@ _GONE = {"Nats-Marker-Reason": "Remove"}
 
 class Engine(Connection):
     """A connection. Every method may run at the same time as any other; all raise ClusterError."""
+
+    def __init__(self, credentials: Credentials, name: str) -> None:
+        super().__init__(credentials, name)
+        self._fresh: deque[tuple[float, str, bytes, dict[str, str]]] = deque()
+        """What was stored lately, and may not be on the server's disk yet."""
+        self._fresh_size = 0
 
     # --- writing ---------------------------------------------------------------------------------
 
@@ -52,12 +68,14 @@ class Engine(Connection):
         ttl: float | None = None,
         once: str | None = None,
         headers: Mapping[str, str] | None = None,
+        sure: bool = True,
     ) -> int:
         """Store a message: its number, once it is safe. Conflict, Refused, ClusterError.
 
         `expect`: the number of the last one there, 0 for none, else Conflict. `ttl`: seconds (1
         at least) after which it is removed. `once`: a name under which it is stored a single
-        time, however often it is put.
+        time, however often it is put. Not `sure`: the stream acknowledges what is not on disk
+        yet, so it is said again to a server that has started anew.
         """
         sent = dict(headers or {})
         sent["Nats-Msg-Id"] = once or token_hex(12)  # so that trying again stores it once
@@ -72,7 +90,25 @@ class Engine(Connection):
             if error.get("err_code") in _CONFLICTS:
                 raise Conflict(f"{subject} was changed by somebody else: {text}")
             raise ClusterError(f"the cluster did not store {subject}: {text}")
+        if not sure:
+            self._remember(subject, data, sent)
         return int(found["seq"])
+
+    def _remember(self, subject: str, data: bytes, headers: dict[str, str]) -> None:
+        now, fresh = anyio.current_time(), self._fresh
+        fresh.append((now, subject, data, headers))
+        self._fresh_size += len(data)
+        while fresh and (now - fresh[0][0] > _FRESH or self._fresh_size > _FRESH_BYTES):
+            self._fresh_size -= len(fresh.popleft()[2])
+
+    async def _reconnected(self) -> None:
+        # In order, and before anything that still waits for an answer is tried again.
+        now = anyio.current_time()
+        for at, subject, data, headers in tuple(self._fresh):
+            if now - at < _ONCE:
+                with suppress(ClusterError):
+                    await self._send(subject, data, headers=headers)
+        await super()._reconnected()
 
     async def remove(self, stream: str, subject: str) -> None:
         """Remove all messages of a subject or a filter."""
@@ -80,13 +116,26 @@ class Engine(Connection):
 
     # --- reading ---------------------------------------------------------------------------------
 
-    async def last(self, stream: str, subject: str) -> Stored | None:
-        """The last message of a subject; None if there is none."""
+    async def last(self, stream: str, subject: str, *, marks: bool = False) -> Stored | None:
+        """The last message of a subject; None if there is none. `marks`: also one that says so."""
         message = await self._insist(f"$JS.API.DIRECT.GET.{stream}.{subject}")
         if status_of(message) == 404:
             return None
         found = stored_of(message)
-        return None if found.removed else found
+        return None if found.removed and not marks else found
+
+    async def known(self, stream: str, subject: str) -> Stored | None:
+        """The last message of a subject that was stored before, by anybody.
+
+        Of several servers the one that answers may be behind, so none is believed at once that
+        it is not there.
+        """
+        for pause in _BEHIND if len(self.credentials.urls) > 1 else ():
+            found = await self.last(stream, subject)
+            if found is not None:
+                return found
+            await anyio.sleep(pause)
+        return await self.last(stream, subject)
 
     async def each(self, stream: str, *filters: str) -> list[Stored]:
         """The last message of each subject that a filter takes in, in order."""
@@ -138,7 +187,7 @@ class Engine(Connection):
             if message is not None:
                 found.append(message)
 
-        async with anyio.create_task_group() as tasks:
+        async with together() as tasks:
             for subject in subjects:
                 tasks.start_soon(get, subject)
         return sorted(found, key=lambda message: message.seq)
@@ -186,10 +235,13 @@ class Engine(Connection):
     ) -> AsyncIterator[AsyncIterator[Stored]]:
         """The last message of each subject, then each new one; empty data for what is removed.
 
-        The list is read again after a reconnect, and each `every` seconds.
+        The list is read again after a reconnect, and each `every` seconds. Once it was had,
+        a cluster that does not answer is waited for.
         """
         send, receive = anyio.create_memory_object_stream[Stored](float("inf"))
         known: dict[str, int] = {}
+        missed: set[str] = set()
+        alone = len(self.credentials.urls) == 1
         again = anyio.Event()
 
         def wake() -> None:
@@ -206,15 +258,30 @@ class Engine(Connection):
 
         async def list_all() -> None:
             nonlocal again
+            first = True
             while True:
                 before = dict(known)
-                found = {message.subject: message for message in await self.each(stream, filter_)}
+                try:
+                    listed = await self.each(stream, filter_)
+                except ClusterError as error:
+                    if first or isinstance(error, Refused):
+                        raise
+                    await anyio.sleep(1)
+                    continue
+                first = False
+                found = {message.subject: message for message in listed}
+                newest = max((message.seq for message in listed), default=0)
                 for message in found.values():
                     show(message)
                 for subject, seq in before.items():
-                    if subject not in found and known.get(subject) == seq:
+                    if subject in found or known.get(subject) != seq:
+                        missed.discard(subject)
+                    elif alone or seq < newest or subject in missed:
+                        missed.discard(subject)
                         del known[subject]
                         send.send_nowait(Stored(subject, 0, b"", 0.0, _GONE))
+                    else:  # whoever answered may not have it yet
+                        missed.add(subject)
                 with anyio.move_on_after(every):
                     await again.wait()
                 again = anyio.Event()
@@ -223,7 +290,7 @@ class Engine(Connection):
         try:
             async with (
                 self._listen(live(filter_)) as messages,
-                anyio.create_task_group() as tasks,
+                together() as tasks,
             ):
                 tasks.start_soon(listen, messages)
                 tasks.start_soon(list_all)
@@ -275,6 +342,10 @@ class Engine(Connection):
                 if status == 400:
                     raise ClusterError(f"the cluster gives nothing of {consumer}: {said}")
         return None
+
+    async def let_go(self, receipt: str) -> None:
+        """Have a message given to somebody else whose holder is dead."""
+        await self._insist(receipt, b"-NAK")
 
     # --- administration --------------------------------------------------------------------------
 
@@ -342,7 +413,7 @@ class Delivery:
     """A message of a queue, ours for as long as we say so (`beat`) or 30 seconds."""
 
     def __init__(self, engine: Engine, message: Message) -> None:
-        self._engine, self._reply = engine, message.reply
+        self._engine, self.receipt = engine, message.reply
         self.subject, self.data = message.subject, bytes(message.data)
         parts = message.reply.split(".")
         # $JS.ACK.STREAM.CONSUMER.TRIES.SEQ.…, or with domain and account before the stream
@@ -351,20 +422,20 @@ class Delivery:
 
     async def ack(self) -> None:
         """It is done; returns when the cluster knows. ClusterError."""
-        await self._engine._insist(self._reply, b"+ACK")  # noqa: SLF001
+        await self._engine._insist(self.receipt, b"+ACK")  # noqa: SLF001
 
     async def beat(self) -> None:
         """It is still ours."""
-        await self._engine.publish(self._reply, b"+WPI")
+        await self._engine.publish(self.receipt, b"+WPI")
 
     async def term(self) -> None:
         """It is to be given to nobody again."""
-        await self._engine._insist(self._reply, b"+TERM")  # noqa: SLF001
+        await self._engine._insist(self.receipt, b"+TERM")  # noqa: SLF001
 
     async def back(self, delay: float = 0.0) -> None:
         """It is somebody else's, after `delay` seconds."""
         data = b'-NAK {"delay": %d}' % int(delay * 1e9) if delay else b"-NAK"
-        await self._engine._insist(self._reply, data)  # noqa: SLF001
+        await self._engine._insist(self.receipt, data)  # noqa: SLF001
 
 
 def _within(asked: Mapping[str, Any], found: Mapping[str, Any]) -> bool:

@@ -236,7 +236,7 @@ class Queue:
         if self.is_running(ticket.id):
             self.adopt(ticket.id, delivery)
             return None
-        if held.state.phase == "running" and _has(workers.get(held.state.worker), held):
+        if held.state.phase == "running" and await self._is_held(held):
             await delivery.back(_BUSY)
             return None
         if cancel := await records.is_cancelled(self._engine, place):
@@ -303,6 +303,17 @@ class Queue:
         await self._engine.put(subject, encode(sent), once=f"{ticket.id}.{delivery.seq}")
         await delivery.ack()
 
+    async def _is_held(self, held: Held) -> bool:
+        """Whether the worker that claimed a job is there now, and says that it runs it."""
+        subject = names.worker(self._name, held.state.worker)
+        found = await self._engine.last(names.state_of(self._name), subject)
+        worker = _decoded(found.data, Presence) if found else None
+        return (
+            worker is not None
+            and worker.session == held.state.session
+            and any(job.id == held.place.id for job in worker.running)
+        )
+
     # --- what is remembered ----------------------------------------------------------------------
 
     async def ended(self, taken: Taken, seconds: float, *, well: bool, useful: bool) -> None:
@@ -365,15 +376,6 @@ def _decoded(data: bytes, kind: type[M]) -> M | None:
         return decode(data, kind) if data else None
     except Incompatible:
         return None
-
-
-def _has(worker: Presence | None, held: Held) -> bool:
-    """Whether the worker that claimed a job is there, and says that it runs it."""
-    return (
-        worker is not None
-        and worker.session == held.state.session
-        and any(job.id == held.place.id for job in worker.running)
-    )
 
 
 def _backlog(pending: Mapping[str, int]) -> dict[str, int]:

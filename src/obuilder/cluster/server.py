@@ -24,6 +24,7 @@ import msgspec
 from msgspec import Struct
 
 from obuilder.cluster import accounts, layout, members, names
+from obuilder.cluster.connection import OLDEST, too_old
 from obuilder.cluster.credentials import (
     Authority,
     Credentials,
@@ -201,7 +202,7 @@ class Local:
         with anyio.move_on_after(_READY):
             while not await _listens(_port_of(authority)):
                 if started is not None and not started.running:
-                    raise ClusterError(f"nats-server ended at once: {self.last_words()}")
+                    raise self._ended()
                 await anyio.sleep(0.01)
         pool, client = default_pool(), default_client()
         async with Engine.connect(admin, name="up") as engine:
@@ -221,6 +222,14 @@ class Local:
         admin = authority.admin()
         save_credentials(admin, path)
         return admin
+
+    def _ended(self) -> ClusterError:
+        """Why the server did not start: one that is too old does not know its settings."""
+        _, said = process.capture([find_server(), "--version"])
+        found = re.search(r"(\d+)\.(\d+)\.\d+", said.decode(errors="replace"))
+        if found is not None and (int(found[1]), int(found[2])) < OLDEST:
+            return too_old(found[0])
+        return ClusterError(f"nats-server ended at once: {self.last_words()}")
 
     def last_words(self) -> str:
         """The last error in the server's log."""
