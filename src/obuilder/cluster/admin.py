@@ -1,4 +1,4 @@
-"""What administrators do with pools, workers and clients. Jobs flow without any of it."""
+"""What administrators do with pools, workers and clients, and viewers look at. Jobs flow without."""
 
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -9,11 +9,12 @@ import msgspec
 from msgspec import Struct
 
 from obuilder.cluster import layout, members, names
-from obuilder.cluster.credentials import Credentials, authority_of
+from obuilder.cluster.credentials import Authority, Credentials, authority_of
 from obuilder.cluster.engine import Conflict, Engine, Stored
 from obuilder.cluster.messages import (
     Answer,
     Client,
+    Issued,
     Known,
     Outcome,
     Paused,
@@ -44,6 +45,11 @@ class Worker(Struct, frozen=True):
     seen: float = 0.0
     waiting: int = 0
     """Jobs that wait for it alone."""
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it takes no jobs, or would take none: by an administrator, or by itself."""
+        return self.paused is not None or bool(self.presence and self.presence.paused)
 
 
 class Sharer(Struct, frozen=True):
@@ -84,19 +90,28 @@ class View(Struct, frozen=True):
 
 
 class Admin:
-    """An administrator, connected."""
+    """An administrator, connected; or a viewer, who gets a UsageError for what changes something."""
 
     def __init__(self, engine: Engine, credentials: Credentials) -> None:
         self.engine, self._credentials = engine, credentials
-        self.authority = authority_of(credentials)
+
+    @property
+    def authority(self) -> Authority:
+        """What makes credentials. UsageError for a viewer."""
+        return authority_of(self._credentials)
 
     @classmethod
     @asynccontextmanager
     async def open(cls, credentials: Credentials) -> AsyncIterator["Admin"]:
         """Connect. ClusterError, Refused; UsageError for others' credentials."""
-        authority_of(credentials)
+        if credentials.kind != "viewer":
+            authority_of(credentials)
         async with Engine.connect(credentials, name=credentials.name) as engine:
             yield cls(engine, credentials)
+
+    def _may_change(self) -> None:
+        """UsageError for a viewer, before anything is asked: the cluster refuses it anyway."""
+        authority_of(self._credentials)
 
     # --- looking -----------------------------------------------------------------------------
 
@@ -114,6 +129,10 @@ class Admin:
                 f"there is no pool {name!r}", hint=f"there are: {known}" if known else None
             )
         return pools[name]
+
+    async def viewers(self) -> dict[str, Issued]:
+        """All viewers, by name."""
+        return await members.viewers(self.engine)
 
     async def clients(self) -> list[Client]:
         """All clients that were not removed."""
@@ -204,6 +223,7 @@ class Admin:
 
         `make`: also one that was never there. UsageError.
         """
+        self._may_change()
         names.checked("worker", worker)
         view = await self.view(pool)
         if not make or any(one.name == worker for one in view.workers):
@@ -215,12 +235,12 @@ class Admin:
         return True
 
     async def unpause(self, pool: str, worker: str) -> bool:
-        """Let a worker take jobs again. Whether it was paused."""
+        """Let a worker take jobs again. Whether it was paused. UsageError."""
+        self._may_change()
         if worker not in await self._pauses(pool):
             (await self.view(pool)).named(worker)
             return False
-        await self.engine.remove(names.state_of(pool), names.pause(pool, worker))
-        await self.engine.publish(names.pause(pool, worker), b"")
+        await self.engine.put(names.pause(pool, worker), b"", ttl=1)  # it hears this, not a purge
         return True
 
     async def drain(self, pool: str, worker: str, tell: Tell) -> None:
@@ -238,8 +258,9 @@ class Admin:
 
     # --- workers -------------------------------------------------------------------------------
 
-    async def ask(self, pool: str, worker: str, verb: str, *, seconds: float = 10.0) -> Answer:
-        """Ask a worker for something. ClusterError if it does not answer, or can't."""
+    async def tell(self, pool: str, worker: str, verb: str, *, seconds: float = 10.0) -> Answer:
+        """Tell a worker to do something. ClusterError if it does not answer, or can't."""
+        self._may_change()
         data = await self.engine.request(names.control(pool, worker, verb), b"", seconds=seconds)
         answer = decode(data, Answer)
         if not answer.ok:
@@ -254,7 +275,7 @@ class Admin:
         before = (await self.presences(pool)).get(worker)
         if before is None:
             raise ClusterError(f"the worker {worker} is not connected")
-        await self.ask(pool, worker, "update", seconds=patience)
+        await self.tell(pool, worker, "update", seconds=patience)
         deadline: float | None = None
         while True:
             now = (await self.presences(pool)).get(worker)
@@ -302,20 +323,48 @@ class Admin:
                 tasks.start_soon(one, worker)
         return sorted(failed)
 
-    async def forget(self, pool: str, worker: str) -> None:
-        """Forget a worker that is gone for good. UsageError if it is there, or was never known."""
+    async def forget(self, pool: str, worker: str) -> int:
+        """Forget a worker that is gone for good; how many jobs that waited for it go to others.
+
+        UsageError if it is there, or was never known.
+        """
+        self._may_change()
         found = (await self.view(pool)).named(worker)
         if found.presence is not None:
             raise UsageError(f"the worker {worker} is still connected", hint="stop it first")
-        if found.waiting:
-            raise UsageError(
-                f"{found.waiting} jobs wait for {worker}",
-                hint="other workers take them when it is gone for long; try again then",
-            )
+        return await self._drop(pool, worker)
+
+    async def remove_worker(self, pool: str, worker: str) -> int:
+        """Cut a worker off, at once and for good; how many jobs that waited for it go to others.
+
+        NoSuchPool; UsageError: no credentials were made for it.
+        """
+        self._may_change()
+        await self.pool(pool)
+        await members.remove_worker(self.engine, self._credentials, pool, worker)
+        return await self._drop(pool, worker)  # what it ran goes to others as if it had died
+
+    async def _drop(self, pool: str, worker: str) -> int:
+        """Remove what is a worker's own. Tickets that were sent on to it are put back into the queue."""
+        queue, count = names.queue_of(pool), 0
+        clients = {client.name for client in await self.clients()}
+        async for found in self.engine.read(queue, f"run.{pool}.{worker}.>"):
+            try:
+                ticket = decode(found.data, Ticket)
+            except Incompatible:
+                continue
+            if ticket.client in clients:
+                subject = names.ticket(ticket.client, pool, urgent=ticket.urgent)
+                back = msgspec.structs.replace(ticket, forwarded="")
+                await self.engine.put(subject, encode(back), once=f"{ticket.id}.back.{found.seq}")
+                count += 1
+        await self.engine.remove(queue, f"run.{pool}.{worker}.>")
         await layout.drop_worker(self.engine, pool, worker)
+        return count
 
     async def add_worker(self, pool: str, worker: str) -> Credentials:
         """Credentials for a worker. NoSuchPool, UsageError."""
+        self._may_change()
         await self.pool(pool)
         return await members.add_worker(self.engine, self._credentials, pool, worker)
 
@@ -327,6 +376,7 @@ class Admin:
 
     async def remove_pool(self, name: str) -> int:
         """Remove a pool; how many jobs that waited are cancelled. UsageError: it has workers."""
+        self._may_change()
         view = await self.view(name)
         there = [worker.name for worker in view.workers if worker.presence is not None]
         if there:
@@ -347,10 +397,19 @@ class Admin:
 
     async def remove_client(self, name: str) -> int:
         """Cut a client off, at once; how many of its jobs that waited are cancelled. UsageError."""
+        self._may_change()
         if name not in {client.name for client in await self.clients()}:
             raise UsageError(f"there is no client {name!r}", hint="`obuilder cluster clients`")
         await members.remove_client(self.engine, self._credentials, name)
         return await self._cancel_waiting(name, "*", "its client was removed")
+
+    async def add_viewer(self, name: str) -> Credentials:
+        """Credentials that may look at everything: for a new viewer, or one more of it. UsageError."""
+        return await members.add_viewer(self.engine, self._credentials, name)
+
+    async def remove_viewer(self, name: str) -> None:
+        """Cut a viewer off, at once and for good. UsageError."""
+        await members.remove_viewer(self.engine, self._credentials, name)
 
     async def _cancel_waiting(self, client: str, pool: str, reason: str) -> int:
         """Note that jobs which wait are not done."""
@@ -373,6 +432,7 @@ class Admin:
 
     async def set_rate(self, pool: str, client: str, rate: float) -> None:
         """How much of a pool a client gets beside others. UsageError, NoSuchPool."""
+        self._may_change()
         await self.pool(pool)
         if client not in {one.name for one in await self.clients()}:
             raise UsageError(f"there is no client {client!r}", hint="`obuilder cluster clients`")

@@ -253,9 +253,7 @@ class Queue:
         if ticket is None:
             await delivery.term()
             return None
-        if self.is_running(ticket.id):
-            self.adopt(ticket.id, delivery)
-            return None
+        stay = stay or self.is_running(ticket.id)
         route: policy.Route | None = None if stay else await self._route(ticket, me)
         if isinstance(route, policy.Forward):
             await self._forward(ticket, delivery, route.worker, me, charge)
@@ -290,6 +288,9 @@ class Queue:
             return None
         if held is None or held.ended:
             await delivery.ack()
+            return None
+        if self.is_running(ticket.id):
+            self.adopt(ticket.id, delivery)
             return None
         if held.state.phase == "running" and await self._is_held(held):
             await delivery.back(_BUSY)

@@ -52,7 +52,7 @@ class Held(Struct, frozen=True):
 
 async def read(engine: Engine, place: Place) -> Held | None:
     """Where a job is; None if there is none. Incompatible, ClusterError."""
-    found = await engine.last(names.jobs_of(place.client), place.subject("state"))
+    found = await engine.known(names.jobs_of(place.client), place.subject("state"))
     return None if found is None else Held(place, decode(found.data, State), found.seq)
 
 

@@ -17,9 +17,10 @@ from msgspec import Struct
 from obuilder import __version__
 from obuilder.cluster import names
 from obuilder.cluster.credentials import Credentials
-from obuilder.cluster.engine import Engine, Missing
+from obuilder.cluster.engine import Delivery, Engine, Missing
 from obuilder.cluster.health import Care, Guard
 from obuilder.cluster.jobs import Shop
+from obuilder.cluster.journal import Journal
 from obuilder.cluster.logs import CAP
 from obuilder.cluster.messages import Answer, Paused, Presence, Reason, decode, encode
 from obuilder.cluster.metrics import Counts, text
@@ -32,6 +33,7 @@ from obuilder.oci.platforms import host_platform, normalised, parse_platform
 from obuilder.system.process import run as run_program
 
 _HELD = 10.0
+_TIDY = 600.0
 _HOOK = 600.0
 """Seconds that the command before an update may take."""
 _REASONS: tuple[Reason, ...] = get_args(Reason)
@@ -62,7 +64,9 @@ class Worker:
         means: Means = Means(),  # noqa: B008 - frozen
         care: Care = Care(),  # noqa: B008 - frozen
         tell: Callable[[str], None] = lambda _: None,
+        journal: str | None = None,
     ) -> None:
+        """`journal`: a directory that this one has to itself, for the notes of `Journal`."""
         self._engine, self._credentials, self._shop, self._means = engine, credentials, shop, means
         self._tell = tell
         self.pool, self.name = credentials.pool, credentials.name
@@ -80,7 +84,8 @@ class Worker:
         self._guard = Guard(shop.builder, care, self.pause)
         self._queue = Queue(engine, self.pool, self.name, self.session)
         self._queue.is_running = self._runs.__contains__
-        self._queue.adopt = lambda job, delivery: self._runs[job].adopt(delivery)
+        self._queue.adopt = self._adopt
+        self._journal = Journal(journal, self.session) if journal is not None else None
         self._name = Name(engine, self.pool, self.name, self.session)
 
     # --- what others see -------------------------------------------------------------------------
@@ -123,26 +128,41 @@ class Worker:
         stream, subject = names.state_of(self.pool), names.pause(self.pool, self.name)
         paused = await self._engine.last(stream, subject)
         self._pause_as(paused.data if paused is not None else b"")
-        await self._name.take(self.presence, self._tell)
+        dead = self._journal.dead if self._journal is not None else ()
+        await self._name.take(self.presence, self._tell, dead=dead)
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
                 self._engine.on_reconnect(self._reconnected)
                 for task in (
                     self._watch_pause, self._keep_holding,
-                    self._guard.watch_health, self._guard.watch_space,
+                    self._guard.watch_health, self._guard.watch_space, self._bury, self._tidy,
                 ):  # fmt: skip
                     tasks.start_soon(task)
                 tasks.start_soon(self._name.keep, self.presence)
-                control = names.control(self.pool, self.name)
-                async with self._engine.serve(control, self._control), self._queue.open():
+                told, asked = (f(self.pool, self.name) for f in (names.control, names.question))
+                async with (
+                    self._engine.serve(told, self._told),
+                    self._engine.serve(asked, self._asked),
+                    self._queue.open(),
+                ):
                     self._tell(f"{self.name} takes jobs of the pool {self.pool}")
                     await self._loop()
                 tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             raise first_error(group) from None
         finally:
-            await self._name.leave(self.presence())
+            await self._name.leave()
+
+    async def _bury(self) -> None:
+        """Let the jobs go that a killed session had: they are done by others now, and not in half a
+        minute.
+        """
+        for job, receipt in self._journal.left.items() if self._journal is not None else ():
+            self._drop(job)  # before it may be taken again, by this one too
+            with suppress(ClusterError):
+                await self._engine.let_go(receipt)
+                self._tell(f"job {job} was lost with the worker that was here: it runs again")
 
     async def _check(self) -> None:
         """That this machine is of the pool's kind, and can build."""
@@ -209,6 +229,7 @@ class Worker:
             log_cap=self._means.log_cap,
         )  # fmt: skip
         self._runs[taken.ticket.id] = run
+        self._hold(taken.ticket.id, taken.delivery)
         self._counts.accepted += 1
         self._changed()
         assert self._tasks is not None
@@ -220,6 +241,7 @@ class Worker:
             await run.run()
         finally:
             del self._runs[taken.ticket.id]
+            self._drop(taken.ticket.id)
             self._changed()
         seconds = time.monotonic() - began
         self._counts.ended(run.phase, seconds, run.outcome)
@@ -227,6 +249,21 @@ class Worker:
         useful = run.phase == "done" or run.outcome.code in ("step-failed", "limit-hit")
         well = run.phase == "done"
         await self._queue.ended(taken, seconds, well=well, useful=useful)
+
+    def _adopt(self, job: str, delivery: Delivery) -> None:
+        self._runs[job].adopt(delivery)
+        self._hold(job, delivery)
+
+    def _hold(self, job: str, delivery: Delivery) -> None:
+        """Note a ticket. Who can't only waits longer if it is killed."""
+        if self._journal is not None:
+            with suppress(OSError):
+                self._journal.hold(job, delivery.receipt)
+
+    def _drop(self, job: str) -> None:
+        if self._journal is not None:
+            with suppress(OSError):
+                self._journal.drop(job)
 
     # --- what is heard ---------------------------------------------------------------------------
 
@@ -268,6 +305,13 @@ class Worker:
         if holding is not None:
             await holding.delivery.back()
 
+    async def _tidy(self) -> None:
+        """Keep what jobs leave behind besides results from growing for ever."""
+        while True:
+            with suppress(OSError):  # told by what needs the disk
+                await self._shop.tidy(scarce="disk" in self._paused)
+            await anyio.sleep(_TIDY)
+
     # --- ending ----------------------------------------------------------------------------------
 
     def drain(self, text: str = "it was told to stop") -> None:
@@ -288,14 +332,21 @@ class Worker:
         for run in self._runs.values():
             run.stop("back")
 
-    async def _control(self, subject: str, data: bytes) -> bytes:
-        """Answer an administrator."""
+    async def _asked(self, subject: str, _: bytes) -> bytes:
+        """Answer who looks."""
         verb = subject.rpartition(".")[2]
         if verb == "ping":
             answer = Answer(text=__version__)
         elif verb == "metrics":
             answer = Answer(text=text(self.presence(), self._counts, self._guard))
-        elif verb == "shutdown":
+        else:
+            answer = Answer(ok=False, text=f"a worker knows no answer to {verb!r}")
+        return encode(answer)
+
+    async def _told(self, subject: str, _: bytes) -> bytes:
+        """Do what an administrator says."""
+        verb = subject.rpartition(".")[2]
+        if verb == "shutdown":
             self.drain("an administrator ended it")
             answer = Answer(text="it ends when its jobs have")
         elif verb == "update":
