@@ -298,7 +298,7 @@ async def test_a_removed_client_is_cut_in_under_a_second(cluster):
 @pytest.mark.parametrize("kind", ["worker", "viewer"])
 async def test_a_removed_worker_or_viewer_is_cut_in_under_a_second(cluster, kind):
     """By its name, whichever of the credentials that were made for it it has."""
-    pool = "removing"
+    pool = f"removing-{kind}"
     await cluster.pool(pool)
     await cluster.client("carol")
     async with Admin.open(cluster.credentials) as admin:

@@ -133,6 +133,8 @@ def world(tmp_path_factory):
 
 
 def test_what_one_worker_built_the_others_fetch_and_only_what_is_missing_is_sent(world) -> None:
+    for number in range(40):  # as nobody has sent them before
+        (world.context / "many" / str(number)).write_text(f"{number} of these\n")
     first = world.run("submit", "--on", A, "--hint", "shared")
     assert "sent 40 of 40 files" in first.err
     assert "40\n" in first.out

@@ -11,8 +11,8 @@ from obuilder.cli.results import when
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from obuilder.cluster.admin import View, Worker
     from obuilder.cluster.messages import Ticket
+    from obuilder.cluster.overview import View, Worker
 
 
 def pools(args: argparse.Namespace) -> Told:

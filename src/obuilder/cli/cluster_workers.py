@@ -11,7 +11,8 @@ from obuilder.errors import ClusterError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from obuilder.cluster.admin import Admin, View
+    from obuilder.cluster.admin import Admin
+    from obuilder.cluster.overview import View
 
 
 def _chosen(args: argparse.Namespace, view: "View") -> list[str]:

@@ -18,7 +18,10 @@ if "typing_extensions" not in sys.modules:
 from obuilder.cli.verbs import VERBS
 from obuilder.errors import BackendUnavailable, ObuilderError
 
-_EXTRAS = {"cryptography": "cluster", "nats": "cluster"}
+_EXTRAS = {
+    "cryptography": "cluster", "nats": "cluster",
+    "jinja2": "web", "prometheus_client": "web", "starlette": "web", "uvicorn": "web",
+}  # fmt: skip
 """Which of our extras brings what a verb can't be loaded without."""
 _USAGE = """usage: obuilder VERB [OPTION]…
 

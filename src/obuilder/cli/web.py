@@ -53,14 +53,8 @@ def _address(text: str) -> tuple[str, int]:
 def run(args: argparse.Namespace) -> int:
     """Serve until it is stopped."""
     access = _access(args)
-    try:
-        from obuilder.web.serve import Tls, serve
-    except ImportError as error:
-        raise UsageError(
-            f"the web page needs {error.name}, which is not installed",
-            hint="pip install 'obuilder[web]'",
-        ) from error
     from obuilder.cli.session import Cancelled, in_loop
+    from obuilder.web.serve import Tls, serve
 
     tls = Tls(args.certificate, args.key) if args.certificate else None
 

@@ -1,21 +1,19 @@
 """What administrators do with pools, workers and clients, and viewers look at. Jobs flow without."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import anyio
 import msgspec
-from msgspec import Struct
 
-from obuilder.cluster import layout, members, names
+from obuilder.cluster import layout, members, names, overview
 from obuilder.cluster.credentials import Authority, Credentials, authority_of
-from obuilder.cluster.engine import Conflict, Engine, Stored
+from obuilder.cluster.engine import Conflict, Engine
 from obuilder.cluster.messages import (
     Answer,
     Client,
     Issued,
-    Known,
     Outcome,
     Paused,
     Pool,
@@ -26,67 +24,13 @@ from obuilder.cluster.messages import (
     decode,
     encode,
 )
+from obuilder.cluster.overview import View
 from obuilder.cluster.tasks import together
 from obuilder.errors import ClusterError, Incompatible, NoSuchPool, UsageError
 
 Tell = Callable[[str], None]
 UPDATE_PATIENCE = 600.0
 """Seconds in which a worker that is updated has to be back."""
-_LISTED = 100
-"""Tickets of a queue that are shown."""
-
-
-class Worker(Struct, frozen=True):
-    """A worker as an administrator sees it: `presence` is None for one that is not connected."""
-
-    name: str
-    presence: Presence | None = None
-    paused: Paused | None = None
-    seen: float = 0.0
-    waiting: int = 0
-    """Jobs that wait for it alone."""
-
-    @property
-    def is_paused(self) -> bool:
-        """Whether it takes no jobs, or would take none: by an administrator, or by itself."""
-        return self.paused is not None or bool(self.presence and self.presence.paused)
-
-
-class Sharer(Struct, frozen=True):
-    """A client in a pool."""
-
-    name: str
-    rate: float = 1.0
-    penalty: float = 0.0
-    """Seconds of work that it has had before others."""
-    waiting: int = 0
-    running: int = 0
-
-
-class View(Struct, frozen=True):
-    """A pool at a glance."""
-
-    pool: Pool
-    workers: tuple[Worker, ...]
-    clients: tuple[Sharer, ...]
-    queue: tuple[Ticket, ...]
-    """The first tickets, by when they were put; those that run are among them until they end."""
-
-    @property
-    def capacity(self) -> int:
-        """Of the workers that are connected."""
-        return sum(worker.presence.capacity for worker in self.workers if worker.presence)
-
-    def named(self, name: str) -> Worker:
-        """One worker. UsageError."""
-        for worker in self.workers:
-            if worker.name == name:
-                return worker
-        known = ", ".join(worker.name for worker in self.workers)
-        raise UsageError(
-            f"the worker {name!r} is not known in the pool {self.pool.name}",
-            hint=f"known are: {known}" if known else "no worker was ever there",
-        )
 
 
 class Admin:
@@ -142,79 +86,11 @@ class Admin:
 
     async def presences(self, pool: str) -> dict[str, Presence]:
         """The workers that are there, by name."""
-        found = await self._states(names.worker(pool))
-        return {_last_part(each): decode(each.data, Presence) for each in found}
+        return await overview.presences(self.engine, pool)
 
-    async def _states(self, subject: str) -> list[Stored]:
-        stream = names.state_of(subject.split(".")[1])
-        return [each for each in await self.engine.each(stream, subject) if each.data]
-
-    async def view(self, name: str) -> View:
+    async def view(self, pool: str) -> View:
         """A pool, its workers and clients. NoSuchPool."""
-        pool = await self.pool(name)
-        there = await self.presences(name)
-        known = {
-            _last_part(each): decode(each.data, Known)
-            for each in await self._states(names.known(name))
-        }
-        paused = await self._pauses(name)
-        waiting = await self.engine.pending(names.queue_of(name), ">")
-        own: dict[str, int] = {}
-        queued: dict[str, int] = {}
-        for subject, count in waiting.items():
-            kind, first, second, _ = subject.split(".")
-            if kind == "run":
-                own[second] = own.get(second, 0) + count
-            else:
-                queued[first] = queued.get(first, 0) + count
-        workers = [
-            Worker(
-                name=worker, presence=there.get(worker), paused=paused.get(worker),
-                seen=known[worker].last if worker in known else 0.0, waiting=own.get(worker, 0),
-            )
-            for worker in sorted({*there, *known, *paused})
-        ]  # fmt: skip
-        return View(
-            pool, tuple(workers), await self._sharers(name, queued, there.values()),
-            tuple(await self._tickets(name)),
-        )  # fmt: skip
-
-    async def _pauses(self, pool: str) -> dict[str, Paused]:
-        found = await self._states(names.pause(pool))
-        return {_last_part(each): decode(each.data, Paused) for each in found}
-
-    async def _sharers(
-        self, pool: str, queued: dict[str, int], there: Iterable[Presence]
-    ) -> tuple[Sharer, ...]:
-        shares = {
-            _last_part(each): decode(each.data, Share)
-            for each in await self._states(names.fair(pool))
-        }
-        running: dict[str, int] = {}
-        for presence in there:
-            for job in presence.running:
-                running[job.client] = running.get(job.client, 0) + 1
-        floor = min((share.time for share in shares.values()), default=0.0)
-        return tuple(
-            Sharer(
-                name=client, rate=shares.get(client, Share()).rate,
-                penalty=max(0.0, shares.get(client, Share(time=floor)).time - floor),
-                waiting=max(0, queued.get(client, 0) - running.get(client, 0)),
-                running=running.get(client, 0),
-            )
-            for client in sorted({*shares, *queued, *running})
-        )  # fmt: skip
-
-    async def _tickets(self, pool: str) -> list[Ticket]:
-        tickets = []
-        async for found in self.engine.read(names.queue_of(pool), ">"):
-            try:
-                tickets.append(decode(found.data, Ticket))
-            except Incompatible:
-                continue
-            if len(tickets) == _LISTED:
-                break
-        return tickets
+        return await overview.view(self.engine, await self.pool(pool))
 
     # --- pausing -------------------------------------------------------------------------------
 
@@ -228,7 +104,7 @@ class Admin:
         view = await self.view(pool)
         if not make or any(one.name == worker for one in view.workers):
             view.named(worker)
-        if (await self._pauses(pool)).get(worker) is not None:
+        if (await overview.pauses(self.engine, pool)).get(worker) is not None:
             return False
         record = Paused(reason=reason, by=self._credentials.name, at=time.time())
         await self.engine.put(names.pause(pool, worker), encode(record))
@@ -237,7 +113,7 @@ class Admin:
     async def unpause(self, pool: str, worker: str) -> bool:
         """Let a worker take jobs again. Whether it was paused. UsageError."""
         self._may_change()
-        if worker not in await self._pauses(pool):
+        if worker not in await overview.pauses(self.engine, pool):
             (await self.view(pool)).named(worker)
             return False
         await self.engine.put(names.pause(pool, worker), b"", ttl=1)  # it hears this, not a purge
@@ -448,7 +324,3 @@ class Admin:
             except Conflict:
                 continue
             return
-
-
-def _last_part(stored: Stored) -> str:
-    return stored.subject.rpartition(".")[2]

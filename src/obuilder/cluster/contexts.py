@@ -172,7 +172,10 @@ async def send(blobs: Blobs, collected: Collected) -> Sent:
         for file in tree.files
         if file.size
     }
-    lacking = await blobs.missing(places)
+    # Most files are small, and each message waits for the server's disk.
+    small = {digest for digest, (_, file) in places.items() if file.size <= PIECE}
+    lacking = await blobs.missing(places.keys() - small)
+    lacking |= await blobs.missing(small, small=True)
     slots = anyio.CapacityLimiter(_AT_ONCE)
 
     async def one(root: str, file: Listed) -> None:
@@ -180,7 +183,8 @@ async def send(blobs: Blobs, collected: Collected) -> Sent:
             path = os.fsdecode(file.path)
             entry = Entry(path, path, "file", size=file.size, digest=file.digest)
             with _opened(entry, root) as fd:
-                if not await blobs.send(fd, file.digest):
+                send = blobs.send_small if file.digest in small else blobs.send
+                if not await send(fd, file.digest):
                     raise changed_entry(entry)
 
     async with together() as tasks:

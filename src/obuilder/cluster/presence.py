@@ -142,8 +142,8 @@ class Name:
     async def leave(self) -> None:
         """Give it up, for another to have at once. Trouble is passed over."""
         with suppress(ClusterError), anyio.move_on_after(3, shield=True):
-            # The last beat may have come through, and we were stopped before its answer did.
-            found = await self._engine.last(names.state_of(self._pool), self._subject)
-            if found is not None and decode(found.data, Presence).session == self._session:
-                await self._engine.put(self._subject, b"", expect=found.seq, ttl=1)
+            while (found := await self._found()) and self._session_of(found.data) == self._session:
+                with suppress(Conflict):  # a last beat of ours is still on its way
+                    await self._engine.put(self._subject, b"", expect=found.seq, ttl=1)
+                    break
             await self._note()
