@@ -277,7 +277,7 @@ class Connection:
             async def answer(message: Msg) -> None:
                 found = await handler(message.subject, message.data)
                 if message.reply:
-                    with suppress(ClusterError):  # whoever asked hears nothing, and asks again
+                    with suppress(ClusterError):  # who asked asks again
                         await self._send(message.reply, found)
 
             async def run() -> None:
