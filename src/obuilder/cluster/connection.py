@@ -19,7 +19,7 @@ from nats import errors as nats_errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from obuilder.cluster.accounts import answers, inbox
+from obuilder.cluster.accounts import answers, inbox, may_answer, views
 from obuilder.cluster.answers import Missing, Stored, not_here, status_of, temporary
 from obuilder.cluster.credentials import Credentials
 from obuilder.errors import ClusterError, Incompatible, Refused
@@ -49,12 +49,13 @@ class Connection:
         self.patience = PATIENCE
         self._name = name
         key = credentials.key
-        # What workers answer to an administrator has to get from their account into its own.
-        admin = credentials.kind == "admin"
-        self._key, self._inbox = key, (answers if admin else inbox)(key.public)
+        # What workers answer has to get from their account into who asked's.
+        prefix = {"admin": answers, "viewer": views}.get(credentials.kind, inbox)
+        self._key, self._inbox = key, prefix(key.public)
         self._client = Client()
         self._waiting: dict[str, MemoryObjectSendStream[Msg]] = {}
         self._refused: dict[str, str] = {}
+        """What the server said, by subject in lower case: so the client gives its errors."""
         self._callbacks: list[Callable[[], None]] = []
         self._last: Exception | None = None
         self._failed = anyio.Event()
@@ -173,7 +174,7 @@ class Connection:
         if isinstance(error, ssl.SSLError) or _unknown(error):
             self._failed.set()
         elif "ermissions violation" in text and '"' in text:
-            self._refused[text.split('"')[1]] = text.removeprefix("nats: ")
+            self._refused[text.split('"')[1].lower()] = text.removeprefix("nats: ")
 
     # --- requests --------------------------------------------------------------------------------
 
@@ -217,7 +218,7 @@ class Connection:
         self, subject: str, data: bytes, headers: Mapping[str, str] | None, seconds: float
     ) -> Msg | None:
         """The first answer to a request; None if none came, or nobody is there to give one."""
-        self._refused.pop(subject, None)
+        self._refused.pop(subject.lower(), None)
         async with self._ask(subject, data, headers) as answers:
             with anyio.move_on_after(seconds):
                 message = await self._next(answers.receive, subject)
@@ -276,8 +277,8 @@ class Connection:
 
             async def answer(message: Msg) -> None:
                 found = await handler(message.subject, message.data)
-                if message.reply:
-                    with suppress(ClusterError):  # who asked asks again
+                if may_answer(message.reply):
+                    with suppress(ClusterError):  # whoever asked hears nothing, and asks again
                         await self._send(message.reply, found)
 
             async def run() -> None:
@@ -315,7 +316,7 @@ class Connection:
         while True:
             with anyio.move_on_after(0.2):
                 return await receive()
-            if denied := self._refused.pop(subject, None):
+            if denied := self._refused.pop(subject.lower(), None):
                 raise Refused(f"the cluster does not let {self._name} do that: {denied}")
             if self.closed:
                 raise Refused("the cluster has ended this connection")

@@ -116,13 +116,13 @@ class Engine(Connection):
 
     # --- reading ---------------------------------------------------------------------------------
 
-    async def last(self, stream: str, subject: str) -> Stored | None:
-        """The last message of a subject; None if there is none."""
+    async def last(self, stream: str, subject: str, *, marks: bool = False) -> Stored | None:
+        """The last message of a subject; None if there is none. `marks`: also one that says so."""
         message = await self._insist(f"$JS.API.DIRECT.GET.{stream}.{subject}")
         if status_of(message) == 404:
             return None
         found = stored_of(message)
-        return None if found.removed else found
+        return None if found.removed and not marks else found
 
     async def known(self, stream: str, subject: str) -> Stored | None:
         """The last message of a subject that was stored before, by anybody.

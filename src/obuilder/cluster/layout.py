@@ -49,7 +49,9 @@ def replicas_of(urls: tuple[str, ...]) -> int:
 async def ensure_cluster(engine: Engine, replicas: int) -> None:
     """What there is but once."""
     await engine.ensure_stream(
-        _stream(names.CLUSTER, [names.pool(), names.client()], replicas, **_ONE_EACH)
+        _stream(
+            names.CLUSTER, [names.pool(), names.client(), names.issued()], replicas, **_ONE_EACH
+        )
     )
     # A mirror would answer what is asked of CLUSTER itself, too.
     copy = {
@@ -163,12 +165,8 @@ async def drop_worker(engine: Engine, pool: str, name: str) -> None:
     """Remove what is a worker's own. Tickets that wait for it alone must have been taken before."""
     for urgent in (True, False):
         await engine.drop_consumer(names.queue_of(pool), names.running(name, urgent=urgent))
-    for subject in (
-        names.worker(pool, name),
-        names.known(pool, name),
-        names.pause(pool, name),
-    ):
-        await engine.remove(names.state_of(pool), subject)
+    for subject in (names.worker(pool, name), names.known(pool, name), names.pause(pool, name)):
+        await engine.put(subject, b"", ttl=1)  # who watches hears of this, and not of a purge
 
 
 _CONSUMER = {

@@ -37,6 +37,7 @@ from obuilder.system.process import run as run_program
 _IDLE = 5.0
 """Seconds after which the queue is looked at though nothing was heard of it."""
 _HELD = 10.0
+_TIDY = 600.0
 _HOOK = 600.0
 """Seconds that the command before an update may take."""
 _REASONS: tuple[Reason, ...] = get_args(Reason)
@@ -141,19 +142,22 @@ class Worker:
                 self._engine.on_reconnect(self._reconnected)
                 for task in (
                     self._watch_pause, self._listen, self._keep_holding,
-                    self._guard.watch_health, self._guard.watch_space, self._bury,
+                    self._guard.watch_health, self._guard.watch_space, self._bury, self._tidy,
                 ):  # fmt: skip
                     tasks.start_soon(task)
                 tasks.start_soon(self._name.keep, self.presence)
-                control = names.control(self.pool, self.name)
-                async with self._engine.serve(control, self._control):
+                told, asked = (f(self.pool, self.name) for f in (names.control, names.question))
+                async with (
+                    self._engine.serve(told, self._told),
+                    self._engine.serve(asked, self._asked),
+                ):
                     self._tell(f"{self.name} takes jobs of the pool {self.pool}")
                     await self._loop()
                 tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             raise first_error(group) from None
         finally:
-            await self._name.leave(self.presence())
+            await self._name.leave()
 
     async def _bury(self) -> None:
         """Let the jobs go that a killed session had: they are done by others now, and not in half a
@@ -328,6 +332,13 @@ class Worker:
         if holding is not None:
             await holding.delivery.back()
 
+    async def _tidy(self) -> None:
+        """Keep what jobs leave behind besides results from growing for ever."""
+        while True:
+            with suppress(OSError):  # told by what needs the disk
+                await self._shop.tidy(scarce="disk" in self._paused)
+            await anyio.sleep(_TIDY)
+
     # --- ending ----------------------------------------------------------------------------------
 
     def drain(self, text: str = "it was told to stop") -> None:
@@ -348,14 +359,21 @@ class Worker:
         for run in self._runs.values():
             run.stop("back")
 
-    async def _control(self, subject: str, data: bytes) -> bytes:
-        """Answer an administrator."""
+    async def _asked(self, subject: str, _: bytes) -> bytes:
+        """Answer who looks."""
         verb = subject.rpartition(".")[2]
         if verb == "ping":
             answer = Answer(text=__version__)
         elif verb == "metrics":
             answer = Answer(text=text(self.presence(), self._counts, self._guard))
-        elif verb == "shutdown":
+        else:
+            answer = Answer(ok=False, text=f"a worker knows no answer to {verb!r}")
+        return encode(answer)
+
+    async def _told(self, subject: str, _: bytes) -> bytes:
+        """Do what an administrator says."""
+        verb = subject.rpartition(".")[2]
+        if verb == "shutdown":
             self.drain("an administrator ended it")
             answer = Answer(text="it ends when its jobs have")
         elif verb == "update":

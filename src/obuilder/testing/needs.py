@@ -58,7 +58,7 @@ def probe(capability: str) -> str | None:
         return _attempt_program(capability, "--version")
     if capability in (
         "crun", "runc", "runsc", "newuidmap", "mmdebstrap", "gcc", "useradd", "git", "ssh-agent",
-        "buildah", "zsh", "fish",
+        "buildah", "zsh", "fish", "systemd-analyze",
     ):  # fmt: skip
         return _program(capability)
     if capability == "old-nats":
