@@ -68,7 +68,7 @@ class Harm:
         until = time.time() + seconds
         first = random.sample(list(self.kinds), len(self.kinds))
         async with anyio.create_task_group() as tasks:
-            while time.time() < until:
+            while first or time.time() < until:
                 kind = (
                     first.pop()
                     if first
@@ -178,9 +178,12 @@ class History:
         for tries in self.claims.values():
             for attempt, (began, worker) in tries.items():
                 after = tries.get(attempt + 1)
-                harms = [h for h in self.harms if h[2] == worker and h[0] > began - 0.5]
-                if after and harms and harms[0][0] < after[0]:
-                    found[harms[0][1]].append(after[0] - harms[0][0])
+                if not after:
+                    continue
+                harms = [h for h in self.harms if h[2] == worker and began - 0.5 < h[0] < after[0]]
+                # Of all that befell it, a kill is what it can't have lived through.
+                for when, kind, _ in sorted(harms, key=lambda h: ("killed" not in h[1], h[0]))[:1]:
+                    found[kind].append(after[0] - when)
         return found
 
     def stalls(self):

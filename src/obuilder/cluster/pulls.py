@@ -61,7 +61,7 @@ class Pulls(Connection):
                 if status == 0:
                     return Delivery(self, message)
                 if status == 503 or (status == 409 and "Consumer Deleted" in said):
-                    raise Missing(f"there is no consumer {consumer} of {stream}")
+                    raise Missing(f"nobody gives tickets of {consumer} of {stream} now")
                 if status == 400:
                     raise ClusterError(f"the cluster gives nothing of {consumer}: {said}")
         finally:
