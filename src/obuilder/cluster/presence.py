@@ -59,7 +59,8 @@ class Name:
             elif before < 0:
                 before = found.seq
                 tell(f"the name {self._name} is taken: waiting for its worker to be silent")
-            there = found is not None and bool(found.data) and found.seq != before
+            # Not just another number: a server that is behind gives an older one.
+            there = found is not None and bool(found.data) and found.seq > before >= 0
             if there or anyio.current_time() > until:
                 where = self._host(found.data) if found else ""
                 raise Refused(
@@ -121,6 +122,8 @@ class Name:
         while True:
             try:
                 found = await self._found()
+                if found is not None and found.seq < self._seq:
+                    raise ClusterError("the server that answered is behind")
                 if found is not None and found.data:
                     if decode(found.data, Presence).session != self._session:
                         raise Refused(
