@@ -68,7 +68,7 @@ class Harm:
         until = time.time() + seconds
         first = random.sample(list(self.kinds), len(self.kinds))
         async with anyio.create_task_group() as tasks:
-            while time.time() < until:
+            while first or time.time() < until:
                 kind = (
                     first.pop()
                     if first

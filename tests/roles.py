@@ -178,6 +178,7 @@ MATRIX = (
     Row("change accounts", _may(A), (("$SYS.REQ.CLAIMS.UPDATE", b"x"),), harmless=()),
     Row("hear one's own jobs and logs", _may(C, V, A), hears=("live.log.alice.>", "live.job.alice.>")),
     Row("hear another client's", _may(V, A), hears=("live.log.bob.>", f"live.job.bob.{Q}.>")),
+    Row("hear the pool's bell", _may(W), hears=(names.bell(P),)),
     Row("hear what another client is answered", _may(), hears=("bob's answers",)),
     Row("hear what another worker is told", _may(A), hears=(names.control(P, "w3", "*"),)),
     Row("have the server, or a worker, answer where others put things", _may(A)),

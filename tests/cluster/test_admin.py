@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from types import SimpleNamespace
 
@@ -218,7 +218,11 @@ async def test_a_name_whose_worker_is_silent_is_had_by_another(cluster, yard, mo
                 await second.take(lambda: look("s2"), told.append)
             tasks.cancel_scope.cancel()  # it is killed
         assert told == ["the name n is taken: waiting for its worker to be silent"]
-        await second.take(lambda: look("s2"), told.append)
+        for _ in range(3):  # its last beat may come only now: then it is refused once more
+            with suppress(Refused):
+                await second.take(lambda: look("s2"), told.append)
+                break
+        waits = len(told)
         with anyio.fail_after(10):
             with pytest.raises(Refused, match="another worker called n has come"):
                 await first.keep(lambda: look("s1"))
@@ -226,7 +230,7 @@ async def test_a_name_whose_worker_is_silent_is_had_by_another(cluster, yard, mo
         await second.leave()
         began = time.monotonic()
         await first.take(lambda: look("s3"), told.append)
-        assert len(told) == 2  # each that came after a silent one waited; this one had it at once
+        assert len(told) == waits  # nobody had to be waited for
         assert time.monotonic() - began < presence.TTL
 
 

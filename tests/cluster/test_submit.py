@@ -133,30 +133,33 @@ def world(tmp_path_factory):
 
 
 def test_what_one_worker_built_the_others_fetch_and_only_what_is_missing_is_sent(world) -> None:
+    files = _made(world.context / "shared")
     for number in range(40):  # as nobody has sent them before
-        (world.context / "many" / str(number)).write_text(f"{number} of these\n")
-    first = world.run("submit", "--on", A, "--hint", "shared")
+        (files / str(number)).write_text(f"{number} of these\n")
+    (world.context / "shared.spec").write_text(SPEC.replace("src many", "src shared"))
+    what = ("-f", "shared.spec")
+    first = world.run("submit", *what, "--on", A, "--hint", "shared")
     assert "sent 40 of 40 files" in first.err
     assert "40\n" in first.out
     assert re.search(r"nothing fetched, 2 layers .* sent", first.out)
     made = world.newest()["outcome"]
     assert made["ran"] == 2
     # The other worker has never seen it, and runs nothing.
-    other = world.run("submit", "--on", B, "-o", "out", "--artifact", "/out")
+    other = world.run("submit", *what, "--on", B, "-o", "out", "--artifact", "/out")
     assert "sent" not in other.err
     assert "2 steps found" in other.out
     outcome = world.newest()["outcome"]
     assert (outcome["ran"], outcome["result"]) == (0, made["result"])
     assert (world.context / "out" / "out" / "a").read_text() == "made\n"
-    (world.context / "many" / "7").write_text("other\n")
-    changed = world.run("submit", "--on", f"{A},{B}", "-o", "both")
+    (files / "7").write_text("other\n")
+    changed = world.run("submit", *what, "--on", f"{A},{B}", "-o", "both")
     assert "sent 1 of 40 files" in changed.err
     assert f"[{A}] Building on wa\n" in changed.out
     assert f"[{B}] Building on wb\n" in changed.out
     for pool in (A, B):
         assert (world.context / "both" / pool / "many" / "7").read_text() == "other\n"
     assert "not an empty directory" in world.run("submit", "--on", A, "-o", "both", status=2).err
-    with open(world.context / "obuilder.spec") as spec:
+    with open(world.context / "shared.spec") as spec:
         detached = ("submit", "--on", B, "--detach", "--artifact", "/out", "-f", "-")
         id_ = world.run(*detached, stdin=spec).out.strip()
     piped = world.run("job", "wait", "-o", "-", id_[-10:]).out
@@ -273,6 +276,7 @@ def test_the_exit_status_of_several_is_the_worst(world) -> None:
     bad = world.run("submit", "--on", f"{A},{B}", "-f", "bad.spec", status=1)
     assert f"{A}: the command exited with status 3" in bad.err
     failed = json.loads(world.run("job", "ls", "--json", "-n", "1").out)[0]["id"]
+    (world.context / "slow.spec").write_text('((from micro) (run (shell "sleep 30")))')
     slow = world.run("submit", "--on", B, "-f", "slow.spec", "--detach").out.strip()
     world.run("job", "cancel", slow)
     world.run("job", "wait", failed, slow, status=130)

@@ -259,11 +259,12 @@ def worker_permissions(pool: str, name: str, public: str) -> dict[str, Any]:
     """Of a worker: its own name, its own inbox, and what is its pool's."""
     publish = [
         *_worker_services(pool), names.worker(pool, name), names.known(pool, name),
-        f"{_VIEWS}.>",
+        names.bell(pool), f"{_VIEWS}.>",
     ]  # fmt: skip
+    hear = [f"{inbox(public)}.>", names.bell(pool), *_worker_streams(pool, name)]
     return {
         "pub": {"allow": publish},
-        "sub": {"allow": [f"{inbox(public)}.>", *_worker_streams(pool, name)]},
+        "sub": {"allow": hear},
     }
 
 

@@ -148,6 +148,7 @@ class Admin:
 
         ClusterError if it is not there, can't, or is not back in `patience` seconds after it went.
         """
+        self._may_change()
         before = (await self.presences(pool)).get(worker)
         if before is None:
             raise ClusterError(f"the worker {worker} is not connected")
@@ -173,6 +174,7 @@ class Admin:
 
         ClusterError if the first did not.
         """
+        self._may_change()
         there = sorted(await self.presences(pool))
         if not there:
             tell("No workers connected to pool (nothing to do).")

@@ -11,7 +11,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from secrets import token_hex
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
@@ -34,6 +34,7 @@ PATIENCE = 40.0
 """Seconds for a request with all its tries: an election in a cluster takes some."""
 
 Answers = MemoryObjectReceiveStream[Msg]
+M = TypeVar("M")
 
 # A server that goes makes the client's TLS stream tell of itself on everybody's screen.
 logging.getLogger("asyncio").addFilter(
@@ -311,7 +312,30 @@ class Connection:
 
             yield run()
 
-    async def _next(self, receive: Callable[[], Awaitable[Msg]], subject: str) -> Msg:
+    async def hear(
+        self, subject: str, heard: Callable[[Msg], None], *, queue: str = ""
+    ) -> Callable[[], Awaitable[None]]:
+        """Call something with all that is said from now on; what ends that. ClusterError.
+
+        Of those who hear with the same `queue` only one is called. The server knows of it before
+        whatever is asked here afterwards.
+        """
+
+        async def call(message: Msg) -> None:
+            heard(message)
+
+        try:
+            subscription = await self._client.subscribe(subject, queue=queue, cb=call)
+        except (nats_errors.Error, OSError) as error:
+            raise ClusterError(f"can't listen to {subject}: {error}") from error
+
+        async def end() -> None:
+            with suppress(nats_errors.Error, OSError):
+                await subscription.unsubscribe()
+
+        return end
+
+    async def _next(self, receive: Callable[[], Awaitable[M]], subject: str) -> M:
         """The next answer to what was sent to `subject`. Refused."""
         while True:
             with anyio.move_on_after(0.2):

@@ -21,12 +21,12 @@ from obuilder.cluster.answers import (
     Missing,
     Stored,
     copied_of,
-    description_of,
     status_of,
     stored_of,
 )
-from obuilder.cluster.connection import ATTEMPT, Connection
+from obuilder.cluster.connection import ATTEMPT
 from obuilder.cluster.credentials import Credentials
+from obuilder.cluster.pulls import GROUP, Delivery, Pulls
 from obuilder.cluster.tasks import together
 from obuilder.errors import ClusterError, Refused
 
@@ -42,13 +42,11 @@ _ONCE = 100.0
 """Seconds after which it is not said again: streams know for 120 what they have."""
 _BEHIND = (0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0)
 """Seconds between looks for what a server may not have yet."""
-_GROUP = "all"
-"""The priority group of all consumers."""
 _CONFLICTS = frozenset((10071, 10164))
 _GONE = {"Nats-Marker-Reason": "Remove"}
 
 
-class Engine(Connection):
+class Engine(Pulls):
     """A connection. Every method may run at the same time as any other; all raise ClusterError."""
 
     def __init__(self, credentials: Credentials, name: str) -> None:
@@ -311,41 +309,10 @@ class Engine(Connection):
             if not more or len(found) >= int(info.get("total", 0)):
                 return found
 
-    # --- queues ----------------------------------------------------------------------------------
-
-    async def pull(
-        self, stream: str, consumer: str, *, wait: float, min_pending: int | None = None
-    ) -> "Delivery | None":
-        """Take a message; None if none came in `wait` seconds (0: if none is there).
-
-        `min_pending`: only if at least so many wait. Missing, ClusterError.
-        """
-        asked: dict[str, Any] = {"batch": 1, "group": _GROUP}
-        if wait > 0:
-            asked["expires"] = int(wait * 1e9)
-        else:
-            asked["no_wait"] = True
-        if min_pending is not None:
-            asked["min_pending"] = min_pending
-        subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
-        # What is delivered has its own subject, so it can't be told by that whose answer it is.
-        reply = f"{self._inbox}.pull.{token_hex(12)}"
-        async with self._listen(reply) as answers:
-            await self._send(subject, json.dumps(asked).encode(), reply)
-            with anyio.move_on_after(wait + 2):
-                message = await self._next(answers.__anext__, subject)
-                status, said = status_of(message), description_of(message)
-                if status == 0:
-                    return Delivery(self, message)
-                if status == 503 or (status == 409 and "Consumer Deleted" in said):
-                    raise Missing(f"nobody gives tickets of {consumer} of {stream} now")
-                if status == 400:
-                    raise ClusterError(f"the cluster gives nothing of {consumer}: {said}")
-        return None
-
-    async def let_go(self, receipt: str) -> None:
-        """Have a message given to somebody else whose holder is dead."""
-        await self._insist(receipt, b"-NAK")
+    async def consumer_count(self, stream: str) -> int:
+        """How many consumers a stream has."""
+        info = await self._api(f"STREAM.INFO.{stream}")
+        return int(info["state"]["consumer_count"])
 
     # --- administration --------------------------------------------------------------------------
 
@@ -364,7 +331,7 @@ class Engine(Connection):
         """Make a consumer, or give it these settings. Missing, ClusterError."""
         asked = {
             "stream_name": stream,
-            "config": {"priority_groups": [_GROUP], "priority_policy": "overflow", **config},
+            "config": {"priority_groups": [GROUP], "priority_policy": "overflow", **config},
         }
         name, filter_ = config["durable_name"], config["filter_subject"]
         await self._api(f"CONSUMER.CREATE.{stream}.{name}.{filter_}", asked)
@@ -407,35 +374,6 @@ class Engine(Connection):
                 async for message in answers:
                     found += [bytes(message.data)] * (status_of(message) == 0)
         return found
-
-
-class Delivery:
-    """A message of a queue, ours for as long as we say so (`beat`) or 30 seconds."""
-
-    def __init__(self, engine: Engine, message: Message) -> None:
-        self._engine, self.receipt = engine, message.reply
-        self.subject, self.data = message.subject, bytes(message.data)
-        parts = message.reply.split(".")
-        # $JS.ACK.STREAM.CONSUMER.TRIES.SEQ.…, or with domain and account before the stream
-        start = 2 if len(parts) == 9 else 4
-        self.tries, self.seq = int(parts[start + 2]), int(parts[start + 3])
-
-    async def ack(self) -> None:
-        """It is done; returns when the cluster knows. ClusterError."""
-        await self._engine._insist(self.receipt, b"+ACK")  # noqa: SLF001
-
-    async def beat(self) -> None:
-        """It is still ours."""
-        await self._engine.publish(self.receipt, b"+WPI")
-
-    async def term(self) -> None:
-        """It is to be given to nobody again."""
-        await self._engine._insist(self.receipt, b"+TERM")  # noqa: SLF001
-
-    async def back(self, delay: float = 0.0) -> None:
-        """It is somebody else's, after `delay` seconds."""
-        data = b'-NAK {"delay": %d}' % int(delay * 1e9) if delay else b"-NAK"
-        await self._engine._insist(self.receipt, data)  # noqa: SLF001
 
 
 def _within(asked: Mapping[str, Any], found: Mapping[str, Any]) -> bool:

@@ -18,6 +18,8 @@ _DAY = 86_400 * _SECOND
 ACK_WAIT = 30.0
 """Seconds after which a ticket is somebody else's, if its worker says nothing."""
 _ONCE = 600 * _SECOND
+_CONSUMERS = 100_000
+"""Of a queue: two for each client and worker. Without a number a server takes 1,000 since 2.15."""
 _MARKER = 5 * _SECOND
 JOBS_KEPT = 90 * _DAY
 LOGS_KEPT = 30 * _DAY
@@ -72,6 +74,7 @@ async def ensure_pool(
     queue = _stream(
         names.queue_of(name), [f"sub.*.{name}.>", f"run.{name}.>"], replicas,
         retention="workqueue", duplicate_window=_ONCE, max_msgs_per_subject=-1,
+        max_consumers=_CONSUMERS,
     )  # fmt: skip
     await engine.ensure_stream(queue)
     kinds = ("fair", "hint", "worker", "known", "pause")

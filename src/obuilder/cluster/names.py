@@ -22,6 +22,7 @@ cluster (`checked`); free text (a cache hint) becomes a token by its hash (`hash
     issued.KIND.POOL.NAME         the keys of a worker; of a viewer, without a pool: -
     ctl.POOL.WORKER.VERB          what a worker is told               not stored
     ask.POOL.WORKER.VERB          what a worker is asked
+    bell.POOL                     one of the idle workers is to look at the queue
 """
 
 import hashlib
@@ -171,6 +172,11 @@ def issued(kind: str = "*", pool: str = "*", name: str = "*") -> str:
 def control(pool: str, worker: str, verb: str = "*") -> str:
     """What a worker is told: update, shutdown."""
     return f"ctl.{pool}.{worker}.{verb}"
+
+
+def bell(pool: str) -> str:
+    """Where workers tell one another of tickets; it stays in their account."""
+    return f"bell.{pool}"
 
 
 def question(pool: str, worker: str, verb: str = "*") -> str:

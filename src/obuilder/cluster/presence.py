@@ -112,9 +112,9 @@ class Name:
             except ClusterError:
                 await anyio.sleep(1)
                 continue
-            await anyio.sleep(_GAP)
             with anyio.move_on_after(BEAT - _GAP):
                 await self._changed.wait()
+            await anyio.sleep(_GAP)  # a job that ends and the next one are told together
             self._changed = anyio.Event()
 
     async def _again(self, look: Callable[[], Presence]) -> None:

@@ -5,7 +5,6 @@ decides it writes there by compare-and-set. It may be killed at any moment: its 
 """
 
 import os
-import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,7 +16,6 @@ from msgspec import Struct
 
 from obuilder import __version__
 from obuilder.cluster import names
-from obuilder.cluster.accounts import live
 from obuilder.cluster.credentials import Credentials
 from obuilder.cluster.engine import Delivery, Engine, Missing
 from obuilder.cluster.health import Care, Guard
@@ -34,8 +32,6 @@ from obuilder.errors import ClusterError, Incompatible, Refused, UsageError
 from obuilder.oci.platforms import host_platform, normalised, parse_platform
 from obuilder.system.process import run as run_program
 
-_IDLE = 5.0
-"""Seconds after which the queue is looked at though nothing was heard of it."""
 _HELD = 10.0
 _TIDY = 600.0
 _HOOK = 600.0
@@ -79,8 +75,6 @@ class Worker:
         self._paused: dict[Reason, str] = {}
         self._runs: dict[str, Run] = {}
         self._holding: Holding | None = None
-        self._news: set[str] = set()
-        self._wake = anyio.Event()
         self._counts = Counts()
         self._sandbox = ""
         named = shop.builder.settings.store
@@ -124,7 +118,7 @@ class Worker:
 
     def _changed(self) -> None:
         self._name.changed()
-        self._wake.set()
+        self._queue.wake()
 
     # --- from begin to end -----------------------------------------------------------------------
 
@@ -141,7 +135,7 @@ class Worker:
                 self._tasks = tasks
                 self._engine.on_reconnect(self._reconnected)
                 for task in (
-                    self._watch_pause, self._listen, self._keep_holding,
+                    self._watch_pause, self._keep_holding,
                     self._guard.watch_health, self._guard.watch_space, self._bury, self._tidy,
                 ):  # fmt: skip
                     tasks.start_soon(task)
@@ -150,6 +144,7 @@ class Worker:
                 async with (
                     self._engine.serve(told, self._told),
                     self._engine.serve(asked, self._asked),
+                    self._queue.open(),
                 ):
                     self._tell(f"{self.name} takes jobs of the pool {self.pool}")
                     await self._loop()
@@ -189,7 +184,7 @@ class Worker:
             if self._ending and not self._runs:
                 return
             try:
-                worked = not self._ending and await self._step()
+                worked = await self._step()
             except Missing as error:
                 self._tell(error.message)
                 worked = False
@@ -200,13 +195,12 @@ class Worker:
                 await anyio.sleep(1)
                 continue
             if not worked:
-                with anyio.move_on_after(_IDLE * random.uniform(0.6, 1.4)):  # noqa: S311 # not all at once
-                    await self._wake.wait()
-                self._wake = anyio.Event()
+                await self._queue.wait()
 
     async def _step(self) -> bool:
         """Take one job, if there is room and one waits. Whether to look for more at once."""
         if self._paused:
+            await self._queue.full()
             await self._let_go()
             return False
         me = self.presence()
@@ -219,21 +213,15 @@ class Worker:
                 self._start(taken)
             return True
         if me.in_use >= me.capacity:
+            await self._queue.full()
             return False
-        news, self._news = self._news, set()
-        found: Taken | Holding | None = None
-        for subject in sorted(news, key=lambda subject: subject[-1:] != "u"):
-            found = await self._queue.take_from(subject, me)
-            if found is not None:
-                self._news |= news - {subject}
-                break
-        else:
-            found = await self._queue.take(me) if not news else None
+        found = await self._queue.take(me)
         if isinstance(found, Taken):
             self._start(found)
         elif isinstance(found, Holding):
             self._holding = found
-        return found is not None or bool(news)
+            await self._queue.full()
+        return found is not None
 
     def _start(self, taken: Taken) -> None:
         run = Run(
@@ -278,21 +266,6 @@ class Worker:
                 self._journal.drop(job)
 
     # --- what is heard ---------------------------------------------------------------------------
-
-    async def _listen(self) -> None:
-        """Wake up for tickets that come."""
-        for subject in (f"sub.*.{self.pool}.*", names.forwarded(self.pool, self.name, urgent=True)):
-            assert self._tasks is not None
-            self._tasks.start_soon(self._hear, live(f"{subject.rpartition('.')[0]}.*"))
-
-    async def _hear(self, subject: str) -> None:
-        while True:
-            with suppress(ClusterError):
-                async with self._engine.subscribe(subject) as said:
-                    async for message in said:
-                        self._news.add(message.subject.removeprefix(live("")))
-                        self._wake.set()
-            await anyio.sleep(1)
 
     def _reconnected(self) -> None:
         self._changed()
@@ -347,7 +320,7 @@ class Worker:
         self._ending = True
         if self._tasks is not None:
             self._tasks.start_soon(self._let_go_quietly)
-        self._wake.set()
+        self._queue.wake()
 
     async def _let_go_quietly(self) -> None:
         with suppress(ClusterError):
