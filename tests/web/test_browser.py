@@ -72,7 +72,7 @@ def test_a_live_log_follows_to_its_end(page: Pages, browser: Browser) -> None:
 
 def test_a_line_has_an_address(page: Pages, failed: str, browser: Browser) -> None:
     browser.go(f"{page.url}{failed}#L7")
-    assert browser.js("document.querySelector('.l.target').id") == "L7"
+    browser.until("document.querySelector('.l.target')?.id === 'L7'")
     browser.js("location.hash = '#L9'")
     browser.until("document.querySelector('.l.target').id === 'L9'")
     browser.key("o")
