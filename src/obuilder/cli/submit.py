@@ -115,7 +115,7 @@ def wishes(args: argparse.Namespace, *, attached: bool) -> "Wishes":
         title=args.title or f"{os.path.basename(spec_path(args))} of {where}", hint=args.hint,
         urgent=args.urgent, slots=args.slots, memory=args.job_memory, cpus=args.job_cpus,
         seconds=args.job_timeout, attempts=args.attempts, attached=attached,
-        secrets=secrets(args.secret),
+        secrets=secrets(args.secret), trace=os.environ.get("TRACEPARENT", ""),
     )  # fmt: skip
 
 

@@ -78,6 +78,7 @@ class Wishes(Struct, frozen=True, kw_only=True):
     attempts: int = 3
     attached: bool = False
     secrets: Mapping[str, bytes] = {}
+    trace: str = ""
 
 
 class Client:
@@ -151,6 +152,7 @@ class Client:
             memory=wishes.memory, cpus=wishes.cpus, seconds=wishes.seconds,
             attempts=wishes.attempts, attached=wishes.attached, submitted=time.time(),
             secrets=tuple((key, seal(target.key, value)) for key, value in wishes.secrets.items()),
+            trace=wishes.trace,
         )  # fmt: skip
         return await self._put(job)
 
@@ -302,8 +304,9 @@ class Client:
         before = await self.job(ref)
         return await self._put(
             msgspec.structs.replace(
-                before, id=names.new_job(), rerun=before.id, submitted=time.time(), attached=False
-            )
+                before, id=names.new_job(), rerun=before.id, submitted=time.time(), attached=False,
+                trace="",
+            )  # fmt: skip
         )
 
     # --- as a local builder ----------------------------------------------------------------------
