@@ -37,6 +37,8 @@ from obuilder.web.site import Site, site_of
 
 _ALIVE = 15.0
 """Seconds of silence after which a live log says that it is there: proxies cut what is silent."""
+_AGAIN = b"retry: 1000\n\n"
+"""After so many milliseconds a browser that was cut off asks again."""
 
 
 async def spec(engine: Engine, job: JobId) -> Job | None:
@@ -171,6 +173,7 @@ class LiveLog(Response):
                 tasks.cancel_scope.cancel()
 
             await send(head)
+            await send({"type": "http.response.body", "body": _AGAIN, "more_body": True})
             tasks.start_soon(until_nobody_listens)
             tasks.start_soon(self._lines, out.clone())
             tasks.start_soon(self._states, out)

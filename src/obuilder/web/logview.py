@@ -31,7 +31,6 @@ class Step:
             info.needs,
         )
         self.status: Status = "cached" if info.cached else "waiting"
-        self.planned = info.cached
         self.notes: tuple[str, ...] = ()
         self.began: float | None = None
         self.seconds: float | None = None

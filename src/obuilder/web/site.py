@@ -100,8 +100,8 @@ def _templates() -> Environment:
     return made
 
 
-def _bar(part: float) -> Markup:
-    return Markup(charts.bar(part))  # noqa: S704 # a number becomes a picture
+def _bar(part: float, *, scarce: bool = False) -> Markup:
+    return Markup(charts.bar(part, scarce=scarce))  # noqa: S704 # a number becomes a picture
 
 
 def _finalized(value: object) -> object:

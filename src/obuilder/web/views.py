@@ -104,6 +104,8 @@ class Filter(Struct, frozen=True):
 
 RANGES = {"1h": 3600.0, "24h": 86400.0, "7d": 7 * 86400.0, "30d": 30 * 86400.0}
 """Times to look back, by what they are called in addresses."""
+RANGES_SAID = {"1h": "hour", "24h": "24 hours", "7d": "7 days", "30d": "30 days"}
+"""And by what people call them."""
 
 
 def asked(query: Mapping[str, str]) -> Filter:
