@@ -1,5 +1,6 @@
 """What all pages share: the copy of the cluster, the engine behind it, the templates, who is there."""
 
+import secrets
 import time
 from collections.abc import Callable
 from importlib.resources import files
@@ -24,6 +25,7 @@ _READERS = 200
 """Live logs that are looked at at one time."""
 COOKIE = "obuilder-session"
 THEME = "obuilder-theme"
+THEMES = ("light", "dark")
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
     " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -54,12 +56,18 @@ class Site:
         self.mirror, self.access, self.metrics = mirror, access, Metrics(mirror)
         self.clock: Callable[[], float] = time.time
         self.readers = anyio.CapacityLimiter(_READERS)
+        self._begun = secrets.token_hex(4)
         self.gate = Gate(access.token)
         self.templates = _templates()
 
     def session(self, request: Request) -> Session | None:
         """Who asks."""
         return self.gate.session(request.cookies.get(COOKIE, ""), self.clock())
+
+    @property
+    def tag(self) -> str:
+        """Another whenever pages may show something else than before."""
+        return f'"{self._begun}-{self.mirror.version}-{int(self.engine.connected)}"'
 
     def page(self, request: Request, name: str, status: int = 200, **values: object) -> Response:
         """A page from its template."""
@@ -68,7 +76,7 @@ class Site:
             site=self,
             now=self.clock(),
             session=self.session(request),
-            theme=theme if theme in ("light", "dark") else "",
+            theme=theme if theme in THEMES else "",
             path=request.url.path,
             address=request.url.path + (f"?{request.url.query}" if request.url.query else ""),
             version=__version__,
