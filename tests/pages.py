@@ -5,8 +5,8 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from functools import partial
 from http.client import HTTPConnection, HTTPResponse
+from threading import Event
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -53,9 +53,41 @@ BEGUN = [
 class Pages:
     """The page and the cluster behind it."""
 
-    def __init__(self, portal: BlockingPortal, engine: Engine, url: str) -> None:
-        self.portal, self.engine, self.url = portal, engine, url
+    def __init__(self, portal: BlockingPortal, engine: Engine, access: Access) -> None:
+        self.portal, self.engine, self._access = portal, engine, access
+        self._port = 0
+        self._serving: Future[None] | None = None
+        self._ended = Event()
         self._writers: dict[str, tuple[Any, LogWriter]] = {}
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Serve the page, as `obuilder web` does; at the same place, once it has been somewhere."""
+        address: Future[str] = Future()
+        self._ended.clear()
+
+        async def run() -> None:
+            place = "127.0.0.1", self._port
+            try:
+                await serve(self.engine.credentials, place, self._access, address.set_result)
+            except Exception as error:
+                address.set_exception(error)
+                raise
+            finally:
+                self._ended.set()
+
+        self._serving = self.portal.start_task_soon(run)
+        self._port = int(urlsplit(address.result(60)).port or 0)
+
+    def stop(self) -> None:
+        """Serve it no more."""
+        if self._serving is not None:
+            self._serving.cancel()
+            assert self._ended.wait(60)
 
     # --- as workers and clients do ------------------------------------------------------------------
 
@@ -188,23 +220,17 @@ class Pages:
 @contextmanager
 def pages(credentials: Credentials, access: Access) -> Iterator[Pages]:
     """The page of a cluster, served as `obuilder web` does."""
-    with start_blocking_portal() as portal:
-        address: Future[str] = Future()
-        run = partial(serve, credentials, ("127.0.0.1", 0), access, address.set_result)
-        serving = portal.start_task_soon(run)
-        serving.add_done_callback(
-            lambda done: address.done() or address.set_exception(done.exception() or EOFError())
-        )
-        engine = Engine.connect(credentials, name="test")
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(Engine.connect(credentials, name="test")) as engine,
+    ):
+        found = Pages(portal, engine, access)
+        found.start()
         try:
-            with portal.wrap_async_context_manager(engine) as connected:
-                found = Pages(portal, connected, address.result(20).rstrip("/"))
-                try:
-                    yield found
-                finally:
-                    found.close()
+            yield found
         finally:
-            serving.cancel()
+            found.close()
+            found.stop()
 
 
 def loopback(**parts: Any) -> Access:

@@ -1,13 +1,17 @@
 """The page in a browser: what lives, what keys do, and that everybody can use it."""
 
+import os
+import signal
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from browser import Browser
 from obuilder import events
 from obuilder.cluster.credentials import Credentials
+from obuilder.cluster.server import Local
 from pages import BEGUN, TOKEN, B, Pages, loopback, pages
 
 pytestmark = [pytest.mark.xdist_group("web"), pytest.mark.needs("chromium")]
@@ -57,6 +61,51 @@ def test_a_live_log_follows_to_its_end(page: Pages, browser: Browser) -> None:
     assert browser.js("document.querySelector('#g-s1').getAttribute('class')") == "failed"
     assert "failed" in browser.js("document.querySelector('#s1').className")
     assert browser.js("document.querySelectorAll('.lines .l').length") == 62
+
+
+def test_a_page_goes_on_by_itself_when_what_was_gone_is_back(
+    page: Pages, browser: Browser, cluster: Any
+) -> None:
+    path = page.state("42", phase="running", attempt=1, started=time.time(), worker="build1")
+    page.said("42", *BEGUN, events.Output(B, b"one\n"))
+    page.until(path, "one")
+    browser.go(page.url + path)
+    page.stop()
+    browser.until("!trouble.hidden && trouble.textContent.includes('server')")
+    page.said("42", events.Output(B, b"two\n"))
+    page.start()
+    browser.until("document.querySelector('#L2 > span')?.textContent === 'two' && trouble.hidden", 60)
+    local = Local(cluster.directory)
+    pid = local.pid()
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+    browser.until("!trouble.hidden && trouble.textContent.includes('cluster')", 60)
+    page.said("42", events.Output(B, b"three\n"))
+    started = page.portal.call(local.start)
+    try:
+        browser.until("document.querySelector('#L3 > span')?.textContent === 'three'", 60)
+        assert browser.js("document.querySelectorAll('.lines .l').length") == 3
+        page.ends("42", "done")
+        browser.until("document.querySelector('#job-head .phase').textContent === 'done'", 60)
+        browser.until("trouble.hidden", 60)
+    finally:
+        page.portal.call(started.discard)
+    browser.faults.clear()  # a server that is gone is a fault to the browser
+
+
+def test_a_long_log_is_followed_in_bounds(page: Pages, browser: Browser) -> None:
+    path = page.state("43", phase="running", attempt=1, started=time.time(), worker="build1")
+    page.said("43", *BEGUN, events.Output(B, b"first\n"))
+    page.until(path, "first")
+    browser.go(page.url + path)
+    for part in range(20):
+        lines = range(5000 * part, 5000 * part + 5000)
+        page.said("43", events.Output(B, b"".join(b"line %d of many\n" % n for n in lines)))
+    browser.until("document.getElementById('L100001')", 120)
+    assert browser.js("document.querySelectorAll('.lines > .l').length") <= 11000
+    assert browser.js("document.getElementById('s1-x').hidden") is False
+    browser.until("innerHeight + scrollY >= document.documentElement.scrollHeight - 3")
+    page.ends("43", "done")
 
 
 def test_a_line_has_an_address(page: Pages, browser: Browser) -> None:

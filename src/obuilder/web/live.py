@@ -159,6 +159,9 @@ class LiveLog(Response):
         self._session, self._after = session, after
         self._log: Any = site.templates.get_template("log.html").module
         self._head: Any = site.templates.get_template("jobhead.html").module
+        self._place = Place()
+        """The batch that was read last."""
+        self._more = anyio.Event()
         self._read, self._broken = anyio.Event(), False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -211,19 +214,36 @@ class LiveLog(Response):
         return [("head", "", html), ("say", "", f"The job is {state.phase}.")]
 
     async def _lines(self, out: MemoryObjectSendStream[bytes]) -> None:
+        """Read the log as fast as it comes, and send what is new as fast as somebody reads it.
+
+        Who is slower than the log misses lines, and nobody's memory is filled.
+        """
         view = LogView(following=True)
         with out:
-            try:
-                async with _log(self._site.engine, self._job, live=True) as pieces:
-                    async for piece in pieces:
-                        _feed(view, piece)
-                        fresh, place = view.fresh(), Place(piece.attempt, piece.number)
-                        patches = list(self._patches(view, fresh)) if place > self._after else []
-                        if patches:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._feed, view)
+                place = self._after
+                while not self._read.is_set():
+                    await self._more.wait()
+                    self._more = anyio.Event()
+                    if self._place > place:
+                        place = self._place
+                        if patches := list(self._patches(view, view.fresh())):
                             await out.send(_event(patches, place))
-            except ClusterError:
-                self._broken = True
+
+    async def _feed(self, view: LogView) -> None:
+        try:
+            async with _log(self._site.engine, self._job, live=True) as pieces:
+                async for piece in pieces:
+                    _feed(view, piece)
+                    self._place = Place(piece.attempt, piece.number)
+                    if self._place <= self._after:
+                        view.fresh()
+                    self._more.set()
+        except ClusterError:
+            self._broken = True
         self._read.set()
+        self._more.set()
 
     def _patches(self, view: LogView, fresh: Fresh) -> Iterator[Patch]:
         """What is new, as a page takes it."""
@@ -236,7 +256,9 @@ class LiveLog(Response):
             place = item.id if isinstance(item, Step) else ""
             yield "item", place, self._log.item(item, now, text=False)
         for step, lines in fresh.lines.items():
-            yield "lines", step.id, "".join(self._log.line(number, text) for number, text in lines)
+            if lines:
+                html = "".join(self._log.line(number, text) for number, text in lines)
+                yield "lines", step.id, html, "skipped" if step in fresh.skipped else ""
         for step in fresh.open:
             yield "open", step.id, step.text.open
         for step in fresh.heads:

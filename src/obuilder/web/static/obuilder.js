@@ -80,6 +80,10 @@ async function refresh() {
   showTimes();
 }
 
+function lost(since) {
+  tell(`This page's server can't be reached: what is here is of ${since.toLocaleTimeString()}.`);
+}
+
 async function ask() { // is all well with what a live log comes from?
   const answer = await fetch("/healthz");
   tell(answer.ok ? "" : "The cluster can't be reached: what is here may be old.");
@@ -95,7 +99,7 @@ async function keepAsking(question, pause) {
         last = new Date();
       }
     } catch {
-      tell(`This page's server can't be reached: what is here is of ${last.toLocaleTimeString()}.`);
+      lost(last);
     }
     // A server that has much to do is asked less often.
     await wait(Math.max(pause, 10 * (performance.now() - began)));
@@ -125,7 +129,7 @@ if (live) wait(1000 * live.dataset.live).then(() => keepAsking(refresh, 1000 * l
 const log = document.getElementById("log");
 const follow = document.getElementById("follow");
 const fold = document.getElementById("fold");
-const MOST = 10000;
+const MOST = 5000;
 let following = false;
 let moving = false;
 let lineCount = log ? log.querySelectorAll(".lines > .l").length : 0;
@@ -195,9 +199,14 @@ const patches = {
       before.replaceWith(make(html));
     } else log.append(make(html));
   },
-  lines(id, html) {
+  lines(id, html, skipped) {
     const lines = document.getElementById(`${id}-l`);
     if (!lines) return;
+    if (skipped) { // more came than anybody could read: what is here begins anew
+      lineCount -= lines.childElementCount;
+      lines.replaceChildren();
+      document.getElementById(`${id}-x`).hidden = false;
+    }
     const fresh = make(html);
     lineCount += fresh.childElementCount;
     lines.append(fresh);
@@ -225,6 +234,7 @@ function followLog() {
   };
   source.addEventListener("end", () => source.close());
   source.onerror = () => { // a lost connection it makes again by itself, not one that was refused
+    lost(new Date());
     if (source.readyState === EventSource.CLOSED) wait(3000).then(followLog);
   };
 }
@@ -259,7 +269,7 @@ if (log) {
   }, { passive: true });
   if (log.dataset.liveLog) {
     followLog();
-    keepAsking(ask, 5000);
+    keepAsking(ask, 3000);
     if (!location.hash) setFollowing(true);
   }
   toLine();
