@@ -37,6 +37,8 @@ from obuilder.web.site import Site, site_of
 
 _ALIVE = 15.0
 """Seconds of silence after which a live log says that it is there: proxies cut what is silent."""
+_FASTEST = 20_000
+"""Lines in a second that are sent: a browser has to lay them out."""
 _AGAIN = b"retry: 1000\n\n"
 """After so many milliseconds a browser that was cut off asks again."""
 
@@ -227,9 +229,10 @@ class LiveLog(Response):
                     await self._more.wait()
                     self._more = anyio.Event()
                     if self._place > place:
-                        place = self._place
-                        if patches := list(self._patches(view, view.fresh())):
+                        place, fresh = self._place, view.fresh()
+                        if patches := list(self._patches(view, fresh)):
                             await out.send(_event(patches, place))
+                            await anyio.sleep(sum(map(len, fresh.lines.values())) / _FASTEST)
 
     async def _feed(self, view: LogView) -> None:
         try:

@@ -262,10 +262,10 @@ if (log) {
     fold.setAttribute("aria-pressed", String(folded));
     for (const step of log.querySelectorAll("details.step")) step.open = !folded;
   });
-  let height = window.scrollY;
-  window.addEventListener("scroll", () => {
-    if (following && window.scrollY < height - 4) setFollowing(false);
-    height = window.scrollY;
+  let [place, tall] = [window.scrollY, root.scrollHeight];
+  window.addEventListener("scroll", () => { // who scrolls up reads: but not where lines went
+    if (following && window.scrollY < place - 4 && root.scrollHeight >= tall) setFollowing(false);
+    [place, tall] = [window.scrollY, root.scrollHeight];
   }, { passive: true });
   if (log.dataset.liveLog) {
     followLog();
