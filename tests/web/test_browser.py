@@ -74,7 +74,9 @@ def test_a_page_goes_on_by_itself_when_what_was_gone_is_back(
     browser.until("!trouble.hidden && trouble.textContent.includes('server')")
     page.said("42", events.Output(B, b"two\n"))
     page.start()
-    browser.until("document.querySelector('#L2 > span')?.textContent === 'two' && trouble.hidden", 60)
+    browser.until(
+        "document.querySelector('#L2 > span')?.textContent === 'two' && trouble.hidden", 60
+    )
     local = Local(cluster.directory)
     pid = local.pid()
     assert pid

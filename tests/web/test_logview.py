@@ -74,7 +74,11 @@ def test_what_is_new_is_told_once() -> None:
     fed(events.StepStarted(B, "dev", "h"), events.Output(B, b"1\n2"), view=view)
     fresh = view.fresh()
     step = view.steps[1]
-    assert (fresh.items, fresh.lines, list(fresh.open)) == ([step], {step: deque([(1, "1")])}, [step])
+    assert (fresh.items, fresh.lines, list(fresh.open)) == (
+        [step],
+        {step: deque([(1, "1")])},
+        [step],
+    )
     assert step.text.open == "2"
     fed(events.Output(B, b"\n"), events.StepDone(B, 1), events.Note("all", warning=True), view=view)
     fresh = view.fresh()

@@ -240,6 +240,10 @@ def test_metrics_count_what_happens_from_the_start_of_the_page() -> None:
         }
         for parts in ({}, running, running, {**running, "attempt": 2}, ended):
             mirror.take(state("2", **parts)[0], encode(state("2", **parts)[1]))
+        for number in range(50):  # who makes names up makes no series
+            odd = {**ended, "outcome": Outcome(code=f"odd-{number}")}
+            subject, message = state("3", pool=f"odd-{number}", **odd)
+            mirror.take(subject, encode(message))
     text = generate_latest(metrics.registry).decode()
     for line in (
         'obuilder_jobs_submitted_total{client="ann",pool="p",priority="low"} 1.0',
@@ -252,8 +256,10 @@ def test_metrics_count_what_happens_from_the_start_of_the_page() -> None:
         'obuilder_pool_workers_ready{pool="p"} 1.0',
         'obuilder_worker_space_free_bytes{pool="p",worker="w"} 5.0',
         'obuilder_worker_unhealthy{pool="p",worker="w"} 0.0',
+        'obuilder_jobs_ended_total{client="ann",code="other",outcome="failed",pool="other"} 50.0',
     ):
         assert line in text.splitlines(), text
+    assert "odd-" not in text
 
 
 # --- sessions ------------------------------------------------------------------------------------

@@ -304,9 +304,13 @@ class Client:
         before = await self.job(ref)
         return await self._put(
             msgspec.structs.replace(
-                before, id=names.new_job(), rerun=before.id, submitted=time.time(), attached=False,
+                before,
+                id=names.new_job(),
+                rerun=before.id,
+                submitted=time.time(),
+                attached=False,
                 trace="",
-            )  # fmt: skip
+            )
         )
 
     # --- as a local builder ----------------------------------------------------------------------

@@ -106,6 +106,4 @@ def _edge(start: tuple[int, int], end: tuple[int, int]) -> str:
     x1, x2 = (x1 + _WIDTH, x2 - 2) if right else (x1, x2 + _WIDTH + 2)
     bend = _GAP_X if right else -_GAP_X
     y1, y2 = y1 + half, y2 + half
-    return (
-        f'<path class="edge other" d="M{x1} {y1}C{x1 + bend} {y1} {x2 - bend} {y2} {x2} {y2}"/>'
-    )
+    return f'<path class="edge other" d="M{x1} {y1}C{x1 + bend} {y1} {x2 - bend} {y2} {x2} {y2}"/>'
