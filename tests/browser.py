@@ -81,7 +81,7 @@ class Browser:
             message["sessionId"] = self._session
         os.write(self._out, json.dumps(message).encode() + b"\0")
         while True:
-            answer = self._next(30)
+            answer = self._next(100)
             if answer.get("id") == number:
                 assert "error" not in answer, (method, answer)
                 result: dict[str, Any] = answer["result"]
