@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -18,7 +19,14 @@ pytestmark = [pytest.mark.xdist_group("web"), pytest.mark.needs("chromium")]
 
 
 @pytest.fixture(scope="module")
-def page(admin: Credentials) -> Iterator[Pages]:
+def servers(cluster: Any) -> Iterator[ExitStack]:
+    """Ends what is in it after the page, and before the cluster."""
+    with ExitStack() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def page(admin: Credentials, servers: ExitStack) -> Iterator[Pages]:
     with pages(admin, loopback()) as found:
         found.fill()
         yield found
@@ -64,7 +72,7 @@ def test_a_live_log_follows_to_its_end(page: Pages, browser: Browser) -> None:
 
 
 def test_a_page_goes_on_by_itself_when_what_was_gone_is_back(
-    page: Pages, browser: Browser, cluster: Any
+    page: Pages, browser: Browser, cluster: Any, servers: ExitStack
 ) -> None:
     path = page.state("42", phase="running", attempt=1, started=time.time(), worker="build1")
     page.said("42", *BEGUN, events.Output(B, b"one\n"))
@@ -83,15 +91,12 @@ def test_a_page_goes_on_by_itself_when_what_was_gone_is_back(
     os.kill(pid, signal.SIGKILL)
     browser.until("!trouble.hidden && trouble.textContent.includes('cluster')", 60)
     page.said("42", events.Output(B, b"three\n"))
-    started = page.portal.call(local.start)
-    try:
-        browser.until("document.querySelector('#L3 > span')?.textContent === 'three'", 60)
-        assert browser.js("document.querySelectorAll('.lines .l').length") == 3
-        page.ends("42", "done")
-        browser.until("document.querySelector('#job-head .phase').textContent === 'done'", 60)
-        browser.until("trouble.hidden", 60)
-    finally:
-        page.portal.call(started.discard)
+    servers.callback(page.portal.call(local.start).discard)
+    browser.until("document.querySelector('#L3 > span')?.textContent === 'three'", 60)
+    assert browser.js("document.querySelectorAll('.lines .l').length") == 3
+    page.ends("42", "done")
+    browser.until("document.querySelector('#job-head .phase').textContent === 'done'", 60)
+    browser.until("trouble.hidden", 60)
     browser.faults.clear()  # a server that is gone is a fault to the browser
 
 
