@@ -138,17 +138,17 @@ class Pages:
         for manager, _ in self._writers.values():
             manager.__exit__(None, None, None)
 
-    def fill(self, hostile: str = HOSTILE) -> None:
+    def fill(self, hostile: str = HOSTILE, title: str = HOSTILE) -> None:
         """A pool with workers of every kind, clients, and jobs; titles that would do harm."""
         now = time.time()
         for client, rate in (("ann", 1.0), ("bob", 4.0)):
             self.put(names.fair("linux", client), Share(rate=rate))
-        for number, reasons in enumerate(((), (), (("disk", f"3 % free {hostile}"),)), 1):
+        for number, reasons in enumerate(((), (), (("disk", f"3 % free {hostile}".strip()),)), 1):
             self.put(
                 names.worker("linux", f"build{number}"),
                 Presence(
                     pool="linux", name=f"build{number}", session="s", capacity=4, in_use=2 - (number == 2),
-                    paused=reasons, free=number * 30 << 30, total=100 << 30, since=now - 90000, at=now,
+                    paused=reasons, free=(3 if reasons else 30 * number) << 30, total=100 << 30, since=now - 90000, at=now,
                     host=hostile, platform="linux/amd64", hits=30, misses=12, accepted=42, load=1.5,
                 ),
             )  # fmt: skip
@@ -170,7 +170,7 @@ class Pages:
             )
         self.state(
             "10",
-            title=hostile,
+            title=title,
             hint=hostile,
             phase="running",
             attempt=1,

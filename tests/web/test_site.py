@@ -190,7 +190,9 @@ def test_only_who_knows_the_token_changes_things_and_only_from_a_page_of_ours(
 def test_a_login_leads_to_pages_of_ours_alone(page: Pages, back: str) -> None:
     answer, _ = page.ask("/login", form={"token": "the token of the tests", "back": back})
     assert answer.getheader("Location") == "/"
-    assert "HttpOnly" in str(answer.getheader("Set-Cookie"))
+    cookie = str(answer.getheader("Set-Cookie"))
+    assert {"HttpOnly", "Path=/", "SameSite=lax"} <= set(cookie.split("; "))
+    assert "Secure" not in cookie  # on this machine there is no https
 
 
 def test_metrics_of_the_cluster_and_of_a_worker(page: Pages) -> None:
