@@ -90,6 +90,7 @@ def test_a_page_goes_on_by_itself_when_what_was_gone_is_back(
     assert pid
     os.kill(pid, signal.SIGKILL)
     browser.until("!trouble.hidden && trouble.textContent.includes('cluster')", 60)
+    assert [page.ask(place)[0].status for place in (path, "/jobs", "/healthz")] == [503, 200, 503]
     page.said("42", events.Output(B, b"three\n"))
     servers.callback(page.portal.call(local.start).discard)
     browser.until("document.querySelector('#L3 > span')?.textContent === 'three'", 60)
@@ -161,8 +162,8 @@ def test_without_scripts_pages_can_be_read(page: Pages, browser: Browser) -> Non
         browser.scripts(allowed=True)
 
 
-PAGES = ["/", "/pool/linux", "/pool/linux/worker/build3", "/jobs", "/job/ann/linux/10", "/job/ann/linux/40",
-         "/clients", "/history", "/login", "/jobs?phase=odd"]  # fmt: skip
+PAGES = ["/", "/pool/linux", "/pool/linux/worker/build3", "/jobs?phase=queued", "/job/ann/linux/10",
+         "/job/ann/linux/40", "/clients", "/history?since=1h", "/login", "/jobs?phase=odd"]  # fmt: skip
 
 
 @pytest.mark.parametrize(("dark", "width"), [(False, 1280), (True, 390)])

@@ -39,6 +39,7 @@ async def _admitted(request: Request) -> Form:
     session = site.session(request)
     if session is None:
         raise HTTPException(403, "To change things, log in with the token first.")
+    site.reach()
     if not site.gate.proves(session, form.get("form", "")):
         raise HTTPException(403, "This form is of another session: load the page again.")
     return form

@@ -102,6 +102,7 @@ def _feed(view: LogView, piece: Piece) -> None:
 async def raw(request: Request) -> Response:
     """The log as plain lines, as `obuilder job log` prints them."""
     site, job = asked_job(request)
+    site.reach()
 
     async def pieces() -> AsyncIterator[bytes]:
         attempt, out = 0, io.BytesIO()

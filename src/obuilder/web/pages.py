@@ -88,6 +88,7 @@ async def job(request: Request) -> Response:
     state = site.mirror.job(client, pool, name)
     if state is None:
         raise HTTPException(404, "There is no such job, or it is forgotten by now.")
+    site.reach()
     around = request.query_params.get("line", "")
     view = LogView(
         around=int(around) if around.isascii() and around.isdecimal() and len(around) < 10 else None

@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse, Response
 from obuilder import __version__
 from obuilder.cluster.credentials import Credentials
 from obuilder.cluster.engine import Engine
+from obuilder.errors import ClusterError
 from obuilder.ui.terminal import visible
 from obuilder.web import charts, views
 from obuilder.web.metrics import Metrics
@@ -68,6 +69,13 @@ class Site:
     def tag(self) -> str:
         """Another whenever pages may show something else than before."""
         return f'"{self._begun}-{self.mirror.version}-{int(self.engine.connected)}"'
+
+    def reach(self) -> None:
+        """ClusterError, at once, where the cluster can't be reached: engines try for long."""
+        if not self.engine.connected:
+            raise ClusterError(
+                "the cluster can't be reached just now", hint="Load this again in a while."
+            )
 
     def page(self, request: Request, name: str, status: int = 200, **values: object) -> Response:
         """A page from its template."""
