@@ -225,10 +225,10 @@ class LiveLog(Response):
         with out:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._feed, view)
-                place = self._after
-                while not self._read.is_set():
+                place, ended = self._after, False
+                while not ended:
                     await self._more.wait()
-                    self._more = anyio.Event()
+                    self._more, ended = anyio.Event(), self._read.is_set()
                     if self._place > place:
                         place, fresh = self._place, view.fresh()
                         if patches := list(self._patches(view, fresh)):

@@ -189,7 +189,7 @@ const patches = {
     put("job-plan", html);
     for (const one of document.querySelectorAll("#job-plan > details")) one.open = open.get(one.className) ?? one.open;
   },
-  head(_, html) { put("job-head", html); },
+  head(_, html) { put("job-head", html); showTimes(); },
   item(id, html) {
     const empty = document.getElementById("log-empty");
     if (empty) empty.remove();
