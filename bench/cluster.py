@@ -3,7 +3,7 @@
 Builders are fake (they sleep). Queues, records and choices are the program's own.
 `scripts/bench cluster`, or one of them:
 
-    bench/cluster.py fair|urgent|affinity|many [WORKERS JOBS [SECONDS [PROCESSES]]]
+    bench/cluster.py fair|urgent|affinity|many [WORKERS JOBS [SECONDS [PROCESSES [LIMIT]]]]
 """
 
 import math
@@ -15,7 +15,7 @@ import subprocess  # noqa: TID251 # other processes with workers are started by 
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import anyio
@@ -23,12 +23,38 @@ from msgspec.structs import replace
 
 from obuilder.cluster import layout, members, names, records, server
 from obuilder.cluster.credentials import authority_of, load_credentials
-from obuilder.cluster.engine import Conflict, Engine
+from obuilder.cluster.engine import Engine
 from obuilder.cluster.messages import Outcome, Presence, Running, Share, State, Ticket, encode
+from obuilder.cluster.presence import Name
 from obuilder.cluster.queue import Queue, Taken
 from obuilder.cluster.sealing import sign_record
+from obuilder.errors import ClusterError
 
 POOL = "p"
+
+
+ASKED = Counter()
+"""Messages of this process's workers to the server, by kind."""
+
+
+class Counted(Engine):
+    """A connection that counts what it sends."""
+
+    async def _send(self, subject, data, reply="", headers=None):
+        ASKED[kind_of(subject)] += 1
+        await super()._send(subject, data, reply, headers)
+
+
+def kind_of(subject):
+    """What a message to the server is about, in a word or two: for who counts them."""
+    parts = subject.split(".")
+    if subject.startswith("$JS.ACK"):
+        return "ack"
+    if subject.startswith("$JS.API.DIRECT.GET"):
+        return f"get-{parts[5]}" if len(parts) > 5 else "get-several"
+    if subject.startswith("$JS.API"):
+        return {"MSG": "pull", "INFO": "pending"}.get(parts[3], parts[3].lower())
+    return f"put-{parts[0]}"
 
 
 class Worker:
@@ -42,7 +68,7 @@ class Worker:
         self.session = os.urandom(8).hex()
         self.queue = Queue(engine, POOL, name, self.session)
         self.queue.is_running = self.running.__contains__
-        self.changed, self.woken = anyio.Event(), anyio.Event()
+        self.presence = Name(engine, POOL, name, self.session)
 
     def me(self):
         rows = tuple(self.running.values())
@@ -52,47 +78,35 @@ class Worker:
         )  # fmt: skip
 
     async def work(self):
-        await self.engine.put(names.worker(POOL, self.name), encode(self.me()))
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self.tell)
-            tasks.start_soon(self.hear)
+        await self.presence.take(self.me, lambda _: None)
+        async with anyio.create_task_group() as tasks, self.queue.open():
+            tasks.start_soon(self.presence.keep, self.me)
             while True:
-                self.woken = anyio.Event()
-                if self.capacity > len(self.running) and (
-                    taken := await self.queue.take(self.me())
-                ):
-                    assert isinstance(taken, Taken)
-                    ticket = taken.ticket
-                    self.running[ticket.id] = Running(
-                        id=ticket.id, client=ticket.client, slots=1, started=time.time(),
-                        urgent=ticket.urgent, forwarded=ticket.forwarded == self.name,
-                    )  # fmt: skip
-                    self.changed.set()
-                    tasks.start_soon(self.run, taken)
-                else:
-                    with anyio.move_on_after(random.uniform(3, 7)):
-                        await self.woken.wait()
+                try:
+                    await self.step(tasks)
+                except ClusterError as error:
+                    print(f"  {self.name}: {error}", file=sys.stderr)
+                    await anyio.sleep(1)
 
-    async def tell(self):
-        while True:
-            await self.changed.wait()
-            self.changed = anyio.Event()
-            await self.engine.put(names.worker(POOL, self.name), encode(self.me()))
-            await anyio.sleep(0.3)
-
-    async def hear(self):
-        async with AsyncExitStack() as stack, anyio.create_task_group() as tasks:
-            for subject in (f"live.run.{POOL}.{self.name}.*", f"live.sub.*.{POOL}.*"):
-                said = await stack.enter_async_context(self.engine.subscribe(subject))
-                tasks.start_soon(self.wake, said)
-
-    async def wake(self, said):
-        async for _ in said:
-            self.woken.set()
+    async def step(self, tasks):
+        if self.capacity <= len(self.running):
+            await self.queue.full()
+            await self.queue.wait()
+        elif taken := await self.queue.take(self.me()):
+            assert isinstance(taken, Taken)
+            ticket = taken.ticket
+            self.running[ticket.id] = Running(
+                id=ticket.id, client=ticket.client, slots=1, started=time.time(),
+                urgent=ticket.urgent, forwarded=ticket.forwarded == self.name,
+            )  # fmt: skip
+            self.presence.changed()
+            tasks.start_soon(self.run, taken)
+        else:
+            await self.queue.wait()
 
     async def run(self, taken):
         ticket, began = taken.ticket, time.time()
-        with suppress(Conflict):
+        with suppress(ClusterError):  # a ticket that is not acknowledged comes again
             held = await records.claim(
                 self.engine, taken.held, worker=self.name, session=self.session, now=began,
                 warm=taken.warm,
@@ -109,8 +123,8 @@ class Worker:
             if won:
                 self.done(ticket, began)
         del self.running[ticket.id]
-        self.changed.set()
-        self.woken.set()
+        self.presence.changed()
+        self.queue.wake()
         await self.queue.ended(taken, time.time() - began, well=True, useful=True)
 
 
@@ -136,7 +150,7 @@ async def submit(engine, client, tickets, *, window=100):
     async def one(ticket):
         async with limit:
             state = State(submitted=time.time(), hint=ticket.hint, urgent=ticket.urgent)
-            await engine.put(names.job(client, POOL, ticket.id, "state"), encode(state), expect=0)
+            await engine.put(names.job(client, POOL, ticket.id, "state"), encode(state))
             subject = names.ticket(client, POOL, urgent=ticket.urgent)
             await engine.put(subject, encode(ticket), once=ticket.id)
 
@@ -173,7 +187,7 @@ class Scene:
             for number, capacity in enumerate(capacities):
                 name = f"w{number}"
                 made = await members.add_worker(self.engine, self.admin, POOL, name)
-                engine = await stack.enter_async_context(Engine.connect(made))
+                engine = await stack.enter_async_context(Counted.connect(made))
                 self.workers.append(Worker(engine, name, capacity, self.seconds, self.done))
                 group.start_soon(self.workers[-1].work)
             yield
@@ -211,6 +225,7 @@ async def urgent():
 
 async def affinity(hinted):
     seconds = (0.4, 0.02)
+    ASKED.clear()
     async with cluster({"zoe": 1}, seconds) as made:
         scene = Scene(*made, 1200, seconds)
         real = {f"zoe{n}": str(n * 7919 % 150) for n in range(1200)}
@@ -221,13 +236,14 @@ async def affinity(hinted):
                 worker.cache_of = lambda ticket: real[ticket.id]
     misses = sum(worker.misses for worker in scene.workers)
     print(f"  {misses} misses (150 are needed), {scene.finished - began:.1f} s")
+    show_asked(ASKED, 1200)
 
 
 # --- many workers --------------------------------------------------------------------------------
 
 
 async def crowd(there, first, count, seconds):
-    """Workers of one process: they say what each job waited for."""
+    """Workers of one process: they say what each job waited for, and what they asked for."""
     admin = load_credentials(f"{there}/admin.json")
     rows = []
 
@@ -237,22 +253,24 @@ async def crowd(there, first, count, seconds):
     async with AsyncExitStack() as stack, anyio.create_task_group() as group:
         main = await stack.enter_async_context(Engine.connect(admin))
         for number in range(first, first + count):
-            made = await members.add_worker(main, admin, POOL, f"w{number}")
-            engine = await stack.enter_async_context(Engine.connect(made))
+            await layout.ensure_worker(main, POOL, f"w{number}")
+            made = authority_of(admin).worker(POOL, f"w{number}")
+            engine = await stack.enter_async_context(Counted.connect(made))
             worker = Worker(engine, f"w{number}", 1, (seconds, seconds), done, spread=0.5)
             group.start_soon(worker.work)
         while True:
-            await anyio.sleep(0.25)
+            await anyio.sleep(0.5)
             batch, rows[:] = rows[:], []
-            if batch:
-                await main.publish("bench.done", "\n".join(batch).encode())
+            said = [" ".join(f"{kind}={n}" for kind, n in ASKED.items()), *batch]
+            await main.publish(f"bench.done.{first}", "\n".join(said).encode())
 
 
-async def many(workers, jobs, seconds, processes):
+async def many(workers, jobs, seconds, processes, limit):
     rates = {f"c{number}": number + 1.0 for number in range(4)}
     part, each = math.ceil(workers / processes), jobs // 4
-    submitted, began, peak = {}, {}, 0
-    async with cluster(rates, (seconds, seconds)) as (there, _, engine):
+    submitted, began, peak, asked = {}, {}, 0, {}
+    async with cluster(rates, (seconds, seconds)) as (there, admin, engine):
+        await members.add_worker(engine, admin, POOL, "w0")  # and the account of all of them
         pid = server.Local(there).pid()
         argv = [sys.executable, __file__, "crowd", there]
         starts = range(0, workers, part)
@@ -263,46 +281,97 @@ async def many(workers, jobs, seconds, processes):
         try:
             while len(await engine.pending(names.state_of(POOL), names.worker(POOL))) < workers:
                 await anyio.sleep(0.5)
-            await anyio.sleep(2)
-            idle, start = memory(pid), time.time()
+            idle, used = memory(pid), await rest(pid, [child.pid for child in children])
+            rooms = {client: anyio.Semaphore(workers) for client in rates}
 
             async def feed(client):
-                for first in range(0, each, 50):
-                    count = min(50, each - first)
-                    tickets = [
-                        Ticket(id=f"{client}-{first + n}", client=client) for n in range(count)
-                    ]
-                    submitted.update((ticket.id, time.time()) for ticket in tickets)
-                    await submit(engine, client, tickets, window=50)
+                """Each client has as many jobs waiting as there are workers."""
 
-            async with engine.subscribe("bench.done") as said, anyio.create_task_group() as group:
+                async def one(number):
+                    ticket = Ticket(id=f"{client}-{number}", client=client)
+                    submitted[ticket.id] = time.time()
+                    await submit(engine, client, [ticket])
+
+                async with anyio.create_task_group() as group:
+                    for number in range(each):
+                        await rooms[client].acquire()
+                        group.start_soon(one, number)
+
+            before, start = None, time.time()
+            told = start
+            async with engine.subscribe("bench.done.*") as said, anyio.create_task_group() as group:
                 for client in rates:
                     group.start_soon(feed, client)
                 async for batch in said:
-                    for row in batch.data.decode().split("\n"):
+                    head, *rows = batch.data.decode().split("\n")
+                    asked[batch.subject] = dict(part.split("=") for part in head.split())
+                    if before is None and len(asked) == processes:
+                        before = total(asked)
+                    for row in rows:
                         id_, when = row.split()
                         began[id_] = float(when)
+                        rooms[id_.partition("-")[0]].release()
                     peak = max(peak, memory(pid))
-                    if len(began) == 4 * each:
+                    if time.time() > told + 60:
+                        told = time.time()
+                        print(f"  … {len(began)} after {told - start:.0f} s", file=sys.stderr)
+                    if len(began) == 4 * each or time.time() > start + limit:
                         break
+                group.cancel_scope.cancel()
             took = time.time() - start
-            left = await engine.pending(names.queue_of(POOL), ">")
+            server_s = spent(pid) - used[pid]
+            workers_s = sum(spent(child.pid) - used[child.pid] for child in children)
+            left = sum((await engine.pending(names.queue_of(POOL), ">")).values())
         finally:
             for child in children:
                 child.kill()
                 child.wait()
     ordered = sorted(began[id_] - submitted[id_] for id_ in began)
     half = sorted(began, key=began.get)[: len(began) // 2]
-    had = {client: sum(id_.startswith(f"{client}-") for id_ in half) for client in rates}
+    had = [sum(id_.startswith(f"{client}-") for id_ in half) / len(half) for client in rates]
     waits = " ".join(f"{ordered[int(len(ordered) * part_)]:.2f}" for part_ in (0.5, 0.9, 0.99))
-    print(f"  {len(began)} jobs done once each, {sum(left.values())} tickets left")
-    ideal = len(began) * seconds / workers
-    print(
-        f"  {len(began) / took:.0f} jobs/s ({took:.0f} s; {ideal:.0f} s if choosing took no time)"
-    )
-    print(f"  waits p50, p90, p99: {waits} s")
+    print(f"  {len(began)} jobs done once each in {took:.0f} s, {left} tickets left")
+    print(f"  {len(began) / took:.1f} jobs/s ({workers / seconds:.0f} if choosing took no time)")
+    print(f"  waits p50, p90, p99: {waits} s, with four jobs ahead of each worker")
     print(f"  server: {idle} MiB with idle workers, {peak} at most")
-    print(f"  the first half of the jobs, by clients with rates 1 to 4: {had}")
+    print(
+        f"  processor time a job: server {1000 * server_s / len(began):.2f} ms, "
+        f"all workers {1000 * workers_s / len(began):.2f} ms"
+    )
+    print(
+        f"  of the first half clients with rates 1, 2, 3, 4 had {' '.join(f'{h:.3f}' for h in had)}"
+    )
+    show_asked(
+        {kind: n - (before or {}).get(kind, 0) for kind, n in total(asked).items()}, len(began)
+    )
+
+
+async def rest(server, crowds, seconds=10):
+    """What idle workers cost; the time that each process has used by then."""
+    before = spent(server)
+    await anyio.sleep(seconds)
+    cost = (spent(server) - before) / seconds
+    print(f"  with idle workers the server takes {100 * cost:.0f} % of a processor")
+    return {pid: spent(pid) for pid in (server, *crowds)}
+
+
+def total(asked):
+    kinds = {kind for each in asked.values() for kind in each}
+    return {kind: sum(int(each.get(kind, 0)) for each in asked.values()) for kind in kinds}
+
+
+def show_asked(asked, jobs):
+    """What workers asked of the server for each job."""
+    each = {kind: n / jobs for kind, n in sorted(asked.items(), key=lambda item: -item[1])}
+    shown = ", ".join(f"{kind} {n:.2f}" for kind, n in each.items() if n >= 0.05)
+    print(f"  a job: {sum(each.values()):.1f} messages to the server: {shown}")
+
+
+def spent(pid):
+    """Seconds of processor time that a process has used."""
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory(pid):
@@ -331,10 +400,11 @@ def main():
         given = dict(enumerate(rest))
         workers, jobs = int(given.get(0, 100)), int(given.get(1, 2000))
         seconds, processes = float(given.get(2, 2.0)), int(given.get(3, 2))
+        limit = float(given.get(4, 1200))
         print(
             f"{jobs} jobs of {seconds:g} s, {workers} workers in {processes} processes, 4 clients"
         )
-        anyio.run(many, workers, jobs, seconds, processes)
+        anyio.run(many, workers, jobs, seconds, processes, limit)
 
 
 main()

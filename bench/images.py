@@ -173,8 +173,7 @@ class Ours(Peer):
         """See `Peer`."""
         self.run("root", "rootfs", "image", "import", "root", f"rootfs:{root}")
         Path(f"{self._place}/obuilder.spec").write_text("((from root))")
-        self.run("root", "build", "build", "-q", self._place)
-        (self._key,) = {one["key"] for one in json.loads(self.run("root", "ls", "ls", "--json"))}
+        self._key = self.run("root", "build", "build", "-q", self._place).strip()
 
     def take(self, source: str) -> None:
         """See `Peer`."""

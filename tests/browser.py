@@ -8,12 +8,14 @@ import itertools
 import json
 import os
 import select
-import shutil
+import signal
 import subprocess  # the browser is a process
-import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
+
+from places import memory
 
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
@@ -31,21 +33,22 @@ class Browser:
         self._numbers = itertools.count(1)
         self._waiting = b""
         self._session = ""
+        self._directory = memory()
         self.faults: list[str] = []
         """What went wrong in pages: errors of scripts, and what the page's policy did not let them do."""
 
     def __enter__(self) -> Self:
         """Start it."""
-        self._profile = tempfile.mkdtemp(prefix="obuilder-browser.")
+        profile = self._directory.__enter__()
         theirs_in, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
         # It reads descriptor 3 and writes 4, wherever ours are.
         program = f'exec 3<&{theirs_in} 4>&{theirs_out}; exec chromium "$@"'
         self._process = subprocess.Popen(
-            ["bash", "-c", program, "sh", *FLAGS, f"--user-data-dir={self._profile}", "about:blank"],
+            ["bash", "-c", program, "sh", *FLAGS, f"--user-data-dir={profile}", "about:blank"],
             pass_fds=(theirs_in, theirs_out), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, start_new_session=True,
-            env={**os.environ, "HOME": self._profile},
+            env={**os.environ, "HOME": profile},
         )  # fmt: skip
         os.close(theirs_in)
         os.close(theirs_out)
@@ -65,12 +68,12 @@ class Browser:
         """End it."""
         os.close(self._out)
         os.close(self._in)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=5)  # it ends with its pipe
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, 9)
-            self._process.wait()
-        shutil.rmtree(self._profile, ignore_errors=True)
+        with suppress(ProcessLookupError):  # and all it started
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._directory.__exit__(None, None, None)
 
     # --- the protocol ----------------------------------------------------------------------------
 

@@ -6,8 +6,8 @@ def cluster(): yield from clusters.module_cluster()
 async with cluster.admin() as engine: ...
 """
 
-import shutil
-import tempfile
+import os
+import signal
 from contextlib import asynccontextmanager
 
 import anyio
@@ -16,6 +16,7 @@ from anyio.from_thread import start_blocking_portal
 from obuilder.cluster import layout, members, server
 from obuilder.cluster.credentials import authority_of
 from obuilder.cluster.engine import Engine
+from places import memory
 
 POOL = "pool-1"
 
@@ -62,14 +63,15 @@ class Cluster:
 @asynccontextmanager
 async def running():
     """A cluster in a directory of its own."""
-    directory = tempfile.mkdtemp(prefix="obuilder-cluster-", dir="/var/tmp")
-    try:
+    with memory() as directory:  # every write is synced, and disks are slow at that
         async with server.running(directory) as admin:
             cluster = Cluster(directory, admin)
             await cluster.pool(POOL)
-            yield cluster
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+            try:
+                yield cluster
+            finally:  # what it would put in order takes its time, and is nobody's
+                if pid := server.Local(directory).pid():
+                    os.kill(pid, signal.SIGKILL)
 
 
 def module_cluster():

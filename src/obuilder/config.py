@@ -38,6 +38,7 @@ class FileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     caches: dict[str, CacheSettings] | None = None
     sign_key: str | None = None
     builder_id: str | None = None
+    cluster: str | None = None
     memory: int | None = None
     cpus: float | None = None
     pids: int | None = None
@@ -133,7 +134,11 @@ def load(given: FileConfig) -> Settings:
         name if name == "*" else parse_cache(name).name: said
         for name, said in values.get("caches", {}).items()
     }
-    for name in ("sign_key", "builder_id"):  # for who takes results out
+    for name in (
+        "sign_key",
+        "builder_id",
+        "cluster",
+    ):  # for results that go out, and other machines
         values.pop(name, None)
     limits = limits.over(Settings().limits)
     settings = Settings(**values, limits=limits, images=images)  # FileConfig has checked them

@@ -42,14 +42,16 @@ def world(tmp_path_factory):
     kinds = ("admin", "client", "worker")
     files = {kind: os.path.join(cluster.directory, f"{kind}.json") for kind in kinds}
 
-    def typed(*words, kind="client", **how):
+    def typed(*words, kind="client", before=(), **how):
         environment = {**os.environ, "OBUILDER_CLUSTER": files[kind], "OBUILDER_STORE": store}
         return subprocess.Popen(
-            [sys.executable, "-m", "obuilder", *words], cwd=place, env=environment, text=True,
+            [*before, sys.executable, "-m", "obuilder", *words], cwd=place, env=environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, **how,
         )  # fmt: skip
 
-    worker = typed("worker", "--capacity", "4", "--state-dir", f"{place}/state", kind="worker")
+    tied = ("setpriv", "--pdeathsig", "KILL")
+    words = ("worker", "--capacity", "4", "--state-dir", f"{place}/state")
+    worker = typed(*words, kind="worker", before=tied)
 
     def run(*words, status=0, kind="client"):
         with typed(*words, kind=kind) as child:

@@ -3,7 +3,6 @@
 import os
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 
 import anyio
@@ -12,69 +11,17 @@ import pytest
 from obuilder.cluster.git import Repositories
 from obuilder.cluster.messages import GitContext
 from obuilder.errors import BadImage, NotFound, Unreachable, UsageError
+from repositories import Served, serving
 
 pytestmark = pytest.mark.anyio
 
 
-class Served:
-    """Repositories below a directory, served by git's own daemon."""
-
-    def __init__(self, directory: str, port: int) -> None:
-        self.directory, self._port = directory, port
-
-    def url(self, name: str) -> str:
-        return f"git://127.0.0.1:{self._port}/{name}"
-
-    def git(self, name: str, *words: str) -> str:
-        place = os.path.join(self.directory, name)
-        os.makedirs(place, exist_ok=True)
-        env = {
-            **os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_AUTHOR_NAME": "a",
-            "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b",
-        }  # fmt: skip
-        options = ("-c", "protocol.file.allow=always", "-c", "init.defaultBranch=main")
-        done = subprocess.run(
-            ["git", "-C", place, *options, *words], env=env, capture_output=True, check=True
-        )
-        return done.stdout.decode().strip()
-
-    def commit(self, name: str, **files: str) -> str:
-        """Commit files; the commit's id."""
-        if not os.path.isdir(os.path.join(self.directory, name, ".git")):
-            self.git(name, "init", "-q")
-        for path, text in files.items():
-            with open(os.path.join(self.directory, name, path), "w") as file:
-                file.write(text)
-        self.git(name, "add", "-A")
-        self.git(name, "commit", "-q", "-m", "a commit")
-        return self.git(name, "rev-parse", "HEAD")
-
-
 @pytest.fixture
 def served(tmp_path) -> Iterator[Served]:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
     directory = str(tmp_path / "served")
     os.mkdir(directory)
-    core = subprocess.run(["git", "--exec-path"], capture_output=True, check=True).stdout.decode()
-    daemon = subprocess.Popen(
-        [f"{core.strip()}/git-daemon", "--reuseaddr", "--listen=127.0.0.1", f"--port={port}",
-         "--export-all", f"--base-path={directory}", directory],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        until = time.monotonic() + 10
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert time.monotonic() < until
-            time.sleep(0.02)
-        yield Served(directory, port)
-    finally:
-        daemon.terminate()
-        daemon.wait()
+    with serving(directory) as ready:
+        yield ready
 
 
 def _read(*parts: str) -> str:
@@ -126,6 +73,18 @@ async def test_commits_are_fetched_once_and_merged(served, tmp_path) -> None:
         async with repositories.files(GitContext(url, ("0" * 39 + "1",)), said.append):
             pass
     assert os.listdir(tmp_path / "state" / "trees") == []
+    # Clones that nobody asks for go, and are made again.
+    assert repositories.trim(60) == 0
+    os.utime(clone.path, (0, 0))
+    assert repositories.trim(60) == 1
+    async with repositories.files(GitContext(url, (left,), directory="."), said.append) as tree:
+        assert _read(tree, "left") == "left\n"
+    assert said[-1].startswith("fetching")
+    os.symlink("/etc", os.path.join(served.directory, "r", "etc"))
+    linked = served.commit("r")
+    with pytest.raises(NotFound, match="no directory etc"):
+        async with repositories.files(GitContext(url, (linked,), directory="etc"), said.append):
+            pass
 
 
 async def test_submodules_come_along_and_hooks_and_files_do_not(served, tmp_path) -> None:

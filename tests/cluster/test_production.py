@@ -2,21 +2,22 @@
 
 import json
 import os
-import shutil
+import re
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 
 import anyio
 import pytest
 
 from obuilder.cluster import layout, members, names, server
+from obuilder.cluster.accounts import VARZ
 from obuilder.cluster.credentials import authority_of, load_credentials
 from obuilder.cluster.engine import Engine
 from obuilder.cluster.production import write_configuration
 from obuilder.errors import Refused, UsageError
+from places import memory
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("nats")]
 
@@ -42,25 +43,26 @@ class Three:
     def start(self, *names_):
         for name in names_:
             own = os.path.join(self.directory, name)
-            argv = [server.find_server(), "-c", "nats.conf", "-l", "log"]
-            self.running[name] = subprocess.Popen(argv, cwd=own, start_new_session=True)
+            argv = ["setpriv", "--pdeathsig", "KILL", server.find_server()]
+            self.running[name] = subprocess.Popen(
+                [*argv, "-c", "nats.conf", "-l", "log"], cwd=own, start_new_session=True
+            )
 
     def kill(self, name):
         self.running[name].send_signal(signal.SIGKILL)
         self.running.pop(name).wait()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def three():
-    directory = tempfile.mkdtemp(prefix="obuilder-three-", dir="/var/tmp")
-    found = Three(os.path.join(directory, "made"))
-    try:
-        found.start("node1", "node2", "node3")
-        yield found
-    finally:
-        for name in list(found.running):
-            found.kill(name)
-        shutil.rmtree(directory)
+    with memory() as directory:
+        found = Three(os.path.join(directory, "made"))
+        try:
+            found.start("node1", "node2", "node3")
+            yield found
+        finally:
+            for name in list(found.running):
+                found.kill(name)
 
 
 async def test_all_that_was_acknowledged_survives_the_leader(three):
@@ -72,6 +74,10 @@ async def test_all_that_was_acknowledged_survives_the_leader(three):
         info = (await engine.streams())[names.queue_of("p")]
         assert info["config"]["num_replicas"] == 3
         leader = info["cluster"]["leader"]
+        viewer = await members.add_viewer(engine, admin, "eye")
+        async with Engine.connect(viewer) as eye:
+            assert set(await eye.streams()) == set(await engine.streams())
+            assert len(await eye.gather(VARZ, seconds=2)) == 3
         kept, longest, stop = [], 0.0, False
 
         async with Engine.connect(made) as alice:
@@ -120,3 +126,24 @@ def test_what_is_there_is_not_overwritten(tmp_path):
         write_configuration(str(kept), ["a"], port=1, cluster_port=1, state="/s")
     assert json.loads((kept / "admin.json").read_text()) == before
     assert all(f.stat().st_mode & 0o77 == 0 for f in kept.rglob("*"))
+
+
+@pytest.mark.needs("systemd-analyze")
+def test_systemd_takes_the_units(tmp_path):
+    made, units = tmp_path / "made", tmp_path / "units"
+    write_configuration(str(made), ["a"], port=4222, cluster_port=6222, state="/var/lib/nats")
+    units.mkdir()
+    for unit in made.rglob("*.service"):
+        # The programs need not be installed here.
+        text = re.sub(
+            r"^ExecStart=\S+", "ExecStart=/bin/true", unit.read_text(), flags=re.MULTILINE
+        )
+        (units / unit.name.replace("@.", "@one.")).write_text(text)
+    assert {unit.name for unit in units.iterdir()} == {
+        "obuilder-nats.service", "obuilder-worker@one.service", "obuilder-web.service",
+    }  # fmt: skip
+    for unit in units.iterdir():  # it warns of what it does not know, and goes on
+        said = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, check=False
+        )
+        assert (said.returncode, said.stdout + said.stderr) == (0, b"")

@@ -53,6 +53,12 @@ def well(monkeypatch) -> None:
     monkeypatch.setattr("obuilder.cluster.health.illness", illness)
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch) -> None:
+    """Who waits for a beat, or for its end, need not wait long."""
+    monkeypatch.setattr("obuilder.cluster.presence.BEAT", 0.5)
+
+
 @pytest.fixture
 def bench(tmp_path) -> Workbench:
     return Workbench(str(tmp_path))
@@ -166,12 +172,13 @@ async def test_pause_drain_and_what_runs_meanwhile(yard, bench) -> None:
         assert bench.ran == []
         await yard.until(lambda: _presence(yard, lambda p: p.paused == (("admin", "holidays"),)))
         await yard.admin.remove(names.state_of(yard.pool), subject)
+        await yard.admin.publish(subject, b"")
         assert (await yard.ended(ref)).phase == "done"
         held = [await yard.submit(f"hold {n}") for n in "ab"]
         for name in "ab":
             with anyio.fail_after(5):
                 await bench.came[name].wait()
-        answer = await yard.admin.request(names.control(yard.pool, "w1", "metrics"), b"")
+        answer = await yard.admin.request(names.question(yard.pool, "w1", "metrics"), b"")
         assert b"obuilder_worker_running_jobs 2" in answer
         worker.drain()
         third = await yard.submit("mark third")

@@ -21,6 +21,7 @@ from obuilder.cluster.server import Local
 from workers import Yard, yard as a_yard
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("nats"), pytest.mark.needs("overlay")]
+TIED = ("setpriv", "--pdeathsig", "KILL")
 STEP = '((from micro) (run (shell "{}")))'
 
 
@@ -51,7 +52,7 @@ class Workers:
             process = program.start(
                 "worker", "--cluster", path, "--store", f"overlayfs:{self._directory}/{name}",
                 "--capacity", "2", "--free", "0", *options, cwd=self._directory,
-                streams={"stdin": subprocess.DEVNULL, "stderr": log},
+                streams={"stdin": subprocess.DEVNULL, "stderr": log}, before=TIED,
             )  # fmt: skip
         self.started.append(process)
         await self._yard.until(lambda: b"takes jobs" in self.said(name), seconds=30)
@@ -87,13 +88,15 @@ async def test_a_killed_workers_job_runs_elsewhere(yard, workers) -> None:
             names.queue_of(yard.pool),
             {**layout._CONSUMER, "durable_name": names.waiting(yard.client.name, urgent=urgent),
              "filter_subject": names.ticket(yard.client.name, yard.pool, urgent=urgent),
-             "ack_wait": 12_000_000_000},
+             "ack_wait": 3_000_000_000},
         )  # fmt: skip
     first = await workers.start("w1")
-    ref = await _build(yard, STEP.format("echo began; sleep 3; echo whole"))
-    await yard.until(lambda: _runs(yard, ref))
+    ref = await _build(yard, STEP.format("echo began; sleep 2; echo whole"))
+    await yard.until(lambda: _runs(yard, ref), seconds=30)
     first.kill()
     first.wait()
+    # Nor until its name is nobody's.
+    await yard.admin.remove(names.state_of(yard.pool), names.worker(yard.pool, "w1"))
     await workers.start("w2")
     with anyio.fail_after(60):
         state = await yard.client.wait(ref)
@@ -104,32 +107,36 @@ async def test_a_killed_workers_job_runs_elsewhere(yard, workers) -> None:
 
 async def test_a_job_outlives_a_break_of_the_network(yard, workers) -> None:
     await workers.start("w1")
-    ref = await _build(yard, STEP.format("echo one; sleep 4; echo two"))
-    await yard.until(lambda: _runs(yard, ref))
+    ref = await _build(yard, STEP.format("echo one; sleep 2; echo two"))
+    await yard.until(lambda: _runs(yard, ref), seconds=30)
     local = Local(yard.cluster.directory)
     server = local.pid()
     assert server is not None
-    os.kill(server, signal.SIGSTOP)
-    await anyio.sleep(5)
-    os.kill(server, signal.SIGCONT)
-    with anyio.fail_after(40):
-        state = await yard.client.wait(ref)
-    assert (state.phase, state.attempt) == ("done", 1)
-    said = b"".join(getattr(event, "data", b"") for event in await yard.log(ref))
-    assert said == b"one\ntwo\n"
+    os.kill(server, signal.SIGKILL)
+    await yard.until(lambda: local.pid() is None)
+    await anyio.sleep(2.5)  # it ends meanwhile
+    again = local.start(local.prepare(), tied=True)
+    try:
+        with anyio.fail_after(40):
+            state = await yard.client.wait(ref)
+        assert (state.phase, state.attempt) == ("done", 1)
+        said = b"".join(getattr(event, "data", b"") for event in await yard.log(ref))
+        assert said == b"one\ntwo\n"
+    finally:
+        again.discard()
 
 
 async def test_signals_end_a_worker_and_other_names_are_refused(yard, workers, place) -> None:
     process = await workers.start("w1")
-    ref = await _build(yard, STEP.format("sleep 2; echo done"))
-    await yard.until(lambda: _runs(yard, ref))
     path = f"{place.directory}/w1.json"
     other = program.start("worker", "--cluster", path, "--name", "w2", cwd=place.directory)
-    assert program.finish(other).status == 2
     again = program.start("worker", "--cluster", path, "--store", f"overlayfs:{place.directory}/x",
                           cwd=place.directory)  # fmt: skip
-    ended = program.finish(again)
+    assert (await anyio.to_thread.run_sync(program.finish, other)).status == 2
+    ended = await anyio.to_thread.run_sync(program.finish, again)
     assert (ended.status, "a worker called w1" in ended.err) == (6, True)
+    ref = await _build(yard, STEP.format("sleep 2; echo done"))
+    await yard.until(lambda: _runs(yard, ref), seconds=30)
     process.terminate()
     with anyio.fail_after(20):
         state = await yard.client.wait(ref)
@@ -138,11 +145,11 @@ async def test_signals_end_a_worker_and_other_names_are_refused(yard, workers, p
     # Twice: what runs is given back.
     process = await workers.start("w1")
     ref = await _build(yard, STEP.format("sleep 60; echo late"))
-    await yard.until(lambda: _runs(yard, ref))
+    await yard.until(lambda: _runs(yard, ref), seconds=30)
     process.terminate()
-    await yard.until(lambda: b"a signal ended it" in workers.said("w1"))
+    await yard.until(lambda: b"a signal ended it" in workers.said("w1"), seconds=30)
     process.terminate()
-    with anyio.fail_after(20):
+    with anyio.fail_after(30):
         assert await anyio.to_thread.run_sync(process.wait) == 0
     assert (await yard.client.state(ref)).phase == "queued"
 

@@ -274,6 +274,22 @@ def test_files_alone_run_as_well(built: Program, out: str, docker_engine) -> Non
     assert images.run("chroot", f"{out}/root", "/bin/sh", "-c", "cat /made") == b"made\n"
 
 
+@pytest.mark.needs("podman")
+@pytest.mark.xdist_group("docker")
+def test_podman_loads_and_runs_it(built: Program, out: str, podman_engine) -> None:
+    built.ok(
+        "build", "-o", f"docker-archive:{out}/d:exported/podman:1", "-o", f"oci-archive:{out}/o:one"
+    )
+    podman = ("podman", "--url", podman_engine.host)
+    # Without limits of its own it asks for some that not every root may set.
+    limits = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024", "--network=none")
+    for name in ("d", "o"):
+        loaded = images.run(*podman, "load", "-q", "-i", f"{out}/{name}").decode().split()[-1]
+        words = [*podman, "run", "--rm", *limits, loaded]
+        ran = subprocess.run(words, capture_output=True, check=False)
+        assert ran.stdout == RUN, ran
+
+
 def docker(engine, *argv, check=True, **streams):
     streams = {"stdin": subprocess.DEVNULL, **streams}
     done = subprocess.run(

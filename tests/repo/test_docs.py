@@ -1,5 +1,6 @@
 """What the pages say of commands and of each other is so."""
 
+import argparse
 import re
 import shlex
 from importlib import import_module
@@ -45,6 +46,35 @@ def test_every_command_line_is_one(page: Path) -> None:
         assert words[0] in VERBS, words
         module = import_module(f"obuilder.cli.{words[0]}")
         parser_for(words[0], module).parse_args(words[1:])
+
+
+def _known(parser: argparse.ArgumentParser) -> set[str]:
+    found = {name for action in parser._actions for name in action.option_strings}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found |= set(action.choices).union(*map(_known, action.choices.values()))
+    return found
+
+
+def test_every_option_that_the_pages_of_the_cluster_name_is_one() -> None:
+    modules = {verb: import_module(f"obuilder.cli.{verb}") for verb in VERBS}
+    known = set[str]().union(*(_known(parser_for(verb, modules[verb])) for verb in VERBS))
+    come = REPO / "docs/how-to/from-ocluster.md"
+    found = set()
+    about = [p for p in REPO.glob("docs/cluster/*.md") if p.name != "figures.md"]
+    for page in [*about, come]:  # figures tell how benches were run
+        for line in page.read_text().splitlines():
+            # What OCluster has stands on the left.
+            ours = line.split("|")[-2] if page == come and line.startswith("|") else line
+            for span in re.findall(r"`([^`]+)`", ours):
+                found |= set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", span))
+                verbs = re.match(r"obuilder ([a-z]+)(?: ([a-z][a-z-]+)\b)?", span)
+                if verbs:
+                    assert verbs[1] in VERBS, span
+                    if verbs[1] in ("cluster", "job") and verbs[2]:
+                        assert verbs[2] in known, span
+    assert len(found) > 40
+    assert found - known == set()
 
 
 @each_page

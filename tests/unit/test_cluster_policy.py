@@ -162,6 +162,26 @@ def test_what_failed_teaches_no_times_but_may_leave_a_cache() -> None:
     assert useful == Warmth(workers=(("w1", 101.0),))
 
 
+def test_a_hint_is_written_again_only_for_what_is_new() -> None:
+    def after(was: Warmth | None, worker: str, now: float, seconds: float) -> Warmth:
+        return policy.ended(was, worker, now, seconds=seconds, warm=True, well=True, useful=True)
+
+    first = after(None, "w1", 0.0, 10)
+    assert policy.is_news(None, first, "w1")
+    assert not policy.is_news(first, after(first, "w1", 60.0, 12), "w1"), "it is much as it was"
+    assert policy.is_news(first, after(first, "w1", 60.0, 40), "w1"), "it takes longer"
+    assert policy.is_news(first, after(first, "w1", 2 * policy.REFRESHED, 10), "w1"), "it is old"
+    assert policy.is_news(first, after(first, "w2", 60.0, 10), "w2"), "one more has it"
+    assert policy.is_news(first, policy.started(first, "w2", "s", 60.0), "w2")
+    now = first
+    for _ in range(4):
+        now = after(now, "w1", 60.0, 12.5)
+    assert not policy.is_news(first, now, "w1")
+    for _ in range(20):
+        now = after(now, "w1", 60.0, 13.5)
+    assert policy.is_news(first, now, "w1"), "small changes add up"
+
+
 def test_a_hint_remembers_the_last_workers() -> None:
     warmth: Warmth | None = None
     for number in range(policy.REMEMBERED + 5):

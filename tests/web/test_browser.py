@@ -33,6 +33,17 @@ def page(admin: Credentials, servers: ExitStack) -> Iterator[Pages]:
 
 
 @pytest.fixture(scope="module")
+def failed(page: Pages) -> str:
+    """The path of a job that failed."""
+    path = page.state("40", title="failed", phase="running", attempt=1, started=time.time())
+    page.said("40", *BEGUN, events.Output(B, b"line\n" * 20))
+    page.said("40", events.StepEnded(B, "step-failed", "it ended with 2", 3.5))
+    page.ends("40", "failed")
+    page.until(path, "it ended with 2")
+    return path
+
+
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with Browser() as found:
         yield found
@@ -49,21 +60,21 @@ def no_faults(browser: Browser) -> Iterator[None]:
 
 def test_a_live_log_follows_to_its_end(page: Pages, browser: Browser) -> None:
     path = page.state(
-        "40", title="live", phase="running", attempt=1, started=time.time(), worker="build1"
+        "42", title="live", phase="running", attempt=1, started=time.time(), worker="build1"
     )
-    page.said("40", *BEGUN, events.Output(B, b"first\n" * 60 + b"no end"))
+    page.said("42", *BEGUN, events.Output(B, b"first\n" * 60 + b"no end"))
     page.until(path, "no end")
     browser.go(page.url + path)
     assert browser.js("document.querySelector('#s1-o').textContent") == "no end"
-    page.said("40", events.Output(B, b" yet\n\x1b[31mred\x1b[0m\n"))
+    page.said("42", events.Output(B, b" yet\n\x1b[31mred\x1b[0m\n"))
     browser.until("document.querySelector('#L62 .f1')?.textContent === 'red'")
     assert browser.js("document.querySelector('#L61 > span').textContent") == "no end yet"
     assert browser.js("follow.getAttribute('aria-pressed')") == "true"
     browser.until("innerHeight + scrollY >= document.documentElement.scrollHeight - 3")
     browser.key("f")
     assert browser.js("follow.getAttribute('aria-pressed')") == "false"
-    page.said("40", events.StepEnded(B, "step-failed", "it ended with 2", 3.5))
-    page.ends("40", "failed")
+    page.said("42", events.StepEnded(B, "step-failed", "it ended with 2", 3.5))
+    page.ends("42", "failed")
     browser.until("document.querySelector('#job-head .phase').textContent === 'failed'")
     assert browser.js("document.querySelector('#s1-m').textContent") == "it ended with 2"
     assert browser.js("document.querySelector('#g-s1').getAttribute('class')") == "failed"
@@ -116,8 +127,8 @@ def test_a_long_log_is_followed_in_bounds(page: Pages, browser: Browser) -> None
     page.ends("43", "done")
 
 
-def test_a_line_has_an_address(page: Pages, browser: Browser) -> None:
-    browser.go(page.url + "/job/ann/linux/40#L7")
+def test_a_line_has_an_address(page: Pages, failed: str, browser: Browser) -> None:
+    browser.go(f"{page.url}{failed}#L7")
     assert browser.js("document.querySelector('.l.target').id") == "L7"
     browser.js("location.hash = '#L9'")
     browser.until("document.querySelector('.l.target').id === 'L9'")
@@ -153,26 +164,29 @@ def test_jobs_are_filtered_by_keys_alone_and_lists_live(page: Pages, browser: Br
     browser.until("document.querySelector('tbody .phase').textContent === 'running'")
 
 
-def test_without_scripts_pages_can_be_read(page: Pages, browser: Browser) -> None:
+def test_without_scripts_pages_can_be_read(page: Pages, failed: str, browser: Browser) -> None:
     browser.scripts(allowed=False)
     try:
-        browser.go(page.url + "/job/ann/linux/40")
+        browser.go(page.url + failed)
         assert "it ended with 2" in browser.text()
     finally:
         browser.scripts(allowed=True)
 
 
-PAGES = ["/", "/pool/linux", "/pool/linux/worker/build3", "/jobs?phase=queued", "/job/ann/linux/10",
-         "/job/ann/linux/40", "/clients", "/history?since=1h", "/login", "/jobs?phase=odd"]  # fmt: skip
+ALL = ["/", "/pool/linux", "/pool/linux/worker/build3", "/jobs?text=waits", "/clients", "/history?since=1h",
+       "/login", "/jobs?phase=odd"]  # fmt: skip
+MAIN = ["/pool/linux", "/jobs?text=waits"]
 
 
-@pytest.mark.parametrize(("dark", "width"), [(False, 1280), (True, 390)])
+@pytest.mark.parametrize(
+    ("paths", "dark", "width"), [(ALL, False, 1280), (MAIN, True, 390)], ids=["light", "dark"]
+)
 def test_everybody_can_use_every_page(
-    page: Pages, browser: Browser, dark: bool, width: int
+    page: Pages, failed: str, browser: Browser, paths: list[str], dark: bool, width: int
 ) -> None:
     browser.look(dark=dark, width=width)
     found = {}
-    for path in PAGES:
+    for path in (*paths, failed):
         browser.go(page.url + path)
         browser.js("document.querySelectorAll('details').forEach(one => one.open = true)")
         if faults := browser.accessibility():

@@ -11,8 +11,9 @@ from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
 from obuilder import events
-from obuilder.cluster import names
+from obuilder.cluster import members, names
 from obuilder.cluster.credentials import Credentials, authority_of
+from obuilder.cluster.engine import Engine
 from obuilder.cluster.messages import Answer, Build, Cancel, Client, Job, Signed, decode, encode
 from obuilder.cluster.sealing import opened, sign
 from pages import BEGUN, HOSTILE, B, Pages, loopback, pages
@@ -227,7 +228,7 @@ def test_metrics_of_the_cluster_and_of_a_worker(page: Pages) -> None:
         return encode(Answer(data=b"obuilder_worker_jobs_total 3\n"))
 
     with page.portal.wrap_async_context_manager(
-        page.engine.serve(names.control("linux", "build1", "metrics"), answer)
+        page.engine.serve(names.question("linux", "build1", "metrics"), answer)
     ):
         page.until("/pool/linux/worker/build1/metrics", "obuilder_worker_jobs_total 3\n")
     assert page.ask("/pool/linux/worker/build1/metrics")[0].status == 502
@@ -243,6 +244,35 @@ def test_a_private_page_is_read_with_the_token_alone(admin: Credentials) -> None
         assert page.ask("/static/style.css")[0].status == 200
         cookie, _ = page.login()
         assert page.ask("/jobs", Cookie=cookie)[0].status == 200
+
+
+def test_a_viewer_serves_the_page_and_changes_nothing(page: Pages, admin: Credentials) -> None:
+    path = page.state("40", title="of a viewer")
+    viewer = page.portal.call(members.add_viewer, page.engine, admin, "page")
+    worker = page.portal.call(members.add_worker, page.engine, admin, "linux", "build1")
+    with pages(viewer, loopback()) as own:
+        own.until("/jobs", "of a viewer")
+        own.until("/metrics", "obuilder_server_memory_bytes{")
+        assert own.ask("/healthz")[1] == "ok\n"
+
+        async def answer(_: str, __: bytes) -> bytes:
+            return encode(Answer(text="obuilder_worker_jobs_total 4\n"))
+
+        with (
+            own.portal.wrap_async_context_manager(Engine.connect(worker)) as engine,
+            own.portal.wrap_async_context_manager(
+                engine.serve(names.question("linux", "build1"), answer)
+            ),
+        ):
+            own.until("/pool/linux/worker/build1/metrics", "obuilder_worker_jobs_total 4")
+        cookie, form = own.login()
+        assert "/cancel" not in own.ask(path, Cookie=cookie)[1]
+        refused, said = own.ask(f"{path}/cancel", form={"form": form}, Cookie=cookie)
+        assert refused.status == 400
+        assert "the credentials of a viewer" in said
+    cookie, _ = page.login()
+    assert "/cancel" in page.ask(path, Cookie=cookie)[1]  # as an administrator's page has it
+    assert "phase queued" in page.ask(path)[1]
 
 
 def test_a_job_says_what_was_hostile_about_it(page: Pages) -> None:

@@ -97,6 +97,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_cluster(parser)
 
 
+_OF_JOBS = (
+    "urgent", "hint", "title", "job_memory", "job_cpus", "job_timeout", "slots", "attempts", "cluster",
+)  # fmt: skip
+"""What only a job on a pool can heed, by the names of the options."""
+_ANYWHERE = frozenset(
+    (
+        "file", "context", "build_context", "build_arg", "network", "secret", "target", "output",
+        "no_cache", "progress", "platform", "pull", "locked", "squash", "compression", "reproducible",
+        "annotation", "sbom", "memory", "cpus", "pids", "timeout", "log", "on", "cluster", "color",
+        "verbose", "quiet", "verbosity", *_OF_JOBS,
+    )
+)  # fmt: skip
+"""What is heeded on pools as well. All other options are about this machine."""
+
+
 class Job(Struct, frozen=True):
     """What to build for one platform."""
 
@@ -108,6 +123,9 @@ def run(args: argparse.Namespace) -> int:
     """Build."""
     if args.on:
         return _on_pools(args)
+    for name in _OF_JOBS:
+        if getattr(args, name):
+            raise UsageError(f"{_option(name)} is for builds on pools", hint="add --on POOL")
     outputs, asked = [parse_output(text) for text in args.output], wishes(args)
     if args.dry_run:
         from obuilder.cli.plan import show
@@ -134,20 +152,21 @@ def run(args: argparse.Namespace) -> int:
 
 def _on_pools(args: argparse.Namespace) -> int:
     """Build on pools, as here: interrupted, the jobs are cancelled. UsageError."""
+    from obuilder.cli.options import parser_for
     from obuilder.cli.remote import submit
     from obuilder.cli.submit import order_of, wishes as of_job
 
-    refused = {
-        "--dry-run": args.dry_run, "--ssh": args.ssh, "--allow": args.allow, "--tag": args.tag,
-        "--squash": args.squash, "--annotation": args.annotation, "--reproducible": args.reproducible,
-    }  # fmt: skip
-    for option, given in refused.items():
-        if given:
+    parser = parser_for("build", sys.modules[__name__])
+    for name, given in vars(args).items():
+        if name not in _ANYWHERE and given != parser.get_default(name):
             raise UsageError(
-                f"{option} can't go with --on", hint="it is for builds on this machine"
+                f"{_option(name)} can't go with --on", hint="it is for builds on this machine"
             )
-    order = order_of(args, settings_of_build(args))
-    return submit(args, order, of_job(args, attached=True), detach=False)
+    return submit(args, order_of(args), of_job(args, attached=True), detach=False)
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _made(

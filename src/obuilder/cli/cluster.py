@@ -50,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what was asked."""
-    if args.action in cluster_admin.ACTIONS:
-        return cluster_admin.ACTIONS[args.action][1](args)
+    if cluster_admin.is_ours(args.action):
+        return cluster_admin.run(args)
     if args.action == "config":
         return _config(args)
     from obuilder.cluster.credentials import state_directory
@@ -83,10 +83,9 @@ def _say(args: argparse.Namespace, text: str) -> None:
 
 async def _up(args: argparse.Namespace, local: "Local") -> int:
     if local.pid() is not None:
-        _say(args, f"a cluster runs already in {local.directory}\n{_next(local)}")
-        return 0
+        return _is_up(args, local)
     authority = local.prepare(args.port)
-    started = local.start()
+    started = local.start(authority)
     stays = False
     try:
         await local.ready(authority, started)
@@ -98,6 +97,8 @@ async def _up(args: argparse.Namespace, local: "Local") -> int:
             return 0
         while started.running:
             await anyio.sleep(0.2)
+        if started.status == 0:
+            return 0  # it was told to, by `down`
         raise ClusterError(
             f"nats-server ended: {local.last_words()}",
             hint=f"{local.path('server.log')} tells more; `obuilder cluster up` starts it again",
@@ -107,6 +108,18 @@ async def _up(args: argparse.Namespace, local: "Local") -> int:
             with anyio.CancelScope(shield=True):
                 await local.stop()
                 started.discard()
+            _say(args, "the cluster is down")
+
+
+def _is_up(args: argparse.Namespace, local: "Local") -> int:
+    (url,) = local.prepare().urls
+    if args.port is not None and not url.endswith(f":{args.port}"):
+        raise ClusterError(
+            f"a cluster runs already in {local.directory}, at {url}",
+            hint="`obuilder cluster down` ends it; then it can have another port",
+        )
+    _say(args, f"a cluster runs already at {url}, in {local.directory}\n{_next(local)}")
+    return 0
 
 
 async def _down(args: argparse.Namespace, local: "Local") -> int:

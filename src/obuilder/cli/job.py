@@ -203,36 +203,53 @@ def _cancel(args: argparse.Namespace) -> int:
 def _rerun(args: argparse.Namespace) -> int:
     from obuilder.cli.remote import as_client, finished, followed
 
+    progress = "quiet" if is_quiet(args) and args.progress != "json" else args.progress
+
     async def rerun(client: "Client") -> "tuple[Ref, list[State]]":
         ref = await client.rerun(await client.find(args.id))
         if args.detach:
             return ref, []
-        sys.stderr.write(f"job {ref.id} on {ref.pool}\n")
-        return ref, await followed(client, args, [ref], args.progress)
+        if progress != "quiet":
+            sys.stderr.write(f"job {ref.id} on {ref.pool}\n")
+        return ref, await followed(client, args, [ref], progress)
 
     ref, states = as_client(args, rerun)
     if args.detach:
         sys.stdout.write(f"{ref.id}\n")
         return 0
-    return finished(args, [ref], states, args.progress)
+    return finished(args, [ref], states, progress)
 
 
 def _wait(args: argparse.Namespace) -> int:
-    from obuilder.cli.remote import as_client, finished
+    from obuilder.cli.remote import as_client, check_room, finished
+    from obuilder.cluster.messages import Build
     from obuilder.engine.outputs import parse_output
 
     outputs = tuple(parse_output(text) for text in args.output)
+    if any(output.is_image for output in outputs):
+        raise UsageError(
+            "artifacts are files, and no image", hint="submit with -o docker://NAME, or --push NAME"
+        )
     if outputs and len(args.ids) > 1:
         raise UsageError("artifacts of several jobs can't be brought to one place")
 
     async def wait(client: "Client") -> "tuple[list[Ref], list[State]]":
         refs = [await client.find(name) for name in args.ids]
+        for ref in refs if outputs else ():
+            work = (await client.job(ref)).work
+            if not isinstance(work, Build) or not work.artifacts:
+                raise UsageError(
+                    f"nothing comes back from the job {ref.id}",
+                    hint="submit it with --artifact PATH",
+                )
+            check_room(outputs, work.artifacts)
         return refs, [await client.wait(ref) for ref in refs]
 
     refs, states = as_client(args, wait)
     if args.json:
         _json([_record(ref.pool, ref.id, state) for ref, state in zip(refs, states, strict=True)])
-    return finished(args, refs, states, "json" if args.json else "plain", outputs)
+    progress = "json" if args.json else "quiet" if is_quiet(args) else "plain"
+    return finished(args, refs, states, progress, outputs)
 
 
 _ACTIONS = {

@@ -16,8 +16,13 @@ if "typing_extensions" not in sys.modules:
     del sys.modules["typing_extensions"]
 
 from obuilder.cli.verbs import VERBS
-from obuilder.errors import ObuilderError
+from obuilder.errors import BackendUnavailable, ObuilderError
 
+_EXTRAS = {
+    "cryptography": "cluster", "nats": "cluster",
+    "jinja2": "web", "prometheus_client": "web", "starlette": "web", "uvicorn": "web",
+}  # fmt: skip
+"""Which of our extras brings what a verb can't be loaded without."""
 _USAGE = """usage: obuilder VERB [OPTION]…
 
 verbs:
@@ -94,6 +99,8 @@ def main() -> NoReturn:
         sys.stdout.flush()
     except ObuilderError as error:
         status = _complain(error)
+    except ModuleNotFoundError as error:
+        status = _complain(_not_installed(error))
     except KeyboardInterrupt:
         status = 130
     except BrokenPipeError:
@@ -115,6 +122,16 @@ def main() -> NoReturn:
             continue  # whoever read it is gone
     # All is closed by now: the interpreter's own end would only take its time.
     os._exit(status)
+
+
+def _not_installed(error: ModuleNotFoundError) -> BackendUnavailable:
+    name = (error.name or "").partition(".")[0]
+    extra = _EXTRAS.get(name)
+    if extra is None:
+        raise error
+    return BackendUnavailable(
+        f"this needs {name}, which is not installed", hint=f"pip install 'obuilder[{extra}]'"
+    )
 
 
 def _complain(error: ObuilderError) -> int:

@@ -7,10 +7,14 @@ from types import ModuleType
 from typing import Any, NoReturn, get_args
 
 from obuilder.backends.registry import SANDBOXES, STORES
-from obuilder.config import FileConfig, load
+from obuilder.config import FileConfig, load, merged
 from obuilder.engine.settings import CacheMode, RsyncMode, Settings
 from obuilder.errors import StoreError, UsageError
 from obuilder.ui.terminal import width
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from obuilder.cluster.credentials import Credentials, Kind
 
 _SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _TIMES = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -196,7 +200,10 @@ def add_job(parser: argparse.ArgumentParser) -> None:
         help="what lists call it; the spec's name if not given",
     )
     group.add_argument(
-        "--slots", type=count, default=1, metavar="N", help="of the worker's capacity that it takes"
+        "--slots",
+        type=count,
+        metavar="N",
+        help="of the worker's capacity that it takes; 1 if not given",
     )
     group.add_argument(
         "--job-memory", type=size, metavar="SIZE", help="that the worker must have to spare"
@@ -209,8 +216,8 @@ def add_job(parser: argparse.ArgumentParser) -> None:
         help="for all of it, once it runs: seconds, or with m, h, d; none if not given",
     )  # fmt: skip
     group.add_argument(
-        "--attempts", type=count, default=3, metavar="N",
-        help="workers that may die of it before it is given up",
+        "--attempts", type=count, metavar="N",
+        help="workers that may die of it before it is given up; 3 if not given",
     )  # fmt: skip
 
 
@@ -219,9 +226,17 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("cluster")
     group.add_argument(
         "--cluster", metavar="FILE",
-        help="the credentials; $OBUILDER_CLUSTER, or those of this machine's `obuilder cluster up`, if"
-        " not given",
+        help="the credentials, or a directory with client.json, worker.json and admin.json; those of"
+        " this machine's `obuilder cluster up` if not given",
     )  # fmt: skip
+
+
+def credentials_of(args: argparse.Namespace, kind: "Kind") -> "Credentials":
+    """Who we are to which cluster, by --cluster, OBUILDER_CLUSTER or the config files. ConfigError."""
+    from obuilder.cluster.credentials import load_credentials
+
+    found = merged(FileConfig(cluster=args.cluster)).get("cluster", (None, ""))[0]
+    return load_credentials(None if found is None else str(found), kind=kind)
 
 
 def add_messages(parser: argparse.ArgumentParser) -> None:

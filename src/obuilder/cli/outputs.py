@@ -27,11 +27,28 @@ _URI = r"[A-Za-z][A-Za-z0-9+.-]*:[!-~]+"
 
 def add_wishes(parser: argparse.ArgumentParser) -> None:
     """How images are made of results."""
-    group = parser.add_argument_group("images")
+    group = add_image_form(parser)
     group.add_argument(
         "-t", "--tag", action="append", default=[], metavar="NAME",
         help="a name for the image, besides what the output has; repeatable",
     )  # fmt: skip
+    group = parser.add_argument_group("what else goes along with images")
+    group.add_argument(
+        "--provenance", action="store_true", help="how the result was built, as SLSA has it"
+    )
+    group.add_argument(
+        "--sign", action="store_true", help="sign these, and the image, with the key of --sign-key"
+    )
+    group.add_argument(
+        "--sign-key", metavar="FILE",
+        help="a private key, of `obuilder key new`, cosign or openssl; means --sign",
+    )  # fmt: skip
+    add_builder_id(group)
+
+
+def add_image_form(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
+    """What an image is like, wherever it is made."""
+    group = parser.add_argument_group("images")
     group.add_argument(
         "--squash",
         action="store_true",
@@ -48,21 +65,11 @@ def add_wishes(parser: argparse.ArgumentParser) -> None:
         "--annotation", action="append", default=[], metavar="KEY=VALUE",
         help="of the image's manifest, and of the index of several; repeatable",
     )  # fmt: skip
-    group = parser.add_argument_group("what goes along with images")
     group.add_argument(
-        "--provenance", action="store_true", help="how the result was built, as SLSA has it"
-    )
-    group.add_argument(
-        "--sbom", action="store_true", help="the packages that are in the result, as SPDX has it"
-    )
-    group.add_argument(
-        "--sign", action="store_true", help="sign these, and the image, with the key of --sign-key"
-    )
-    group.add_argument(
-        "--sign-key", metavar="FILE",
-        help="a private key, of `obuilder key new`, cosign or openssl; means --sign",
+        "--sbom", action="store_true",
+        help="along with it, the packages that are in the result, as SPDX has it",
     )  # fmt: skip
-    add_builder_id(group)
+    return group
 
 
 def add_builder_id(group: "argparse._ActionsContainer") -> None:

@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container, Iterable
 from typing import BinaryIO, TypeVar
 
 import anyio
@@ -12,17 +12,21 @@ from msgspec import Struct
 
 from obuilder import events
 from obuilder.cli.build import Screen, wants_live
-from obuilder.cli.options import is_quiet, is_verbose
+from obuilder.cli.options import credentials_of, is_quiet, is_verbose
 from obuilder.cli.session import in_loop
 from obuilder.cluster.client import Client, Ref, Wishes, error_of
-from obuilder.cluster.credentials import load_credentials
-from obuilder.cluster.messages import Build, Context, Outcome, State
-from obuilder.engine.outputs import Output
+from obuilder.cluster.messages import Build, Context, Form, Outcome, State
+from obuilder.cluster.tasks import together
+from obuilder.engine.outputs import Output, Wishes as ImageWishes, check
 from obuilder.errors import BadImage, StoreError, UsageError
 from obuilder.ui.messages import complain
 from obuilder.values import IdMap
 
 T = TypeVar("T")
+_ARCHIVES = ("oci-archive", "docker-archive")
+"""What a worker can send an image back as."""
+_WAITS = 3.0
+"""Seconds after which it is told that a job waits."""
 
 
 class Order(Struct, frozen=True):
@@ -38,7 +42,7 @@ def as_client(args: argparse.Namespace, work: Callable[[Client], Awaitable[T]]) 
     """What `work` comes to, given a client connected with the credentials that the options name."""
 
     async def connected() -> T:
-        async with Client.open(load_credentials(args.cluster, kind="client")) as client:
+        async with Client.open(credentials_of(args, "client")) as client:
             return await work(client)
 
     return in_loop(connected)
@@ -46,18 +50,41 @@ def as_client(args: argparse.Namespace, work: Callable[[Client], Awaitable[T]]) 
 
 def asked_of(order: Order) -> Build:
     """The work, with what its outputs ask of the worker. UsageError."""
-    push, artifacts = list(order.work.push), list(order.work.artifacts)
+    work, form = order.work, order.work.form
+    pushed = [Output("registry", name=name) for name in work.push]
+    check([*order.outputs, *pushed], ImageWishes(**msgspec.structs.asdict(form)))
+    push, artifacts = list(work.push), list(work.artifacts)
+    archive: Output | None = None
     for output in order.outputs:
         if output.kind == "registry":
             push.append(output.name)
+        elif output.kind in _ARCHIVES and archive is None:
+            archive = output
         elif output.is_image:
             raise UsageError(
-                f"a pool can't write to {output.kind}",
-                hint="docker://NAME is pushed by the worker; DIR, tar:FILE and - are brought here",
+                f"{output.kind} can't come from a pool" + (" as well" if archive else ""),
+                hint="docker://NAME can, DIR, tar:FILE, -, and one image: oci-archive:FILE or"
+                " docker-archive:FILE",
             )
         elif not artifacts:
             artifacts.append("/")
-    return msgspec.structs.replace(order.work, push=tuple(push), artifacts=tuple(artifacts))
+    check_room(order.outputs, artifacts)
+    if not push and archive is None and form != Form(epoch=form.epoch):
+        raise UsageError(
+            "what an image is to be like is told, and none is made", hint="add -o docker://NAME"
+        )
+    return msgspec.structs.replace(
+        work, push=tuple(push), artifacts=tuple(artifacts),
+        archive=archive.kind if archive else "", archived_as=archive.name if archive else "",
+    )  # fmt: skip
+
+
+def check_room(outputs: Iterable[Output], artifacts: Container[str]) -> None:
+    """UsageError: a whole result would be spilt over what is there already."""
+    for output in outputs:
+        path, whole = output.path, "/" in artifacts and output.kind == "directory"
+        if whole and os.path.exists(path) and not (os.path.isdir(path) and not os.listdir(path)):
+            raise UsageError(f"{path} is not an empty directory", hint="name a new directory")
 
 
 async def pools_of(client: Client, on: str | None) -> list[str]:
@@ -77,7 +104,7 @@ async def pools_of(client: Client, on: str | None) -> list[str]:
 
 
 def submit(args: argparse.Namespace, order: Order, wishes: Wishes, *, detach: bool) -> int:
-    """Build on each pool that `--on` names. The exit status: the first that is not 0."""
+    """Build on each pool that `--on` names. The exit status: the worst."""
     work = asked_of(order)
     # Standard output is the result's, or the job's name for programs.
     progress = "quiet" if detach or any(output.piped for output in order.outputs) else args.progress
@@ -87,8 +114,16 @@ def submit(args: argparse.Namespace, order: Order, wishes: Wishes, *, detach: bo
 
     async def go(client: Client) -> list[State]:
         pools = await pools_of(client, args.on)
-        if len(pools) > 1 and any(output.path for output in order.outputs):
-            raise UsageError("results of several pools can't be brought to one place")
+        if len(pools) > 1 and any(o.kind in ("tar", *_ARCHIVES) for o in order.outputs):
+            raise UsageError(
+                "results of several pools can't go to one archive",
+                hint="-o DIR has a directory for each",
+            )
+        if len(pools) > 1 and work.push:
+            raise UsageError(
+                f"several pools would push one name, {work.push[0]}",
+                hint="submit to each alone, with a name for each",
+            )
         say = _Said(quiet=progress == "quiet" or is_quiet(args))
         context = await order.send(client, say)
         chosen = wishes
@@ -162,29 +197,53 @@ async def followed(
 ) -> list[State]:
     """Show the logs of jobs until they have ended. Where they are then, in the same order."""
     states: dict[Ref, State] = {}
+    live = len(refs) == 1 and wants_live(progress)
+    say = _Said(quiet=progress == "quiet" or is_quiet(args))
 
     async def one(ref: Ref, sink: events.Sink) -> None:
-        async with client.follow(ref) as pieces:
-            async for piece in pieces:
-                for event in piece.events:
-                    sink(event)
-        states[ref] = await client.wait(ref)
+        async with together() as tasks:
+            tasks.start_soon(_tell_of_waiting, client, ref, sink if live else say)
+            states[ref] = await _show(client, ref, sink)
+            tasks.cancel_scope.cancel()
 
     if len(refs) == 1:
-        if wants_live(progress):
+        if live:
             from obuilder.ui.live import LiveScreen
             from obuilder.ui.messages import colour_wanted
 
-            with LiveScreen(sys.stdout, colour=colour_wanted(args.color, sys.stdout)) as live:
-                await one(refs[0], live)
+            with LiveScreen(sys.stdout, colour=colour_wanted(args.color, sys.stdout)) as screen:
+                await one(refs[0], screen)
         else:
             with Screen(progress, args.color) as sink:
                 await one(refs[0], sink)
     else:
-        async with anyio.create_task_group() as tasks:
+        async with together() as tasks:
             for ref in refs:
                 tasks.start_soon(one, ref, _sink_of(ref, progress, args.color))
     return [states[ref] for ref in refs]
+
+
+async def _tell_of_waiting(client: Client, ref: Ref, say: events.Sink) -> None:
+    """A job that nobody takes looks like one that hangs."""
+    await anyio.sleep(_WAITS)
+    if (await client.state(ref)).phase == "queued":
+        text = f"no worker of {ref.pool} has taken it yet; `obuilder worker` starts one"
+        say(events.Note(text=text))
+
+
+async def _show(client: Client, ref: Ref, sink: events.Sink) -> State:
+    """Show a job's log. Where the job is in the end, which is told even if it was never begun."""
+    ended = False
+    async with client.follow(ref) as pieces:
+        async for piece in pieces:
+            for event in piece.events:
+                ended = ended or isinstance(event, events.BuildDone | events.BuildEnded)
+                sink(event)
+    state = await client.wait(ref)
+    if state.phase != "done" and not ended:
+        error = error_of(state.outcome or Outcome(), state.phase)
+        sink(events.BuildEnded(code=error.code, message=error.message, seconds=0.0))
+    return state
 
 
 def _sink_of(ref: Ref, progress: str, color: str) -> events.Sink:
@@ -216,7 +275,9 @@ def finished(
     args: argparse.Namespace, refs: list[Ref], states: list[State], progress: str,
     outputs: tuple[Output, ...] = (),
 ) -> int:  # fmt: skip
-    """Tell how jobs ended, and bring what they made. The exit status: the first that is not 0."""
+    """Tell how jobs ended, and bring what they made: of several each to a directory of its pool's name.
+    The exit status: the worst.
+    """
     status = 0
     for ref, state in zip(refs, states, strict=True):
         outcome = state.outcome or Outcome()
@@ -225,12 +286,15 @@ def finished(
             if len(refs) > 1:
                 error.message = f"{ref.pool}: {error.message}"
             complain(error)
-            status = status or error.exit_status
+            status = max(status, error.exit_status)
             continue
-        _tell(args, ref, outcome, progress, several=len(refs) > 1)
-        if outcome.artifacts is not None:
-            wanted = [output for output in outputs if output.path]
-            bring(args, outcome.artifacts, wanted)
+        shown = "json" if any(output.piped for output in outputs) else progress
+        _tell(args, ref, outcome, shown, several=len(refs) > 1)
+        for output in outputs:
+            digest = outcome.archive if output.is_image else outcome.artifacts
+            if output.path and digest is not None:
+                path = f"{output.path}/{ref.pool}" if len(refs) > 1 else output.path
+                bring(args, digest, msgspec.structs.replace(output, path=path))
     return status
 
 
@@ -244,22 +308,13 @@ def _tell(
     if outcome.result is None or progress == "json":
         return
     prefix = f"[{ref.pool}] " if several else ""
-    if progress == "quiet":
-        if not any(output for output in getattr(args, "output", []) if output == "-"):
-            sys.stdout.write(f"{outcome.result}\n")
-    else:
-        sys.stdout.write(f'{prefix}Got: "{outcome.result}"\n')
+    said = outcome.result if progress == "quiet" else f'{prefix}Got: "{outcome.result}"'
+    sys.stdout.write(f"{said}\n")
 
 
-def bring(args: argparse.Namespace, digest: str, outputs: list[Output]) -> None:
-    """Write a job's artifacts, a tar archive, to these places. ClusterError, StoreError."""
-
-    async def fetch(client: Client) -> None:
-        for output in outputs:
-            await _fetch(client, digest, output)
-
-    if outputs:
-        as_client(args, fetch)
+def bring(args: argparse.Namespace, digest: str, output: Output) -> None:
+    """Write what a job sent back, an archive, to a place. ClusterError, StoreError."""
+    as_client(args, lambda client: _fetch(client, digest, output))
 
 
 async def _fetch(client: Client, digest: str, output: Output) -> None:
@@ -267,7 +322,8 @@ async def _fetch(client: Client, digest: str, output: Output) -> None:
         async for piece in client.blobs.pieces(digest):
             sys.stdout.buffer.write(piece)
         return
-    directory = output.path if output.kind == "directory" else os.path.dirname(output.path) or "."
+    whole = output.kind != "directory"
+    directory = os.path.dirname(output.path) or "." if whole else output.path
     try:
         os.makedirs(directory, exist_ok=True)
         draft = os.path.join(directory, f".obuilder-{os.urandom(6).hex()}.tar")
@@ -275,7 +331,7 @@ async def _fetch(client: Client, digest: str, output: Output) -> None:
             with open(draft, "xb") as file:
                 async for piece in client.blobs.pieces(digest):
                     file.write(piece)
-            if output.kind == "tar":
+            if whole:
                 os.replace(draft, output.path)
             else:
                 _unpack(draft, directory)

@@ -103,10 +103,11 @@ def settings_of_build(args: argparse.Namespace) -> Settings:
     return msgspec.structs.replace(setup, images=images)
 
 
-def chosen(args: argparse.Namespace, setup: Settings) -> Chosen:
+def chosen(args: argparse.Namespace, setup: Settings, text: bytes | None = None) -> Chosen:
     """The spec that the options name, or the build in it that `--target` names.
 
-    `setup` says where a Dockerfile's base images are looked for. SpecError, UsageError, FetchError.
+    `setup` says where a Dockerfile's base images are looked for; `text` is what the file says, where
+    that was read already. SpecError, UsageError, FetchError.
     """
     path, where = spec_path(args), getattr(args, "context", ".")
     if args.file is None and not os.path.isdir(where):
@@ -114,7 +115,8 @@ def chosen(args: argparse.Namespace, setup: Settings) -> Chosen:
             f"there is no directory {where}",
             hint="name the one to copy files from, and the spec with -f",
         )
-    text = read_file(path, hint="name the spec with -f SPEC")
+    if text is None:
+        text = read_file(path, hint="name the spec with -f SPEC")
     given = pairs(getattr(args, "build_context", []))
     name = path if path == "-" else os.path.abspath(path)
     if not is_dockerfile(path, text):

@@ -2,23 +2,26 @@
 
 import argparse
 import os
-import re
 
+from obuilder.backends.fetchers.git import commit_of
 from obuilder.cli.options import (
     add_cluster,
+    add_images,
     add_job,
+    add_limits,
     add_messages,
     read_file,
     secrets,
     settings,
 )
-from obuilder.cli.specs import add_spec, chosen, is_dockerfile, spec_path
+from obuilder.cli.outputs import add_image_form, epoch
+from obuilder.cli.specs import add_spec, chosen, is_dockerfile, settings_of_build, spec_path
 from obuilder.engine.inputs import Contexts
-from obuilder.engine.outputs import parse_output, whole_name
-from obuilder.engine.settings import Settings
+from obuilder.engine.outputs import parse_annotation, parse_output, whole_name
 from obuilder.errors import UsageError
 from obuilder.spec.encode import print_spec
 from obuilder.spec.model import Spec
+from obuilder.values import Limits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,8 +29,6 @@ if TYPE_CHECKING:
     from obuilder.cli.remote import Order
     from obuilder.cluster.client import Client, Wishes
     from obuilder.cluster.messages import Build, Context
-
-_COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?", re.ASCII)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,9 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dockerfile", action="store_true", help="the file is a Dockerfile, whatever its name"
     )
     parser.add_argument(
-        "--git", nargs="+", metavar=("URL", "COMMIT"),
-        help="copy files from these commits in place of DIR: the first is checked out, the others are"
-        " merged into it",
+        "--git", nargs="+", metavar=("URL[#REF[:DIR]]", "REF"),
+        help="copy files from commits in place of DIR: the first is checked out, the others are merged"
+        " into it. A REF is a branch, a tag, a commit's whole id, or pull/N/head",
     )  # fmt: skip
     parser.add_argument(
         "--context-file", metavar="PATH",
@@ -55,9 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-submodules", action="store_true", help="with --git: leave submodules out"
     )
     parser.add_argument("--no-cache", action="store_true", help="run every step again")
-    parser.add_argument(
-        "--platform", metavar="OS/ARCH", help="of base images; the worker's if not given"
-    )
     parser.add_argument(
         "--secret", action="append", default=[], metavar="ID:FILE",
         help="a secret's value, as `obuilder build` takes it; sealed for the pool's workers alone",
@@ -75,6 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", action="append", default=[], metavar="OUTPUT",
         help="where to: DIR, tar:FILE, or - for the pipe; docker://NAME is pushed by the worker",
     )  # fmt: skip
+    add_image_form(parser)
+    add_images(parser, spec=True)
+    add_limits(parser)
     add_job(parser)
     group = parser.add_argument_group("following")
     group.add_argument(
@@ -110,11 +111,13 @@ def wishes(args: argparse.Namespace, *, attached: bool) -> "Wishes":
     """What the options say of the job. UsageError."""
     from obuilder.cluster.client import Wishes
 
-    where = args.git[0] if getattr(args, "git", None) else os.path.abspath(args.context)
+    where, name = os.path.abspath(args.context), os.path.basename(spec_path(args))
+    if getattr(args, "git", None):
+        where, name = args.git[0], args.context_file or name
     return Wishes(
-        title=args.title or f"{os.path.basename(spec_path(args))} of {where}", hint=args.hint,
-        urgent=args.urgent, slots=args.slots, memory=args.job_memory, cpus=args.job_cpus,
-        seconds=args.job_timeout, attempts=args.attempts, attached=attached,
+        title=args.title or f"{name} of {where}", hint=args.hint,
+        urgent=args.urgent, slots=args.slots or 1, memory=args.job_memory, cpus=args.job_cpus,
+        seconds=args.job_timeout, attempts=args.attempts or 3, attached=attached,
         secrets=secrets(args.secret), trace=os.environ.get("TRACEPARENT", ""),
     )  # fmt: skip
 
@@ -122,25 +125,37 @@ def wishes(args: argparse.Namespace, *, attached: bool) -> "Wishes":
 def _build(
     args: argparse.Namespace, text: bytes | str | None, file: str, **more: object
 ) -> "Build":
-    from obuilder.cluster.messages import Build
+    """What to build, as all options say that both a spec and a Dockerfile heed."""
+    from obuilder.cluster.messages import Build, Form
 
-    if isinstance(text, bytes):
-        try:
-            text = text.decode()
-        except UnicodeDecodeError:
-            raise UsageError(f"{file} is no UTF-8 text", hint="a pool takes no other") from None
+    form = Form(
+        squash=args.squash, compression=args.compression, epoch=epoch(), sbom=args.sbom,
+        reproducible=args.reproducible, annotations=tuple(map(parse_annotation, args.annotation)),
+    )  # fmt: skip
+    limits = Limits(
+        memory=args.memory, cpus=args.cpus, pids=args.pids, seconds=args.timeout, log=args.log
+    )  # fmt: skip
     return Build(
-        text=text, file=file, platform=args.platform, fresh=args.no_cache,
-        push=tuple(map(whole_name, getattr(args, "push", ()))),
+        text=os.fsdecode(text) if isinstance(text, bytes) else text, file=file, limits=limits,
+        platform=args.platform, pull=args.pull, locked=_locked(args), fresh=args.no_cache,
+        push=tuple(map(whole_name, getattr(args, "push", ()))), form=form,
         artifacts=tuple(getattr(args, "artifact", ())), **more,  # type: ignore[arg-type] # as here
     )  # fmt: skip
 
 
-def order_of(args: argparse.Namespace, setup: Settings | None = None) -> "Order":
+def _locked(args: argparse.Namespace) -> tuple[tuple[str, str], ...]:
+    if getattr(args, "git", None) and not args.file:
+        return ()  # the lock file of what is here is not of what is there
+    lock = settings_of_build(args).images.lock
+    return () if lock is None else tuple(lock.images.items())
+
+
+def order_of(args: argparse.Namespace) -> "Order":
     """A build of a spec or Dockerfile here, with files from here. SpecError, UsageError."""
     from obuilder.cli.remote import Order
     from obuilder.cluster import hints
 
+    _refuse(args, ("--context-file", "--include-git", "--no-submodules"), "is for --git")
     path = spec_path(args)
     outputs = tuple(parse_output(text) for text in args.output)
     spec: Spec | None = None
@@ -149,12 +164,9 @@ def order_of(args: argparse.Namespace, setup: Settings | None = None) -> "Order"
     if getattr(args, "dockerfile", False) or is_dockerfile(path, text):
         work, where = _dockerfile(args, text, name)
     else:
-        found = chosen(args, setup or settings(args))
+        found = chosen(args, settings(args), text)
         spec, where = found.spec, found.contexts
-        locked: tuple[tuple[str, str], ...] = ()
-        if setup is not None and setup.images.lock is not None:
-            locked = tuple(setup.images.lock.images.items())
-        work = _build(args, print_spec(spec), name, locked=locked)
+        work = _build(args, print_spec(spec), name)
 
     async def send(client: "Client", sink: "events.Sink") -> "Context":
         return await client.send(spec, where, sink=sink)
@@ -167,9 +179,15 @@ def order_of(args: argparse.Namespace, setup: Settings | None = None) -> "Order"
     return Order(work, send, hint, outputs)
 
 
+def _refuse(args: argparse.Namespace, options: tuple[str, ...], why: str) -> None:
+    for option in options:
+        if getattr(args, option.lstrip("-").replace("-", "_"), None):
+            raise UsageError(f"{option} {why}", hint="see obuilder submit --help")
+
+
 def _dockerfile(args: argparse.Namespace, text: bytes, name: str) -> "tuple[Build, Contexts]":
     """The build of a Dockerfile, which the worker turns into a spec: it has the base images."""
-    from obuilder.cli.specs import build_args, pairs
+    from obuilder.cli.specs import pairs
     from obuilder.spec.dockerfile import parse
 
     path, where = spec_path(args), args.context
@@ -180,53 +198,52 @@ def _dockerfile(args: argparse.Namespace, text: bytes, name: str) -> "tuple[Buil
             raise UsageError(
                 f"--build-context {key}={value} can't go to a pool", hint="directories can"
             )
-    work = _build(
-        args, text, name, language="dockerfile", target=args.target or "",
-        build_args=tuple(build_args(args.build_arg).items()),
-    )  # fmt: skip
     ignore = (f"{path}.dockerignore", os.path.join(where, ".dockerignore"))
-    return work, Contexts(where, ignore, tuple((key.lower(), value) for key, value in given))
+    return (
+        _build(args, text, name, **_told(args, dockerfile=True)),
+        Contexts(where, ignore, tuple((key.lower(), value) for key, value in given)),
+    )
+
+
+def _told(args: argparse.Namespace, *, dockerfile: bool) -> dict[str, object]:
+    """What a worker has to know to make a spec of a text."""
+    from obuilder.cli.specs import build_args
+
+    if not dockerfile and args.build_arg:
+        raise UsageError("--build-arg is for Dockerfiles", hint="a spec has no arguments")
+    return {
+        "language": "dockerfile" if dockerfile else "spec", "target": args.target or "",
+        "build_args": tuple(build_args(args.build_arg).items()), "network": args.network,
+    }  # fmt: skip
 
 
 def git_order(args: argparse.Namespace) -> "Order":
-    """A build with the files of commits. SpecError, UsageError."""
+    """A build with the files of commits. SpecError, UsageError, NotFound, Unreachable."""
     from obuilder.cli.remote import Order
     from obuilder.cluster import hints
     from obuilder.cluster.messages import GitContext
     from obuilder.spec.decode import parse
 
-    url, *commits = args.git
-    if not commits:
-        raise UsageError(f"--git {url} names no commit", hint=f"write --git {url} COMMIT")
-    for commit in commits:
-        if not _COMMIT.fullmatch(commit):
-            raise UsageError(
-                f"{commit!r} is no whole commit id", hint="`git rev-parse NAME` tells it"
-            )
-    context = GitContext(
-        url=url, commits=tuple(commits), include_git=args.include_git,
-        submodules=not args.no_submodules,
-    )  # fmt: skip
-    outputs = tuple(parse_output(text) for text in args.output)
+    _refuse(args, ("--build-context",), "can't go with --git")
+    if args.locked and not args.file:
+        raise UsageError("--locked takes a lock file from here", hint="name its spec with -f")
     if args.file and args.context_file:
         raise UsageError("-f is a file here, --context-file one of the commits", hint="take one")
+    place, *others = args.git
+    url, _, fragment = place.partition("#")
+    first, _, directory = fragment.partition(":")
+    refs = [first, *others] if first or not others else others
+    context = GitContext(
+        url=url, commits=tuple(commit_of(url, ref) for ref in refs), directory=directory.strip("/"),
+        include_git=args.include_git, submodules=not args.no_submodules,
+    )  # fmt: skip
+    outputs = tuple(parse_output(text) for text in args.output)
     file = args.file or args.context_file or "obuilder.spec"
     text = read_file(args.file) if args.file else None
     dockerfile = args.dockerfile or is_dockerfile(file, text or b"(")
-    spec = None
-    if dockerfile:
-        from obuilder.cli.specs import build_args
-
-        work = _build(
-            args, text, os.path.basename(file) if args.file else file, language="dockerfile",
-            target=args.target or "", build_args=tuple(build_args(args.build_arg).items()),
-        )  # fmt: skip
-    else:
-        if text is not None:
-            spec = parse(text, file=file).spec
-        work = _build(
-            args, text, os.path.basename(file) if args.file else file, target=args.target or ""
-        )
+    spec = parse(text, file=file).spec if text is not None and not dockerfile else None
+    name = os.path.basename(file) if args.file else file
+    work = _build(args, text, name, **_told(args, dockerfile=dockerfile))
 
     async def send(_client: "Client", _sink: "events.Sink") -> "Context":
         return context

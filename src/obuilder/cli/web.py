@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from obuilder.cli.options import add_messages, is_quiet, read_file
+from obuilder.cli.options import add_messages, credentials_of, is_quiet, read_file
 from obuilder.errors import UsageError
 
 TYPE_CHECKING = False
@@ -53,15 +53,8 @@ def _address(text: str) -> tuple[str, int]:
 def run(args: argparse.Namespace) -> int:
     """Serve until it is stopped."""
     access = _access(args)
-    try:
-        from obuilder.web.serve import Tls, serve
-    except ImportError as error:
-        raise UsageError(
-            f"the web page needs {error.name}, which is not installed",
-            hint="pip install 'obuilder[web]'",
-        ) from error
     from obuilder.cli.session import Cancelled, in_loop
-    from obuilder.cluster.credentials import load_credentials
+    from obuilder.web.serve import Tls, serve
 
     tls = Tls(args.certificate, args.key) if args.certificate else None
 
@@ -70,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
             sys.stdout.write(f"{url}\n")
             sys.stdout.flush()
 
-    credentials = load_credentials(args.cluster, kind="admin")
+    credentials = credentials_of(args, "admin")
     try:
         in_loop(lambda: serve(credentials, args.listen, access, tell, tls=tls))
     except Cancelled:

@@ -11,12 +11,14 @@ import sys
 from collections.abc import Callable
 
 from obuilder.cli.options import (
+    add_caches,
     add_cluster,
     add_images,
     add_limits,
     add_sandbox,
     add_store,
     count,
+    credentials_of,
     is_quiet,
     positive,
     seconds,
@@ -56,7 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--health-every", type=_zero(seconds), default=600.0, metavar="TIME",
-        help="from one trial build to the next; 0: at the start alone",
+        help="from one trial build to the next, and more often after one that failed; 0: at the start"
+        " alone",
     )  # fmt: skip
     parser.add_argument(
         "--free", type=_zero(positive), default=10.0, metavar="PERCENT",
@@ -75,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " its service manager",
     )  # fmt: skip
     add_cluster(parser)
+    add_caches(parser)
     add_images(parser, spec=False)
     add_store(parser)
     add_sandbox(parser)
@@ -103,9 +107,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _credentials(args: argparse.Namespace) -> "Credentials":
     """The worker's credentials. ConfigError, UsageError."""
-    from obuilder.cluster.credentials import load_credentials
-
-    found = load_credentials(args.cluster, kind="worker")
+    found = credentials_of(args, "worker")
     if found.kind != "worker":
         raise ConfigError(
             f"these are the credentials of a {found.kind}, not of a worker",
@@ -141,7 +143,11 @@ async def _work(args: argparse.Namespace, credentials: "Credentials", traced: Tr
         host=socket.gethostname(), log_cap=args.log_cap,
         update=tuple(shlex.split(args.update_command or "")),
     )  # fmt: skip
-    care = Care(check_every=args.health_every, free=args.free, prune=args.prune)
+    every = args.health_every
+    care = Care(
+        check_every=every, retry=min(60.0, every), space_every=min(30.0, every or 30.0),
+        free=args.free, prune=args.prune,
+    )  # fmt: skip
     quiet = is_quiet(args)
 
     def tell(text: str) -> None:
@@ -155,7 +161,8 @@ async def _work(args: argparse.Namespace, credentials: "Credentials", traced: Tr
         return traced(sink, attributes, parent=job.trace)
 
     async with Builder.open(chosen) as builder:
-        state = args.state_dir or f"{builder.store.directory}.worker"
+        # The builder itself may see its store at another place, which is gone with this process.
+        state = args.state_dir or f"{chosen.directory}.worker"
         with _state(state):
             async with Engine.connect(credentials, name=f"worker {credentials.name}") as engine:
                 shop = Shop(
@@ -163,7 +170,9 @@ async def _work(args: argparse.Namespace, credentials: "Credentials", traced: Tr
                     f"{state}/scratch", lambda client: Blobs(engine, client),
                     tuple(args.allow_push), watched,
                 )  # fmt: skip
-                worker = Worker(engine, credentials, shop, means=means, care=care, tell=tell)
+                worker = Worker(
+                    engine, credentials, shop, means=means, care=care, tell=tell, journal=state
+                )
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(_obey, worker)
                     try:

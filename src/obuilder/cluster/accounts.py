@@ -5,10 +5,12 @@ an account of its own without any, which imports from it what is theirs alone. S
 what is another's, and an answer that is asked for under another's subject stays in one's own account.
 Within a pool's, a worker is fenced by permissions to its own name. It reads what is its pool's by the
 subject's name in the request (`last`); lists it can have of its pool's state and of pools and clients.
+Viewers share an account that imports whatever can be read; of a worker they ask what is in `ask`, and
+administrators besides what is in `ctl`.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from obuilder.cluster import names
@@ -23,9 +25,18 @@ _STORAGE = {
     "mem_max_stream_bytes": -1, "disk_max_stream_bytes": -1,
 }  # fmt: skip
 _DIRECT = "$JS.API.DIRECT.GET"
-_Lists = tuple[list[str], Mapping[str, str], list[str]]
+_READING = (
+    f"{_DIRECT}.*", f"{_DIRECT}.*.>", "$JS.API.STREAM.INFO.*", "$JS.API.STREAM.LIST",
+    "$JS.API.CONSUMER.LIST.*",
+)  # fmt: skip
+"""Requests that change nothing."""
+ASKED = ("metrics", "ping")
+"""What may be asked of a worker by who may but look."""
 _LIVE = "live"
 _ANSWERS = "answer"
+_VIEWS = "view"
+VARZ = "$SYS.REQ.SERVER.PING.VARZ"
+"""What all servers answer: how they are."""
 POOLS = "POOLS"
 """The stream that clients have for CLUSTER: a copy of its pools."""
 
@@ -36,8 +47,18 @@ def inbox(public: str) -> str:
 
 
 def answers(public: str) -> str:
-    """Where a worker's answers to an administrator are sent: across their accounts."""
+    """Where answers to an administrator are sent: workers' get there across accounts."""
     return f"{_ANSWERS}.{public}"
+
+
+def views(public: str) -> str:
+    """The same of a viewer."""
+    return f"{_VIEWS}.{public}"
+
+
+def may_answer(reply: str) -> bool:
+    """Whether a worker answers there. Where others put things it is not made to say anything."""
+    return reply.startswith((f"{_ANSWERS}.", f"{_VIEWS}."))
 
 
 def live(subject: str) -> str:
@@ -70,6 +91,11 @@ def pool_account(master: bytes, name: str) -> Key:
     return Key.derived("account", master, f"pool {name}")
 
 
+def viewer_account(master: bytes) -> Key:
+    """The account of viewers."""
+    return Key.derived("account", master, "viewers")
+
+
 # --- tokens --------------------------------------------------------------------------------------
 
 
@@ -82,7 +108,8 @@ def operator_token(master: bytes) -> str:
 
 def system_token(master: bytes) -> str:
     """Of the system account."""
-    claims = {"type": "account", "limits": _UNLIMITED, **_nobody()}
+    exports = [{"name": VARZ, "subject": VARZ, "type": "service", "response_type": "Stream"}]
+    claims = {"type": "account", "limits": _UNLIMITED, "exports": exports, **_nobody()}
     return token(operator(master), system_account(master).public, "SYS", claims)
 
 
@@ -90,11 +117,10 @@ def main_token(master: bytes, revoked: Mapping[str, int] | None = None) -> str:
     """Of the main account; `revoked`: public keys of users, and when they were."""
     services = [
         "sub.*.>", "job.*.*.*.*", "blob.*.>", "log.*.>", "run.*.>",
-        "worker.*.*", "known.*.*", "pause.*.*", "fair.*.*", "hint.*.*",
-        f"{_DIRECT}.*", f"{_DIRECT}.*.>", "$JS.API.STREAM.INFO.*", "$JS.API.CONSUMER.MSG.NEXT.*.*",
-        "$JS.ACK.>", f"{_ANSWERS}.>",
+        "worker.*.*", "known.*.*", "fair.*.*", "hint.*.*",
+        *_READING, "$JS.API.CONSUMER.MSG.NEXT.*.*", "$JS.ACK.>", f"{_ANSWERS}.>",
     ]  # fmt: skip
-    streams = ["job.*.>", "live.>", "ctl.*.>"]
+    streams = ["job.*.>", "live.>", "ctl.*.>", "ask.*.>"]
     exports: list[dict[str, Any]] = [
         {"name": subject, "subject": subject, "type": "service", "response_type": "Stream"}
         for subject in services
@@ -125,48 +151,70 @@ def client_token(master: bytes, name: str, revoked: Mapping[str, int] | None = N
         f"{_DIRECT}.{POOLS}.pool.*": f"{_DIRECT}.{names.CLUSTER}.pool.$1",
     }
     streams = [f"live.log.{name}.>", f"live.job.{name}.>", "live.pool.*"]
-    account = client_account(master, name).public
-    return _importing(master, account, name, (services, renamed, streams), revoked)
+    main = main_account(master).public
+    imports = [*_services(main, services), *_services(main, renamed), *_streams(main, streams)]
+    return _importing(master, client_account(master, name).public, name, imports, revoked)
 
 
 def pool_token(master: bytes, name: str, revoked: Mapping[str, int] | None = None) -> str:
     """Of the account of a pool's workers."""
     services = [
         *_worker_services(name),
-        *(f"{kind}.{name}.*" for kind in ("worker", "known", "pause")),
+        *(f"{kind}.{name}.*" for kind in ("worker", "known")),
     ]
-    account = pool_account(master, name).public
-    lists: _Lists = (services, {}, _worker_streams(name, "*"))
-    return _importing(master, account, f"pool {name}", lists, revoked)
+    main, viewers = main_account(master).public, viewer_account(master).public
+    imports = [
+        *_services(main, services), *_streams(main, _worker_streams(name, "*")),
+        # What comes in by one account's service goes on to no other's stream: hence these two.
+        *_streams(viewers, [names.question(name, "*")]), *_services(viewers, [f"{_VIEWS}.>"]),
+    ]  # fmt: skip
+    return _importing(master, pool_account(master, name).public, f"pool {name}", imports, revoked)
+
+
+def viewers_token(master: bytes, revoked: Mapping[str, int] | None = None) -> str:
+    """Of the account of viewers."""
+    imports = [
+        *_services(main_account(master).public, _READING),
+        *_services(system_account(master).public, [VARZ]),
+        *_streams(main_account(master).public, [live(">")]),
+    ]
+    exports = [
+        {"name": "ask", "subject": "ask.*.>", "type": "stream"},
+        {"name": "view", "subject": f"{_VIEWS}.>", "type": "service"},
+    ]
+    account = viewer_account(master).public
+    return _importing(master, account, "viewers", imports, revoked, exports)
+
+
+def _services(account: str, subjects: Iterable[str] | Mapping[str, str]) -> list[dict[str, Any]]:
+    """Requests of an account; of a mapping, what they are called there and here."""
+    here = subjects if isinstance(subjects, Mapping) else {}
+    return [
+        {"name": subject, "subject": subject, "account": account, "type": "service"}
+        | ({"local_subject": here[subject]} if here else {})
+        for subject in subjects
+    ]
+
+
+def _streams(account: str, subjects: Iterable[str]) -> list[dict[str, Any]]:
+    """What is said in an account."""
+    return [
+        {"name": subject, "subject": subject, "account": account, "type": "stream"}
+        for subject in subjects
+    ]
 
 
 def _importing(
     master: bytes,
     account: str,
     name: str,
-    lists: _Lists,
+    imports: list[dict[str, Any]],
     revoked: Mapping[str, int] | None,
+    exports: Sequence[dict[str, Any]] = (),
 ) -> str:
-    """Of an account that has nothing but what it imports: services, renamed ones, streams."""
-    services, renamed, streams = lists
-    main = main_account(master).public
-    imports: list[dict[str, Any]] = [
-        {"name": subject, "subject": subject, "account": main, "type": kind}
-        for kind, subjects in (("service", services), ("stream", streams))
-        for subject in subjects
-    ]
-    imports += [
-        {
-            "name": theirs,
-            "subject": theirs,
-            "account": main,
-            "type": "service",
-            "local_subject": ours,
-        }
-        for theirs, ours in renamed.items()
-    ]
+    """Of an account that has nothing but what it imports."""
     claims = {
-        "type": "account", "limits": _UNLIMITED, "imports": imports,
+        "type": "account", "limits": _UNLIMITED, "imports": imports, "exports": list(exports),
         "revocations": dict(revoked or {}), **_nobody(),
     }  # fmt: skip
     return token(operator(master), account, name, claims)
@@ -195,19 +243,28 @@ def _nobody() -> dict[str, Any]:
 
 
 def client_permissions() -> dict[str, Any]:
-    """Of a client: its account is what fences it."""
-    return {}
+    """Of a client: its account is what fences it, but for what servers tell every account."""
+    return {"pub": {"deny": ["$SYS.>"]}}
+
+
+def viewer_permissions(public: str) -> dict[str, Any]:
+    """Of a viewer: whatever can be read, and its own inbox."""
+    return {
+        "pub": {"allow": [*_READING, VARZ, *(names.question("*", "*", verb) for verb in ASKED)]},
+        "sub": {"allow": [f"{views(public)}.>", live(">")]},
+    }
 
 
 def worker_permissions(pool: str, name: str, public: str) -> dict[str, Any]:
     """Of a worker: its own name, its own inbox, and what is its pool's."""
     publish = [
         *_worker_services(pool), names.worker(pool, name), names.known(pool, name),
-        names.pause(pool, name),
+        names.bell(pool), f"{_VIEWS}.>",
     ]  # fmt: skip
+    hear = [f"{inbox(public)}.>", names.bell(pool), *_worker_streams(pool, name)]
     return {
         "pub": {"allow": publish},
-        "sub": {"allow": [f"{inbox(public)}.>", *_worker_streams(pool, name)]},
+        "sub": {"allow": hear},
     }
 
 
@@ -227,7 +284,7 @@ def _worker_services(pool: str) -> list[str]:
 def _worker_streams(pool: str, name: str) -> list[str]:
     """What a worker may listen to."""
     return [
-        names.control(pool, name, "*"),
+        names.control(pool, name), names.question(pool, name),
         *(live(f"{kind}.{pool}.>") for kind in ("fair", "hint", "worker", "known", "pause", "run")),
         live(f"sub.*.{pool}.>"), live(f"job.*.{pool}.>"),
         f"job.*.{pool}.*.cancel", f"job.*.{pool}.*.lease",

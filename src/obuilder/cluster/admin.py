@@ -1,20 +1,19 @@
-"""What administrators do with pools, workers and clients. Jobs flow without any of it."""
+"""What administrators do with pools, workers and clients, and viewers look at. Jobs flow without."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import anyio
 import msgspec
-from msgspec import Struct
 
-from obuilder.cluster import layout, members, names
-from obuilder.cluster.credentials import Credentials, authority_of
-from obuilder.cluster.engine import Conflict, Engine, Stored
+from obuilder.cluster import layout, members, names, overview
+from obuilder.cluster.credentials import Authority, Credentials, authority_of
+from obuilder.cluster.engine import Conflict, Engine
 from obuilder.cluster.messages import (
     Answer,
     Client,
-    Known,
+    Issued,
     Outcome,
     Paused,
     Pool,
@@ -25,78 +24,38 @@ from obuilder.cluster.messages import (
     decode,
     encode,
 )
+from obuilder.cluster.overview import View
 from obuilder.cluster.tasks import together
 from obuilder.errors import ClusterError, Incompatible, NoSuchPool, UsageError
 
 Tell = Callable[[str], None]
 UPDATE_PATIENCE = 600.0
 """Seconds in which a worker that is updated has to be back."""
-_LISTED = 100
-"""Tickets of a queue that are shown."""
-
-
-class Worker(Struct, frozen=True):
-    """A worker as an administrator sees it: `presence` is None for one that is not connected."""
-
-    name: str
-    presence: Presence | None = None
-    paused: Paused | None = None
-    seen: float = 0.0
-    waiting: int = 0
-    """Jobs that wait for it alone."""
-
-
-class Sharer(Struct, frozen=True):
-    """A client in a pool."""
-
-    name: str
-    rate: float = 1.0
-    penalty: float = 0.0
-    """Seconds of work that it has had before others."""
-    waiting: int = 0
-    running: int = 0
-
-
-class View(Struct, frozen=True):
-    """A pool at a glance."""
-
-    pool: Pool
-    workers: tuple[Worker, ...]
-    clients: tuple[Sharer, ...]
-    queue: tuple[Ticket, ...]
-    """The first tickets, by when they were put; those that run are among them until they end."""
-
-    @property
-    def capacity(self) -> int:
-        """Of the workers that are connected."""
-        return sum(worker.presence.capacity for worker in self.workers if worker.presence)
-
-    def named(self, name: str) -> Worker:
-        """One worker. UsageError."""
-        for worker in self.workers:
-            if worker.name == name:
-                return worker
-        known = ", ".join(worker.name for worker in self.workers)
-        raise UsageError(
-            f"the worker {name!r} is not known in the pool {self.pool.name}",
-            hint=f"known are: {known}" if known else "no worker was ever there",
-        )
 
 
 class Admin:
-    """An administrator, connected."""
+    """An administrator, connected; or a viewer, who gets a UsageError for what changes something."""
 
     def __init__(self, engine: Engine, credentials: Credentials) -> None:
         self.engine, self._credentials = engine, credentials
-        self.authority = authority_of(credentials)
+
+    @property
+    def authority(self) -> Authority:
+        """What makes credentials. UsageError for a viewer."""
+        return authority_of(self._credentials)
 
     @classmethod
     @asynccontextmanager
     async def open(cls, credentials: Credentials) -> AsyncIterator["Admin"]:
         """Connect. ClusterError, Refused; UsageError for others' credentials."""
-        authority_of(credentials)
+        if credentials.kind != "viewer":
+            authority_of(credentials)
         async with Engine.connect(credentials, name=credentials.name) as engine:
             yield cls(engine, credentials)
+
+    def _may_change(self) -> None:
+        """UsageError for a viewer, before anything is asked: the cluster refuses it anyway."""
+        authority_of(self._credentials)
 
     # --- looking -----------------------------------------------------------------------------
 
@@ -115,6 +74,10 @@ class Admin:
             )
         return pools[name]
 
+    async def viewers(self) -> dict[str, Issued]:
+        """All viewers, by name."""
+        return await members.viewers(self.engine)
+
     async def clients(self) -> list[Client]:
         """All clients that were not removed."""
         found = await self.engine.each(names.CLUSTER, names.client())
@@ -123,79 +86,11 @@ class Admin:
 
     async def presences(self, pool: str) -> dict[str, Presence]:
         """The workers that are there, by name."""
-        found = await self._states(names.worker(pool))
-        return {_last_part(each): decode(each.data, Presence) for each in found}
+        return await overview.presences(self.engine, pool)
 
-    async def _states(self, subject: str) -> list[Stored]:
-        stream = names.state_of(subject.split(".")[1])
-        return [each for each in await self.engine.each(stream, subject) if each.data]
-
-    async def view(self, name: str) -> View:
+    async def view(self, pool: str) -> View:
         """A pool, its workers and clients. NoSuchPool."""
-        pool = await self.pool(name)
-        there = await self.presences(name)
-        known = {
-            _last_part(each): decode(each.data, Known)
-            for each in await self._states(names.known(name))
-        }
-        paused = await self._pauses(name)
-        waiting = await self.engine.pending(names.queue_of(name), ">")
-        own: dict[str, int] = {}
-        queued: dict[str, int] = {}
-        for subject, count in waiting.items():
-            kind, first, second, _ = subject.split(".")
-            if kind == "run":
-                own[second] = own.get(second, 0) + count
-            else:
-                queued[first] = queued.get(first, 0) + count
-        workers = [
-            Worker(
-                name=worker, presence=there.get(worker), paused=paused.get(worker),
-                seen=known[worker].last if worker in known else 0.0, waiting=own.get(worker, 0),
-            )
-            for worker in sorted({*there, *known, *paused})
-        ]  # fmt: skip
-        return View(
-            pool, tuple(workers), await self._sharers(name, queued, there.values()),
-            tuple(await self._tickets(name)),
-        )  # fmt: skip
-
-    async def _pauses(self, pool: str) -> dict[str, Paused]:
-        found = await self._states(names.pause(pool))
-        return {_last_part(each): decode(each.data, Paused) for each in found}
-
-    async def _sharers(
-        self, pool: str, queued: dict[str, int], there: Iterable[Presence]
-    ) -> tuple[Sharer, ...]:
-        shares = {
-            _last_part(each): decode(each.data, Share)
-            for each in await self._states(names.fair(pool))
-        }
-        running: dict[str, int] = {}
-        for presence in there:
-            for job in presence.running:
-                running[job.client] = running.get(job.client, 0) + 1
-        floor = min((share.time for share in shares.values()), default=0.0)
-        return tuple(
-            Sharer(
-                name=client, rate=shares.get(client, Share()).rate,
-                penalty=max(0.0, shares.get(client, Share(time=floor)).time - floor),
-                waiting=max(0, queued.get(client, 0) - running.get(client, 0)),
-                running=running.get(client, 0),
-            )
-            for client in sorted({*shares, *queued, *running})
-        )  # fmt: skip
-
-    async def _tickets(self, pool: str) -> list[Ticket]:
-        tickets = []
-        async for found in self.engine.read(names.queue_of(pool), ">"):
-            try:
-                tickets.append(decode(found.data, Ticket))
-            except Incompatible:
-                continue
-            if len(tickets) == _LISTED:
-                break
-        return tickets
+        return await overview.view(self.engine, await self.pool(pool))
 
     # --- pausing -------------------------------------------------------------------------------
 
@@ -204,23 +99,24 @@ class Admin:
 
         `make`: also one that was never there. UsageError.
         """
+        self._may_change()
         names.checked("worker", worker)
         view = await self.view(pool)
         if not make or any(one.name == worker for one in view.workers):
             view.named(worker)
-        if (await self._pauses(pool)).get(worker) is not None:
+        if (await overview.pauses(self.engine, pool)).get(worker) is not None:
             return False
         record = Paused(reason=reason, by=self._credentials.name, at=time.time())
         await self.engine.put(names.pause(pool, worker), encode(record))
         return True
 
     async def unpause(self, pool: str, worker: str) -> bool:
-        """Let a worker take jobs again. Whether it was paused."""
-        if worker not in await self._pauses(pool):
+        """Let a worker take jobs again. Whether it was paused. UsageError."""
+        self._may_change()
+        if worker not in await overview.pauses(self.engine, pool):
             (await self.view(pool)).named(worker)
             return False
-        await self.engine.remove(names.state_of(pool), names.pause(pool, worker))
-        await self.engine.publish(names.pause(pool, worker), b"")
+        await self.engine.put(names.pause(pool, worker), b"", ttl=1)  # it hears this, not a purge
         return True
 
     async def drain(self, pool: str, worker: str, tell: Tell) -> None:
@@ -238,8 +134,9 @@ class Admin:
 
     # --- workers -------------------------------------------------------------------------------
 
-    async def ask(self, pool: str, worker: str, verb: str, *, seconds: float = 10.0) -> Answer:
-        """Ask a worker for something. ClusterError if it does not answer, or can't."""
+    async def tell(self, pool: str, worker: str, verb: str, *, seconds: float = 10.0) -> Answer:
+        """Tell a worker to do something. ClusterError if it does not answer, or can't."""
+        self._may_change()
         data = await self.engine.request(names.control(pool, worker, verb), b"", seconds=seconds)
         answer = decode(data, Answer)
         if not answer.ok:
@@ -251,10 +148,11 @@ class Admin:
 
         ClusterError if it is not there, can't, or is not back in `patience` seconds after it went.
         """
+        self._may_change()
         before = (await self.presences(pool)).get(worker)
         if before is None:
             raise ClusterError(f"the worker {worker} is not connected")
-        await self.ask(pool, worker, "update", seconds=patience)
+        await self.tell(pool, worker, "update", seconds=patience)
         deadline: float | None = None
         while True:
             now = (await self.presences(pool)).get(worker)
@@ -276,6 +174,7 @@ class Admin:
 
         ClusterError if the first did not.
         """
+        self._may_change()
         there = sorted(await self.presences(pool))
         if not there:
             tell("No workers connected to pool (nothing to do).")
@@ -302,20 +201,48 @@ class Admin:
                 tasks.start_soon(one, worker)
         return sorted(failed)
 
-    async def forget(self, pool: str, worker: str) -> None:
-        """Forget a worker that is gone for good. UsageError if it is there, or was never known."""
+    async def forget(self, pool: str, worker: str) -> int:
+        """Forget a worker that is gone for good; how many jobs that waited for it go to others.
+
+        UsageError if it is there, or was never known.
+        """
+        self._may_change()
         found = (await self.view(pool)).named(worker)
         if found.presence is not None:
             raise UsageError(f"the worker {worker} is still connected", hint="stop it first")
-        if found.waiting:
-            raise UsageError(
-                f"{found.waiting} jobs wait for {worker}",
-                hint="other workers take them when it is gone for long; try again then",
-            )
+        return await self._drop(pool, worker)
+
+    async def remove_worker(self, pool: str, worker: str) -> int:
+        """Cut a worker off, at once and for good; how many jobs that waited for it go to others.
+
+        NoSuchPool; UsageError: no credentials were made for it.
+        """
+        self._may_change()
+        await self.pool(pool)
+        await members.remove_worker(self.engine, self._credentials, pool, worker)
+        return await self._drop(pool, worker)  # what it ran goes to others as if it had died
+
+    async def _drop(self, pool: str, worker: str) -> int:
+        """Remove what is a worker's own. Tickets that were sent on to it are put back into the queue."""
+        queue, count = names.queue_of(pool), 0
+        clients = {client.name for client in await self.clients()}
+        async for found in self.engine.read(queue, f"run.{pool}.{worker}.>"):
+            try:
+                ticket = decode(found.data, Ticket)
+            except Incompatible:
+                continue
+            if ticket.client in clients:
+                subject = names.ticket(ticket.client, pool, urgent=ticket.urgent)
+                back = msgspec.structs.replace(ticket, forwarded="")
+                await self.engine.put(subject, encode(back), once=f"{ticket.id}.back.{found.seq}")
+                count += 1
+        await self.engine.remove(queue, f"run.{pool}.{worker}.>")
         await layout.drop_worker(self.engine, pool, worker)
+        return count
 
     async def add_worker(self, pool: str, worker: str) -> Credentials:
         """Credentials for a worker. NoSuchPool, UsageError."""
+        self._may_change()
         await self.pool(pool)
         return await members.add_worker(self.engine, self._credentials, pool, worker)
 
@@ -327,6 +254,7 @@ class Admin:
 
     async def remove_pool(self, name: str) -> int:
         """Remove a pool; how many jobs that waited are cancelled. UsageError: it has workers."""
+        self._may_change()
         view = await self.view(name)
         there = [worker.name for worker in view.workers if worker.presence is not None]
         if there:
@@ -347,10 +275,19 @@ class Admin:
 
     async def remove_client(self, name: str) -> int:
         """Cut a client off, at once; how many of its jobs that waited are cancelled. UsageError."""
+        self._may_change()
         if name not in {client.name for client in await self.clients()}:
             raise UsageError(f"there is no client {name!r}", hint="`obuilder cluster clients`")
         await members.remove_client(self.engine, self._credentials, name)
         return await self._cancel_waiting(name, "*", "its client was removed")
+
+    async def add_viewer(self, name: str) -> Credentials:
+        """Credentials that may look at everything: for a new viewer, or one more of it. UsageError."""
+        return await members.add_viewer(self.engine, self._credentials, name)
+
+    async def remove_viewer(self, name: str) -> None:
+        """Cut a viewer off, at once and for good. UsageError."""
+        await members.remove_viewer(self.engine, self._credentials, name)
 
     async def _cancel_waiting(self, client: str, pool: str, reason: str) -> int:
         """Note that jobs which wait are not done."""
@@ -373,6 +310,7 @@ class Admin:
 
     async def set_rate(self, pool: str, client: str, rate: float) -> None:
         """How much of a pool a client gets beside others. UsageError, NoSuchPool."""
+        self._may_change()
         await self.pool(pool)
         if client not in {one.name for one in await self.clients()}:
             raise UsageError(f"there is no client {client!r}", hint="`obuilder cluster clients`")
@@ -388,7 +326,3 @@ class Admin:
             except Conflict:
                 continue
             return
-
-
-def _last_part(stored: Stored) -> str:
-    return stored.subject.rpartition(".")[2]

@@ -9,7 +9,8 @@ from msgspec import Struct
 
 from obuilder.errors import ClusterError
 
-_TEMPORARY = frozenset((10008, 10002, 10009, 10074, 10077, 10118, 10157))
+_TEMPORARY = frozenset((10002, 10008, 10009, 10074, 10077, 10118, 10158, 10163, 10167))
+"""Errors of servers that come up, elect a leader, are busy, or just store what came first (10158)."""
 
 
 class Message(Protocol):

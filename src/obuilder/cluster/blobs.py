@@ -41,12 +41,14 @@ class Blobs:
         self._stream = names.blobs_of(client)
         self._slots = anyio.CapacityLimiter(_AT_ONCE)
 
-    async def missing(self, digests: Iterable[str]) -> set[str]:
-        """Which of these files are not there whole, or may soon not be."""
-        wanted = sorted(set(digests))
+    async def missing(self, digests: Iterable[str], *, small: bool = False) -> set[str]:
+        """Which of these files are not there whole, or may soon not be. `small`: those that `send_small`
+        sends.
+        """
+        wanted, last = sorted(set(digests)), 0 if small else _END
         found: list[Stored] = []
         for at in range(0, len(wanted), _ASKED):
-            ends = [names.blob(self._client, each, _END) for each in wanted[at : at + _ASKED]]
+            ends = [names.blob(self._client, each, last) for each in wanted[at : at + _ASKED]]
             if len(ends) == 1:  # workers may ask so, and not for lists
                 end = await self._engine.last(self._stream, ends[0])
                 found += [] if end is None else [end]
@@ -76,6 +78,14 @@ class Blobs:
         if found.hexdigest() != digest:
             return False
         await self._finish(digest, size)
+        return True
+
+    async def send_small(self, fd: int, digest: str) -> bool:
+        """Send an open file of one piece as one message, which `small` reads. False as `send` is."""
+        piece = os.pread(fd, PIECE + 1, 0)
+        if digest_of(piece) != digest:
+            return False
+        await self._piece(digest, 0, piece)
         return True
 
     async def _piece(self, digest: str, number: int, piece: bytes) -> None:

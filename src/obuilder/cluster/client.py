@@ -7,6 +7,7 @@ async with Client.open(credentials) as client:
     outcome = await client.result(ref)
 """
 
+import os
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -42,12 +43,21 @@ from obuilder.cluster.sealing import check_pool, seal, sign
 from obuilder.cluster.tasks import together
 from obuilder.engine.inputs import Contexts, IndexStats
 from obuilder.engine.result import Result
+from obuilder.engine.settings import Images
+from obuilder.engine.streaming import streamed
 from obuilder.errors import ClusterError, NoSuchPool, ObuilderError, UsageError
 from obuilder.spec.encode import print_spec
 from obuilder.spec.model import Spec
+from obuilder.values import Limits
 
 LEASE = 30.0
 """Seconds after which an attached job's client is taken for gone."""
+
+
+_LONG = 64 << 10
+"""Bytes of a spec that goes as a file, and not in the job's message."""
+_LARGEST = 900_000
+"""Bytes of a job: with its signature it has to fit into one message."""
 
 
 class Ref(Struct, frozen=True, order=True):
@@ -144,8 +154,15 @@ class Client:
         context: Context = NoContext(),  # noqa: B008 - frozen
         wishes: Wishes = Wishes(),  # noqa: B008 - frozen
     ) -> Ref:
-        """Queue a job. It is there once this returns, come what may. NoSuchPool, ClusterError."""
+        """Queue a job. It is there once this returns, come what may. NoSuchPool, ClusterError, and
+        UsageError for one that is too large.
+        """
         target = await self.pool(pool)
+        if isinstance(work, Build) and work.text is not None:
+            text = os.fsencode(work.text)
+            if len(text) > _LONG or text != work.text.encode(errors="replace"):  # no UTF-8
+                at = await self.blobs.put(text)
+                work = msgspec.structs.replace(work, text=None, text_at=at)
         job = Job(
             id=names.new_job(), client=self.name, pool=pool, work=work, context=context,
             title=wishes.title, hint=wishes.hint, urgent=wishes.urgent, slots=wishes.slots,
@@ -158,7 +175,18 @@ class Client:
 
     async def _put(self, job: Job) -> Ref:
         at = (job.client, job.pool, job.id)
-        signed = sign(encode(job), self._credentials)
+        try:
+            data = encode(job)
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                "a name of the job is no UTF-8", hint="a pool takes no other"
+            ) from error
+        if len(data) > _LARGEST:
+            raise UsageError(
+                f"the job takes {len(data)} bytes, and a pool takes {_LARGEST} at most",
+                hint="secrets and arguments go in one message: large ones are files of the context",
+            )
+        signed = sign(data, self._credentials)
         if job.attached:
             await self._engine.put(names.job(*at, "lease"), b"", ttl=LEASE)
         state = State(submitted=job.submitted, title=job.title, hint=job.hint, urgent=job.urgent)
@@ -207,14 +235,14 @@ class Client:
         return (await self._state(ref))[0]
 
     async def _state(self, ref: Ref) -> tuple[State, int]:
-        found = await self._engine.last(names.jobs_of(self.name), self._job(ref, "state"))
+        found = await self._engine.known(names.jobs_of(self.name), self._job(ref, "state"))
         if found is None:
             raise UsageError(f"there is no job {ref.id!r}", hint="`obuilder job ls` lists jobs")
         return decode(found.data, State), found.seq
 
     async def job(self, ref: Ref) -> Job:
         """A job as it was submitted. UsageError."""
-        found = await self._engine.last(names.jobs_of(self.name), self._job(ref, "spec"))
+        found = await self._engine.known(names.jobs_of(self.name), self._job(ref, "spec"))
         if found is None:
             raise UsageError(f"there is no job {ref.id!r}", hint="`obuilder job ls` lists jobs")
         return decode(decode(found.data, Signed).job, Job)
@@ -325,6 +353,8 @@ class Client:
         sink: events.Sink | None = None,
         fresh: bool = False,
         name: str = "",
+        images: Images | None = None,
+        limits: Limits | None = None,
         wishes: Wishes = Wishes(),  # noqa: B008 - frozen
     ) -> Result:
         """Build on a pool as `Builder.build` does here: the same events, result and errors.
@@ -333,7 +363,17 @@ class Client:
         """
         began = time.monotonic()
         files = await self.send(spec, context, sink=sink)
-        work = Build(text=print_spec(spec), file=name or "obuilder.spec", fresh=fresh)
+        work = Build(
+            text=print_spec(spec),
+            file=name or "obuilder.spec",
+            fresh=fresh,
+            limits=limits or Limits(),
+        )
+        if images is not None:
+            work = msgspec.structs.replace(
+                work, pull=images.pull, locked=tuple(images.lock.images.items() if images.lock else ()),
+                platform=None if images.platform is None else str(images.platform),
+            )  # fmt: skip
         wishes = msgspec.structs.replace(
             wishes, hint=wishes.hint or hints.of_spec(spec, files), attached=True,
             secrets=secrets or wishes.secrets,
@@ -348,6 +388,15 @@ class Client:
             raise ClusterError("the job has no result, as no build")
         seconds = time.monotonic() - began
         return Result(outcome.result, cached=outcome.cached, ran=outcome.ran, seconds=seconds)
+
+    def stream(
+        self, spec: Spec, context: str | Contexts, *, pool: str,
+        secrets: Mapping[str, bytes] | None = None,
+    ) -> AbstractAsyncContextManager[AsyncIterator[events.Event]]:  # fmt: skip
+        """A build on a pool as the stream of its events, as `Builder.stream` is one of those here."""
+        return streamed(
+            lambda sink: self.build(spec, context, pool=pool, secrets=secrets, sink=sink)
+        )
 
 
 def ticket_of(job: Job) -> Ticket:

@@ -6,11 +6,12 @@ account the server says apart from any answer that something is not allowed: who
 
 import base64
 import json
+import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from secrets import token_hex
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
@@ -18,7 +19,7 @@ from nats import errors as nats_errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from obuilder.cluster.accounts import answers, inbox
+from obuilder.cluster.accounts import answers, inbox, may_answer, views
 from obuilder.cluster.answers import Missing, Stored, not_here, status_of, temporary
 from obuilder.cluster.credentials import Credentials
 from obuilder.errors import ClusterError, Incompatible, Refused
@@ -33,6 +34,12 @@ PATIENCE = 40.0
 """Seconds for a request with all its tries: an election in a cluster takes some."""
 
 Answers = MemoryObjectReceiveStream[Msg]
+M = TypeVar("M")
+
+# A server that goes makes the client's TLS stream tell of itself on everybody's screen.
+logging.getLogger("asyncio").addFilter(
+    lambda record: not record.getMessage().startswith("returning true from eof_received()")
+)
 
 
 class Connection:
@@ -43,12 +50,13 @@ class Connection:
         self.patience = PATIENCE
         self._name = name
         key = credentials.key
-        # What workers answer to an administrator has to get from their account into its own.
-        admin = credentials.kind == "admin"
-        self._key, self._inbox = key, (answers if admin else inbox)(key.public)
+        # What workers answer has to get from their account into who asked's.
+        prefix = {"admin": answers, "viewer": views}.get(credentials.kind, inbox)
+        self._key, self._inbox = key, prefix(key.public)
         self._client = Client()
         self._waiting: dict[str, MemoryObjectSendStream[Msg]] = {}
         self._refused: dict[str, str] = {}
+        """What the server said, by subject in lower case: so the client gives its errors."""
         self._callbacks: list[Callable[[], None]] = []
         self._last: Exception | None = None
         self._failed = anyio.Event()
@@ -70,7 +78,9 @@ class Connection:
                 await opened._close()
 
     async def _close(self) -> None:
-        await self._client.close()
+        # Who waited for its socket before and was cancelled had the client cancel all who wait for it.
+        with suppress(anyio.get_cancelled_exc_class()):
+            await self._client.close()
         self._close_socket()
         await anyio.sleep(0.01)  # the loop's next turns close what was tried
 
@@ -117,11 +127,7 @@ class Connection:
         version = self._client.connected_server_version
         if (version.major, version.minor) < OLDEST:
             await self._close()
-            oldest = ".".join(map(str, OLDEST))
-            raise Incompatible(
-                f"the nats-server there is {version}, and it takes {oldest} or a later one",
-                hint="update it; obuilder's extra [local-cluster] brings one",
-            )
+            raise too_old(f"{version.major}.{version.minor}.{version.patch}")
         await self._client.subscribe(f"{self._inbox}.*", cb=self._answer)
 
     def _unreachable(self) -> ClusterError:
@@ -169,7 +175,7 @@ class Connection:
         if isinstance(error, ssl.SSLError) or _unknown(error):
             self._failed.set()
         elif "ermissions violation" in text and '"' in text:
-            self._refused[text.split('"')[1]] = text.removeprefix("nats: ")
+            self._refused[text.split('"')[1].lower()] = text.removeprefix("nats: ")
 
     # --- requests --------------------------------------------------------------------------------
 
@@ -213,7 +219,7 @@ class Connection:
         self, subject: str, data: bytes, headers: Mapping[str, str] | None, seconds: float
     ) -> Msg | None:
         """The first answer to a request; None if none came, or nobody is there to give one."""
-        self._refused.pop(subject, None)
+        self._refused.pop(subject.lower(), None)
         async with self._ask(subject, data, headers) as answers:
             with anyio.move_on_after(seconds):
                 message = await self._next(answers.receive, subject)
@@ -272,8 +278,9 @@ class Connection:
 
             async def answer(message: Msg) -> None:
                 found = await handler(message.subject, message.data)
-                if message.reply:
-                    await self._send(message.reply, found)
+                if may_answer(message.reply):
+                    with suppress(ClusterError):  # whoever asked hears nothing, and asks again
+                        await self._send(message.reply, found)
 
             async def run() -> None:
                 async for message in messages:
@@ -305,12 +312,35 @@ class Connection:
 
             yield run()
 
-    async def _next(self, receive: Callable[[], Awaitable[Msg]], subject: str) -> Msg:
+    async def hear(
+        self, subject: str, heard: Callable[[Msg], None], *, queue: str = ""
+    ) -> Callable[[], Awaitable[None]]:
+        """Call something with all that is said from now on; what ends that. ClusterError.
+
+        Of those who hear with the same `queue` only one is called. The server knows of it before
+        whatever is asked here afterwards.
+        """
+
+        async def call(message: Msg) -> None:
+            heard(message)
+
+        try:
+            subscription = await self._client.subscribe(subject, queue=queue, cb=call)
+        except (nats_errors.Error, OSError) as error:
+            raise ClusterError(f"can't listen to {subject}: {error}") from error
+
+        async def end() -> None:
+            with suppress(nats_errors.Error, OSError):
+                await subscription.unsubscribe()
+
+        return end
+
+    async def _next(self, receive: Callable[[], Awaitable[M]], subject: str) -> M:
         """The next answer to what was sent to `subject`. Refused."""
         while True:
             with anyio.move_on_after(0.2):
                 return await receive()
-            if denied := self._refused.pop(subject, None):
+            if denied := self._refused.pop(subject.lower(), None):
                 raise Refused(f"the cluster does not let {self._name} do that: {denied}")
             if self.closed:
                 raise Refused("the cluster has ended this connection")
@@ -326,6 +356,14 @@ class Connection:
         finally:
             with anyio.CancelScope(shield=True), suppress(nats_errors.Error, OSError):
                 await subscription.unsubscribe()
+
+
+def too_old(version: str) -> Incompatible:
+    """What is said of a server that lacks what we rely on."""
+    return Incompatible(
+        f"the nats-server there is {version}, and it takes {'.'.join(map(str, OLDEST))} or a later one",
+        hint="update it; obuilder's extra [local-cluster] brings one",
+    )
 
 
 def _unknown(error: Exception | None) -> bool:

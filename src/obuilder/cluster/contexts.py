@@ -8,6 +8,7 @@ go along: a build on a worker has the keys that it has here.
 import contextlib
 import os
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
@@ -28,6 +29,8 @@ from obuilder.system.tree import Entry, Ignored, scan
 Kind = Literal["file", "dir", "symlink", "hardlink"]
 _AT_ONCE = 64
 """Files on the way at one time."""
+IN_USE = 3600.0
+"""Seconds for which what a worker keeps from one job to the next may be in use."""
 
 
 class Listed(Struct, frozen=True, array_like=True):
@@ -169,7 +172,10 @@ async def send(blobs: Blobs, collected: Collected) -> Sent:
         for file in tree.files
         if file.size
     }
-    lacking = await blobs.missing(places)
+    # Most files are small, and each message waits for the server's disk.
+    small = {digest for digest, (_, file) in places.items() if file.size <= PIECE}
+    lacking = await blobs.missing(places.keys() - small)
+    lacking |= await blobs.missing(small, small=True)
     slots = anyio.CapacityLimiter(_AT_ONCE)
 
     async def one(root: str, file: Listed) -> None:
@@ -177,7 +183,8 @@ async def send(blobs: Blobs, collected: Collected) -> Sent:
             path = os.fsdecode(file.path)
             entry = Entry(path, path, "file", size=file.size, digest=file.digest)
             with _opened(entry, root) as fd:
-                if not await blobs.send(fd, file.digest):
+                send = blobs.send_small if file.digest in small else blobs.send
+                if not await send(fd, file.digest):
                     raise changed_entry(entry)
 
     async with together() as tasks:
@@ -255,7 +262,9 @@ class Contents:
             raise
 
     def trim(self, most: int) -> int:
-        """Remove what was not used for longest, until all takes `most` bytes at most. What went."""
+        """Remove what was not used for longest, until all takes `most` bytes at most, but for what was
+        used in the last hour: jobs that run may be about to. The bytes that went.
+        """
         found = []
         with os.scandir(self._directory) as shelves:
             for shelf in shelves:
@@ -265,8 +274,8 @@ class Contents:
                     ]
         excess = sum(size for _, size, _ in found) - most
         gone = 0
-        for _, size, path in sorted(found):
-            if gone >= excess:
+        for used, size, path in sorted(found):
+            if gone >= excess or used > time.time() - IN_USE:
                 break
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)

@@ -2,8 +2,8 @@
 
 An administrator's file holds the cluster's master secret, from which the keys of the operator, of
 every account and of every pool are derived; so it can make all other files, and nothing else has to
-be kept. A client's and a worker's hold a user's key, a token for it, and public keys to check others
-with. Files have mode 0600.
+be kept. Those of clients, workers and viewers hold a user's key, a token for it, and public keys to
+check others with. Files have mode 0600.
 """
 
 import os
@@ -18,7 +18,7 @@ from obuilder.cluster.nkeys import Key, derive
 from obuilder.errors import ConfigError, UsageError
 from obuilder.system.files import write_all
 
-Kind = Literal["client", "worker", "admin"]
+Kind = Literal["client", "worker", "viewer", "admin"]
 VARIABLE = "OBUILDER_CLUSTER"
 
 
@@ -103,6 +103,14 @@ class Authority(Struct, frozen=True, kw_only=True):
         made = self._made("worker", name, key, jwt, account.public)
         return msgspec.structs.replace(made, pool=pool, unseal=self.unsealing(pool))
 
+    def viewer(self, name: str) -> Credentials:
+        """Credentials that may look at everything."""
+        names.checked("viewer", name)
+        key = Key.new("user")
+        account = accounts.viewer_account(self.master)
+        jwt = accounts.user(account, key, name, accounts.viewer_permissions(key.public))
+        return self._made("viewer", name, key, jwt, account.public)
+
     def admin(self, name: str = "admin") -> Credentials:
         """Credentials that may do anything and make others."""
         names.checked("administrator", name)
@@ -146,8 +154,13 @@ def state_directory() -> str:
 
 
 def load_credentials(path: str | None = None, *, kind: Kind = "client") -> Credentials:
-    """The credentials of `path`, or of OBUILDER_CLUSTER, or of the local cluster. ConfigError."""
-    found = path or os.environ.get(VARIABLE) or f"{state_directory()}/{kind}.json"
+    """The credentials of `path`, or of OBUILDER_CLUSTER, or of the local cluster. ConfigError.
+
+    Of a directory, as `cluster up` makes them, the file of that kind.
+    """
+    found = path or os.environ.get(VARIABLE) or state_directory()
+    if os.path.isdir(found) or found == state_directory():
+        found = os.path.join(found, f"{kind}.json")
     try:
         with open(found, "rb") as file:
             content = file.read()

@@ -39,6 +39,7 @@ async def examine(
     its ticket.
     """
     found: list[Finding] = []
+    authority = admin.authority if fix else None
     clients = await admin.clients()
     pools = [pool.name for pool in await admin.pools()]
     streams = await admin.engine.streams()
@@ -47,12 +48,12 @@ async def examine(
         wanted |= {f(client.name) for f in (names.jobs_of, names.logs_of, names.blobs_of)}
     if lacking := sorted(wanted - set(streams)):
         found.append(_finding(fix, f"streams are missing: {', '.join(lacking)}"))
-    if fix:
-        await layout.ensure_cluster(admin.engine, layout.replicas_of(admin.authority.urls))
+    if authority is not None:
+        await layout.ensure_cluster(admin.engine, layout.replicas_of(authority.urls))
         for pool in pools:
-            await layout.ensure_pool(admin.engine, admin.authority, pool)
+            await layout.ensure_pool(admin.engine, authority, pool)
         for client in clients:
-            await layout.ensure_client(admin.engine, admin.authority, client.name)
+            await layout.ensure_client(admin.engine, authority, client.name)
     there = wanted if fix else wanted & set(streams)
     for pool in pools:
         if names.queue_of(pool) in there and names.state_of(pool) in there:
@@ -156,11 +157,16 @@ async def _orphans(
     queued: dict[str, set[str]] = {}
     stream = names.jobs_of(client)
     now = time.time()
+    found: list[Finding] = []
     for stored in await admin.engine.each(stream, names.job(client, "*", "*", "state")):
         _, _, pool, job, _ = stored.subject.split(".")
-        if decode(stored.data, State).phase == "queued" and stored.time < now - young:
+        try:
+            state = decode(stored.data, State)
+        except Incompatible as error:
+            found.append(Finding(f"{pool}: the job {job} of {client}: {error.message}"))
+            continue
+        if state.phase == "queued" and stored.time < now - young:
             queued.setdefault(pool, set()).add(job)
-    found = []
     for pool, jobs in queued.items():
         if pool not in pools:
             found.append(Finding(f"{len(jobs)} jobs of {client} wait in {pool}, which is no pool"))

@@ -6,6 +6,7 @@ number.
 """
 
 import json
+from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from secrets import token_hex
@@ -20,26 +21,39 @@ from obuilder.cluster.answers import (
     Missing,
     Stored,
     copied_of,
-    description_of,
     status_of,
     stored_of,
 )
-from obuilder.cluster.connection import ATTEMPT, Connection
-from obuilder.errors import ClusterError
+from obuilder.cluster.connection import ATTEMPT
+from obuilder.cluster.credentials import Credentials
+from obuilder.cluster.pulls import GROUP, Delivery, Pulls
+from obuilder.cluster.tasks import together
+from obuilder.errors import ClusterError, Refused
 
 __all__ = ["Conflict", "Delivery", "Engine", "Missing", "Stored"]
 
 _BATCH = 1000
 _BYTES = 4 << 20
 _NAMED = 512
-_GROUP = "all"
-"""The priority group of all consumers."""
+_FRESH = 5.0
+"""Seconds for which what was not surely stored is kept, and bytes of it at most."""
+_FRESH_BYTES = 8 << 20
+_ONCE = 100.0
+"""Seconds after which it is not said again: streams know for 120 what they have."""
+_BEHIND = (0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0)
+"""Seconds between looks for what a server may not have yet."""
 _CONFLICTS = frozenset((10071, 10164))
 _GONE = {"Nats-Marker-Reason": "Remove"}
 
 
-class Engine(Connection):
+class Engine(Pulls):
     """A connection. Every method may run at the same time as any other; all raise ClusterError."""
+
+    def __init__(self, credentials: Credentials, name: str) -> None:
+        super().__init__(credentials, name)
+        self._fresh: deque[tuple[float, str, bytes, dict[str, str]]] = deque()
+        """What was stored lately, and may not be on the server's disk yet."""
+        self._fresh_size = 0
 
     # --- writing ---------------------------------------------------------------------------------
 
@@ -52,12 +66,14 @@ class Engine(Connection):
         ttl: float | None = None,
         once: str | None = None,
         headers: Mapping[str, str] | None = None,
+        sure: bool = True,
     ) -> int:
         """Store a message: its number, once it is safe. Conflict, Refused, ClusterError.
 
         `expect`: the number of the last one there, 0 for none, else Conflict. `ttl`: seconds (1
         at least) after which it is removed. `once`: a name under which it is stored a single
-        time, however often it is put.
+        time, however often it is put. Not `sure`: the stream acknowledges what is not on disk
+        yet, so it is said again to a server that has started anew.
         """
         sent = dict(headers or {})
         sent["Nats-Msg-Id"] = once or token_hex(12)  # so that trying again stores it once
@@ -72,7 +88,25 @@ class Engine(Connection):
             if error.get("err_code") in _CONFLICTS:
                 raise Conflict(f"{subject} was changed by somebody else: {text}")
             raise ClusterError(f"the cluster did not store {subject}: {text}")
+        if not sure:
+            self._remember(subject, data, sent)
         return int(found["seq"])
+
+    def _remember(self, subject: str, data: bytes, headers: dict[str, str]) -> None:
+        now, fresh = anyio.current_time(), self._fresh
+        fresh.append((now, subject, data, headers))
+        self._fresh_size += len(data)
+        while fresh and (now - fresh[0][0] > _FRESH or self._fresh_size > _FRESH_BYTES):
+            self._fresh_size -= len(fresh.popleft()[2])
+
+    async def _reconnected(self) -> None:
+        # In order, and before anything that still waits for an answer is tried again.
+        now = anyio.current_time()
+        for at, subject, data, headers in tuple(self._fresh):
+            if now - at < _ONCE:
+                with suppress(ClusterError):
+                    await self._send(subject, data, headers=headers)
+        await super()._reconnected()
 
     async def remove(self, stream: str, subject: str) -> None:
         """Remove all messages of a subject or a filter."""
@@ -80,13 +114,26 @@ class Engine(Connection):
 
     # --- reading ---------------------------------------------------------------------------------
 
-    async def last(self, stream: str, subject: str) -> Stored | None:
-        """The last message of a subject; None if there is none."""
+    async def last(self, stream: str, subject: str, *, marks: bool = False) -> Stored | None:
+        """The last message of a subject; None if there is none. `marks`: also one that says so."""
         message = await self._insist(f"$JS.API.DIRECT.GET.{stream}.{subject}")
         if status_of(message) == 404:
             return None
         found = stored_of(message)
-        return None if found.removed else found
+        return None if found.removed and not marks else found
+
+    async def known(self, stream: str, subject: str) -> Stored | None:
+        """The last message of a subject that was stored before, by anybody.
+
+        Of several servers the one that answers may be behind, so none is believed at once that
+        it is not there.
+        """
+        for pause in _BEHIND if len(self.credentials.urls) > 1 else ():
+            found = await self.last(stream, subject)
+            if found is not None:
+                return found
+            await anyio.sleep(pause)
+        return await self.last(stream, subject)
 
     async def each(self, stream: str, *filters: str) -> list[Stored]:
         """The last message of each subject that a filter takes in, in order."""
@@ -138,7 +185,7 @@ class Engine(Connection):
             if message is not None:
                 found.append(message)
 
-        async with anyio.create_task_group() as tasks:
+        async with together() as tasks:
             for subject in subjects:
                 tasks.start_soon(get, subject)
         return sorted(found, key=lambda message: message.seq)
@@ -186,10 +233,13 @@ class Engine(Connection):
     ) -> AsyncIterator[AsyncIterator[Stored]]:
         """The last message of each subject, then each new one; empty data for what is removed.
 
-        The list is read again after a reconnect, and each `every` seconds.
+        The list is read again after a reconnect, and each `every` seconds. Once it was had,
+        a cluster that does not answer is waited for.
         """
         send, receive = anyio.create_memory_object_stream[Stored](float("inf"))
         known: dict[str, int] = {}
+        missed: set[str] = set()
+        alone = len(self.credentials.urls) == 1
         again = anyio.Event()
 
         def wake() -> None:
@@ -206,15 +256,30 @@ class Engine(Connection):
 
         async def list_all() -> None:
             nonlocal again
+            first = True
             while True:
                 before = dict(known)
-                found = {message.subject: message for message in await self.each(stream, filter_)}
+                try:
+                    listed = await self.each(stream, filter_)
+                except ClusterError as error:
+                    if first or isinstance(error, Refused):
+                        raise
+                    await anyio.sleep(1)
+                    continue
+                first = False
+                found = {message.subject: message for message in listed}
+                newest = max((message.seq for message in listed), default=0)
                 for message in found.values():
                     show(message)
                 for subject, seq in before.items():
-                    if subject not in found and known.get(subject) == seq:
+                    if subject in found or known.get(subject) != seq:
+                        missed.discard(subject)
+                    elif alone or seq < newest or subject in missed:
+                        missed.discard(subject)
                         del known[subject]
                         send.send_nowait(Stored(subject, 0, b"", 0.0, _GONE))
+                    else:  # whoever answered may not have it yet
+                        missed.add(subject)
                 with anyio.move_on_after(every):
                     await again.wait()
                 again = anyio.Event()
@@ -223,7 +288,7 @@ class Engine(Connection):
         try:
             async with (
                 self._listen(live(filter_)) as messages,
-                anyio.create_task_group() as tasks,
+                together() as tasks,
             ):
                 tasks.start_soon(listen, messages)
                 tasks.start_soon(list_all)
@@ -244,37 +309,10 @@ class Engine(Connection):
             if not more or len(found) >= int(info.get("total", 0)):
                 return found
 
-    # --- queues ----------------------------------------------------------------------------------
-
-    async def pull(
-        self, stream: str, consumer: str, *, wait: float, min_pending: int | None = None
-    ) -> "Delivery | None":
-        """Take a message; None if none came in `wait` seconds (0: if none is there).
-
-        `min_pending`: only if at least so many wait. Missing, ClusterError.
-        """
-        asked: dict[str, Any] = {"batch": 1, "group": _GROUP}
-        if wait > 0:
-            asked["expires"] = int(wait * 1e9)
-        else:
-            asked["no_wait"] = True
-        if min_pending is not None:
-            asked["min_pending"] = min_pending
-        subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
-        # What is delivered has its own subject, so it can't be told by that whose answer it is.
-        reply = f"{self._inbox}.pull.{token_hex(12)}"
-        async with self._listen(reply) as answers:
-            await self._send(subject, json.dumps(asked).encode(), reply)
-            with anyio.move_on_after(wait + 2):
-                message = await self._next(answers.__anext__, subject)
-                status, said = status_of(message), description_of(message)
-                if status == 0:
-                    return Delivery(self, message)
-                if status == 503 or (status == 409 and "Consumer Deleted" in said):
-                    raise Missing(f"there is no consumer {consumer} of {stream}")
-                if status == 400:
-                    raise ClusterError(f"the cluster gives nothing of {consumer}: {said}")
-        return None
+    async def consumer_count(self, stream: str) -> int:
+        """How many consumers a stream has."""
+        info = await self._api(f"STREAM.INFO.{stream}")
+        return int(info["state"]["consumer_count"])
 
     # --- administration --------------------------------------------------------------------------
 
@@ -293,7 +331,7 @@ class Engine(Connection):
         """Make a consumer, or give it these settings. Missing, ClusterError."""
         asked = {
             "stream_name": stream,
-            "config": {"priority_groups": [_GROUP], "priority_policy": "overflow", **config},
+            "config": {"priority_groups": [GROUP], "priority_policy": "overflow", **config},
         }
         name, filter_ = config["durable_name"], config["filter_subject"]
         await self._api(f"CONSUMER.CREATE.{stream}.{name}.{filter_}", asked)
@@ -336,35 +374,6 @@ class Engine(Connection):
                 async for message in answers:
                     found += [bytes(message.data)] * (status_of(message) == 0)
         return found
-
-
-class Delivery:
-    """A message of a queue, ours for as long as we say so (`beat`) or 30 seconds."""
-
-    def __init__(self, engine: Engine, message: Message) -> None:
-        self._engine, self._reply = engine, message.reply
-        self.subject, self.data = message.subject, bytes(message.data)
-        parts = message.reply.split(".")
-        # $JS.ACK.STREAM.CONSUMER.TRIES.SEQ.…, or with domain and account before the stream
-        start = 2 if len(parts) == 9 else 4
-        self.tries, self.seq = int(parts[start + 2]), int(parts[start + 3])
-
-    async def ack(self) -> None:
-        """It is done; returns when the cluster knows. ClusterError."""
-        await self._engine._insist(self._reply, b"+ACK")  # noqa: SLF001
-
-    async def beat(self) -> None:
-        """It is still ours."""
-        await self._engine.publish(self._reply, b"+WPI")
-
-    async def term(self) -> None:
-        """It is to be given to nobody again."""
-        await self._engine._insist(self._reply, b"+TERM")  # noqa: SLF001
-
-    async def back(self, delay: float = 0.0) -> None:
-        """It is somebody else's, after `delay` seconds."""
-        data = b'-NAK {"delay": %d}' % int(delay * 1e9) if delay else b"-NAK"
-        await self._engine._insist(self._reply, data)  # noqa: SLF001
 
 
 def _within(asked: Mapping[str, Any], found: Mapping[str, Any]) -> bool:

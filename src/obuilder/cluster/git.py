@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import shutil
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -21,6 +22,7 @@ from obuilder.backends.fetchers.git import check_url, command
 from obuilder.cluster.messages import GitContext
 from obuilder.errors import BadImage, NotFound, StoreError, Unreachable, UsageError
 from obuilder.system.files import remove_tree
+from obuilder.system.linux import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 from obuilder.system.process import run
 
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -71,10 +73,20 @@ class Repositories:
             async with self._locks[context.url]:
                 clone = await self._fetched(context, tell)
             await self._check_out(context, clone, tree, tell)
-            yield tree
+            yield _within(tree, context.directory)
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(_discard, tree)
+
+    def trim(self, unused: float) -> int:
+        """Remove clones that were not used for so many seconds. How many."""
+        since, gone = time.time() - unused, 0
+        for name in os.listdir(self._clones):
+            clone = os.path.join(self._clones, name)
+            if os.stat(clone).st_mtime < since:
+                remove_tree(clone)
+                gone += 1
+        return gone
 
     # --- clones ----------------------------------------------------------------------------------
 
@@ -84,6 +96,7 @@ class Repositories:
         digest = hashlib.sha256(os.fsencode(context.url)).hexdigest()[:32]
         clone = os.path.join(self._clones, f"{name}-{digest}")
         if os.path.isdir(clone):
+            os.utime(clone)
             await anyio.to_thread.run_sync(_unlock, clone)
         lacking = await self._lacking(clone, context.commits)
         if not lacking:
@@ -149,6 +162,22 @@ class Repositories:
             os.unlink(os.path.join(tree, ".git/objects/info/alternates"))
         else:
             await anyio.to_thread.run_sync(_drop_git, tree)
+
+
+def _within(tree: str, directory: str) -> str:
+    """A directory of the files of commits, whatever links are on the way. NotFound."""
+    if not directory:
+        return tree
+    top = os.open(tree, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        fd = openat2(directory, flags, at=top, resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
+    except OSError as error:
+        raise NotFound(f"the commits have no directory {directory}: {error.strerror}") from error
+    finally:
+        os.close(top)
+    os.close(fd)
+    return os.path.join(tree, directory)
 
 
 def _unlock(clone: str) -> None:

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from obuilder import events
 from obuilder.cluster.blobs import Blobs
-from obuilder.cluster.contexts import Contents, materialise
+from obuilder.cluster.contexts import IN_USE, Contents, materialise
 from obuilder.cluster.git import Repositories
 from obuilder.cluster.messages import (
     Build,
@@ -32,7 +32,7 @@ from obuilder.engine.dockerfiles import convert
 from obuilder.engine.export import export
 from obuilder.engine.inputs import Contexts
 from obuilder.engine.lockfile import Lock
-from obuilder.engine.outputs import parse_output
+from obuilder.engine.outputs import Output, Wishes, parse_output
 from obuilder.engine.settings import Images, Settings
 from obuilder.engine.takeout import take_out
 from obuilder.errors import NotFound, ObuilderError, Refused, UsageError
@@ -51,6 +51,10 @@ from obuilder.values import IdMap
 GROUP = "obuilder.jobs"
 """The group of entry points for kinds of custom jobs."""
 _LARGEST_SPEC = 16 << 20
+_FILES = 10 << 30
+"""Bytes of files from clients that are kept from one job to the next."""
+_CLONES = 30 * 24 * 3600.0
+"""Seconds for which a clone is kept that no job has asked for."""
 
 
 class Call(Struct, frozen=True):
@@ -91,6 +95,14 @@ class Shop(Struct, frozen=True):
     """Repositories that images may be pushed to: HOST/NAME, or HOST/PART/* for all below."""
     watched: Callable[[events.Sink, Job], events.Sink] = _unwatched
     """Makes the sink of a build one that somebody else watches too."""
+
+    async def tidy(self, *, scarce: bool) -> None:
+        """Let go of files and clones that no job has used for long; where room is scarce, of all
+        that none can be using.
+        """
+        unused = IN_USE if scarce else _CLONES
+        await anyio.to_thread.run_sync(self.contents.trim, 0 if scarce else _FILES)
+        await anyio.to_thread.run_sync(self.repositories.trim, unused)
 
 
 async def carry_out(
@@ -165,13 +177,17 @@ async def _build(
     setup = _settings(shop.builder.settings, work)
     with tempfile.TemporaryDirectory(dir=shop.scratch) as empty:
         contexts = where or Contexts(empty)
-        text = _text(work, contexts.directory)
+        if work.text_at:
+            text = await shop.blobs(job.client).get(work.text_at, most=_LARGEST_SPEC)
+        else:
+            text = _text(work, contexts.directory)
         spec, contexts = await _spec(work, text, contexts, setup, sink)
         result = await shop.builder.build(
             spec, contexts, secrets=secrets, sink=shop.watched(sink, job), fresh=work.fresh,
-            name=f"{job.client} {job.hint or work.file}", images=setup.images,
+            name=f"{job.client} {job.hint or work.file}", images=setup.images, limits=work.limits,
         )  # fmt: skip
     finals = {} if result.final is None else {str(result.key): result.final}
+    form = Wishes(**msgspec.structs.asdict(work.form))
     images = []
     for name in push:
         said: list[str] = []
@@ -182,15 +198,22 @@ async def _build(
             sink(event)
 
         output = parse_output(f"docker://{name}")
-        await export(shop.builder, [result.key], output, finals=finals, sink=hear)
+        await export(shop.builder, [result.key], output, form, finals=finals, sink=hear)
         digest = next((text.rpartition("@")[2] for text in said if "@sha256:" in text), "")
         images.append((name, digest))
-    artifacts = None
-    if work.artifacts:
-        artifacts = await _artifacts(shop, job, result.key, work.artifacts, sink)
+    archive = artifacts = None
+    with tempfile.TemporaryDirectory(dir=shop.scratch) as place:
+        if work.archive:
+            path = os.path.join(place, "image.tar")
+            output = Output(work.archive, path, work.archived_as)
+            await export(shop.builder, [result.key], output, form, finals=finals, sink=sink)
+            archive = await _sent(shop, job, path, sink)
+        if work.artifacts:
+            path = await _artifacts(shop, result.key, work.artifacts, place)
+            artifacts = await _sent(shop, job, path, sink)
     return Outcome(
-        result=result.key, images=tuple(images), artifacts=artifacts, cached=result.cached,
-        ran=result.ran,
+        result=result.key, images=tuple(images), artifacts=artifacts, archive=archive,
+        cached=result.cached, ran=result.ran,
     )  # fmt: skip
 
 
@@ -198,7 +221,7 @@ def _settings(settings: Settings, work: Build) -> Settings:
     """A worker's settings, with the images that a build asks for. UsageError."""
     lock = Lock("what the client locked", dict(work.locked)) if work.locked else None
     platform = parse_platform(work.platform) if work.platform else settings.images.platform
-    images = Images(pull=settings.images.pull, platform=platform, lock=lock)
+    images = Images(pull=work.pull or settings.images.pull, platform=platform, lock=lock)
     return msgspec.structs.replace(settings, images=images)
 
 
@@ -232,8 +255,9 @@ async def _spec(
         spec = parse(text, file=work.file).spec
         return _target(spec, work.target), contexts
     options = Options(
-        host_platform(), setup.images.platform, work.build_args, contexts.named, work.target
-    )
+        host_platform(), setup.images.platform, work.build_args, contexts.named, work.target,
+        (work.network,),
+    )  # fmt: skip
     dockerfile = parse_dockerfile(text, file=work.file)
     # It may ask registries, in an event loop of its own.
     found = await anyio.to_thread.run_sync(convert, dockerfile, options, setup)
@@ -278,37 +302,39 @@ def _pushed(name: str, allowed: tuple[str, ...]) -> str:
     )
 
 
-async def _artifacts(
-    shop: Shop, job: Job, key: str, paths: tuple[str, ...], sink: events.Sink
-) -> str:
-    """Send paths of a result as one tar archive. Its digest. UsageError for a path that isn't there."""
-    blobs, manner = shop.blobs(job.client), Manner(IdMap(first=os.geteuid(), count=1))
-    with tempfile.TemporaryDirectory(dir=shop.scratch) as place:
-        archive = os.path.join(place, "artifacts.tar")
-        if "/" in paths:
-            with open(archive, "xb") as file:
-                async with shop.builder.files(key) as root:
-                    own = Manner(shop.builder.store.idmap)
-                    await anyio.to_thread.run_sync(write_tar, root, file, own)
-        else:
-            tree = os.path.join(place, "tree")
-            os.mkdir(tree, 0o755)
-            for path in paths:
-                inside = os.path.normpath(f"/{path}")
-                target = os.path.join(tree, os.path.dirname(inside).lstrip("/"))
-                os.makedirs(target, exist_ok=True)
-                await take_out(shop.builder, key, path, target)
-            with open(archive, "xb") as file:
-                await anyio.to_thread.run_sync(write_tar, tree, file, manner)
-        fd = os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            size = os.fstat(fd).st_size
-            digest = await anyio.to_thread.run_sync(_digest, archive)
-            if not await blobs.send(fd, digest):
-                raise UsageError("the artifacts changed while they were sent")
-        finally:
-            os.close(fd)
-    sink(events.Note(text=f"sent artifacts of {size / 1e6:.1f} MB"))
+async def _artifacts(shop: Shop, key: str, paths: tuple[str, ...], place: str) -> str:
+    """Paths of a result as one tar archive: a file in `place`. UsageError for one that isn't there."""
+    archive = os.path.join(place, "artifacts.tar")
+    if "/" in paths:
+        with open(archive, "xb") as file:
+            async with shop.builder.files(key) as root:
+                own = Manner(shop.builder.store.idmap)
+                await anyio.to_thread.run_sync(write_tar, root, file, own)
+        return archive
+    tree = os.path.join(place, "tree")
+    os.mkdir(tree, 0o755)
+    for path in paths:
+        inside = os.path.normpath(f"/{path}")
+        target = os.path.join(tree, os.path.dirname(inside).lstrip("/"))
+        os.makedirs(target, exist_ok=True)
+        await take_out(shop.builder, key, path, target)
+    with open(archive, "xb") as file:
+        manner = Manner(IdMap(first=os.geteuid(), count=1))
+        await anyio.to_thread.run_sync(write_tar, tree, file, manner)
+    return archive
+
+
+async def _sent(shop: Shop, job: Job, path: str, sink: events.Sink) -> str:
+    """Send a file to the job's client. Its digest."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(fd).st_size
+        digest = await anyio.to_thread.run_sync(_digest, path)
+        if not await shop.blobs(job.client).send(fd, digest):
+            raise UsageError("the artifacts changed while they were sent")
+    finally:
+        os.close(fd)
+    sink(events.Note(text=f"sent {os.path.basename(path)}, {size / 1e6:.1f} MB"))
     return digest
 
 

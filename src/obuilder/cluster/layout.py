@@ -18,6 +18,8 @@ _DAY = 86_400 * _SECOND
 ACK_WAIT = 30.0
 """Seconds after which a ticket is somebody else's, if its worker says nothing."""
 _ONCE = 600 * _SECOND
+_CONSUMERS = 100_000
+"""Of a queue: two for each client and worker. Without a number a server takes 1,000 since 2.15."""
 _MARKER = 5 * _SECOND
 JOBS_KEPT = 90 * _DAY
 LOGS_KEPT = 30 * _DAY
@@ -49,7 +51,9 @@ def replicas_of(urls: tuple[str, ...]) -> int:
 async def ensure_cluster(engine: Engine, replicas: int) -> None:
     """What there is but once."""
     await engine.ensure_stream(
-        _stream(names.CLUSTER, [names.pool(), names.client()], replicas, **_ONE_EACH)
+        _stream(
+            names.CLUSTER, [names.pool(), names.client(), names.issued()], replicas, **_ONE_EACH
+        )
     )
     # A mirror would answer what is asked of CLUSTER itself, too.
     copy = {
@@ -70,6 +74,7 @@ async def ensure_pool(
     queue = _stream(
         names.queue_of(name), [f"sub.*.{name}.>", f"run.{name}.>"], replicas,
         retention="workqueue", duplicate_window=_ONCE, max_msgs_per_subject=-1,
+        max_consumers=_CONSUMERS,
     )  # fmt: skip
     await engine.ensure_stream(queue)
     kinds = ("fair", "hint", "worker", "known", "pause")
@@ -163,12 +168,8 @@ async def drop_worker(engine: Engine, pool: str, name: str) -> None:
     """Remove what is a worker's own. Tickets that wait for it alone must have been taken before."""
     for urgent in (True, False):
         await engine.drop_consumer(names.queue_of(pool), names.running(name, urgent=urgent))
-    for subject in (
-        names.worker(pool, name),
-        names.known(pool, name),
-        names.pause(pool, name),
-    ):
-        await engine.remove(names.state_of(pool), subject)
+    for subject in (names.worker(pool, name), names.known(pool, name), names.pause(pool, name)):
+        await engine.put(subject, b"", ttl=1)  # who watches hears of this, and not of a purge
 
 
 _CONSUMER = {

@@ -32,6 +32,7 @@ from obuilder.cluster.batches import (
     packed,
 )
 from obuilder.cluster.engine import Engine, Stored
+from obuilder.cluster.layout import replicas_of
 from obuilder.cluster.messages import ENDED, State, decode
 from obuilder.cluster.tasks import together
 from obuilder.errors import ClusterError, Incompatible
@@ -43,7 +44,7 @@ _BATCH = 24 << 10
 _LARGE = 256 << 10
 """Bytes of a batch at most, where batches can't be sent as fast as they come."""
 _PAUSE = 0.01
-"""Seconds that output may wait for more of it."""
+"""Seconds from one batch of output to the next: what comes after a silence is sent at once."""
 _AT_ONCE = 8
 """Batches on the way at one time."""
 _WAITING = 16 << 20
@@ -79,6 +80,7 @@ class LogWriter:
     ) -> None:
         self._engine = engine
         self._subject = (client, pool, job, attempt)
+        self._sure = replicas_of(engine.credentials.urls) > 1  # see `layout.ensure_client`
         self._half = max(cap // 2, 1)
         self._batches: deque[_Batch] = deque()
         self._size = 0
@@ -153,15 +155,18 @@ class LogWriter:
 
     async def _send(self) -> None:
         assert self._tasks is not None
+        sent = -math.inf
         while True:
             if not self._batches:
                 if self._closing:
                     break
                 self._more = anyio.Event()
                 await self._more.wait()
-            if self._size < _BATCH and not self._closing:
-                await anyio.sleep(_PAUSE)
+            pause = sent + _PAUSE - anyio.current_time()
+            if pause > 0 and self._size < _BATCH and not self._closing:
+                await anyio.sleep(pause)
             await self._slots.acquire()
+            sent = anyio.current_time()
             if not self._batches:
                 self._slots.release()
                 continue
@@ -195,7 +200,10 @@ class LogWriter:
         try:
             while True:
                 try:
-                    await self._engine.put(subject, data, headers=headers)
+                    await self._engine.put(
+                        subject, data, once=f"{subject}.{headers['n']}", headers=headers,
+                        sure=self._sure or part != _KEPT,  # an old one of the tail would end a new
+                    )  # fmt: skip
                     return
                 except Incompatible:
                     raise

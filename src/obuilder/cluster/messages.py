@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from obuilder.errors import Incompatible
-from obuilder.values import Key
+from obuilder.values import Key, Limits, Pull
 
 VERSION = 1
 M = TypeVar("M", bound="Message")
@@ -54,6 +54,8 @@ class GitContext(Struct, frozen=True, tag="git"):
     include_git: bool = False
     """Whether .git is among the files."""
     submodules: bool = True
+    directory: str = ""
+    """The part of the files that is the context; empty: all."""
 
 
 class FilesContext(Struct, frozen=True, tag="files"):
@@ -69,20 +71,45 @@ class NoContext(Struct, frozen=True, tag="none"):
 Context = GitContext | FilesContext | NoContext
 
 
+class Form(Struct, frozen=True):
+    """How images are made of a result: see `engine.outputs.Wishes`, whose words these are."""
+
+    squash: bool = False
+    compression: Literal["gzip", "zstd"] = "gzip"
+    epoch: int | None = None
+    reproducible: bool = False
+    annotations: tuple[tuple[str, str], ...] = ()
+    sbom: bool = False
+
+
 class Build(Struct, frozen=True, tag="build"):
     """A build of a spec or a Dockerfile."""
 
     text: str | None = None
-    """The spec itself; None: it is the file `file` of the context."""
+    """The spec itself; None: it is the file `file` of the context, or the blob `text_at`."""
+    text_at: str = ""
+    """The digest of a blob that is the spec, where that is too long for a message."""
     file: str = "obuilder.spec"
     language: Literal["spec", "dockerfile"] = "spec"
     target: str = ""
     build_args: tuple[tuple[str, str], ...] = ()
+    network: Literal["host", "none"] = "host"
+    """Of a Dockerfile's RUN that names none."""
     platform: str | None = None
+    pull: Pull | None = None
+    """When registries are asked; None: as the worker has it."""
+    limits: Limits = Limits()
+    """For steps that set none of their own, where they are set; else the worker's."""
     fresh: bool = False
     """Run every step again."""
     push: tuple[str, ...] = ()
     """Names of images that the result is pushed as."""
+    form: Form = Form()
+    """Of these images, and of that in an archive."""
+    archive: Literal["", "oci-archive", "docker-archive"] = ""
+    """The kind of archive that is sent back with an image of the result; empty: none."""
+    archived_as: str = ""
+    """The tag, or for Docker the name, that the image has there."""
     artifacts: tuple[str, ...] = ()
     """Paths in the result that are sent back, as one tar archive."""
     locked: tuple[tuple[str, str], ...] = ()
@@ -168,6 +195,8 @@ class Outcome(Struct, frozen=True):
     """Names that were pushed, and their digests."""
     artifacts: str | None = None
     """The digest of a blob, a tar archive."""
+    archive: str | None = None
+    """The digest of a blob, an image in an archive."""
     cached: int = 0
     ran: int = 0
     value: bytes = b""
@@ -315,7 +344,14 @@ class Client(Message, frozen=True, kw_only=True):
     signature: bytes = b""
 
 
-# --- answers of workers to ctl requests ----------------------------------------------------------
+class Issued(Message, frozen=True, kw_only=True):
+    """The public keys of a worker or a viewer, so that it can be cut off by its name."""
+
+    keys: tuple[str, ...] = ()
+    added: float = 0.0
+
+
+# --- answers of workers to requests ----------------------------------------------------------
 
 
 class Answer(Message, frozen=True, kw_only=True):

@@ -19,7 +19,10 @@ cluster (`checked`); free text (a cache hint) becomes a token by its hash (`hash
     hint.POOL.HASH                who has the cache of it, and what it cost
     pool.POOL                     the pool: its platform, its key     stream CLUSTER
     client.CLIENT                 the client: its keys
-    ctl.POOL.WORKER.VERB          requests to a worker                not stored
+    issued.KIND.POOL.NAME         the keys of a worker; of a viewer, without a pool: -
+    ctl.POOL.WORKER.VERB          what a worker is told               not stored
+    ask.POOL.WORKER.VERB          what a worker is asked
+    bell.POOL                     one of the idle workers is to look at the queue
 """
 
 import hashlib
@@ -161,6 +164,21 @@ def client(name: str = "*") -> str:
     return f"client.{name}"
 
 
+def issued(kind: str = "*", pool: str = "*", name: str = "*") -> str:
+    """The keys that credentials were made with."""
+    return f"issued.{kind}.{pool}.{name}"
+
+
 def control(pool: str, worker: str, verb: str = "*") -> str:
-    """A request to a worker: metrics, update, shutdown."""
+    """What a worker is told: update, shutdown."""
     return f"ctl.{pool}.{worker}.{verb}"
+
+
+def bell(pool: str) -> str:
+    """Where workers tell one another of tickets; it stays in their account."""
+    return f"bell.{pool}"
+
+
+def question(pool: str, worker: str, verb: str = "*") -> str:
+    """What a worker is asked: metrics, ping."""
+    return f"ask.{pool}.{worker}.{verb}"

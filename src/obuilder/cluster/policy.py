@@ -24,6 +24,10 @@ REMEMBERED = 16
 """Workers that a hint knows of, at most: those that used it last."""
 EXPIRES = 14 * 86400.0
 """Seconds after its last use that a cache is thought to be gone."""
+REFRESHED = 3600.0
+"""Seconds after which a use of a cache is written down again."""
+NEAR = 1.25
+"""An estimate that has changed by less than that is not."""
 OVERDUE = 3.0
 """A job that takes that many times what was expected isn't waited for."""
 LEARNING = 0.3
@@ -406,6 +410,21 @@ def ended(
         cold=cold,
         warm=hot,
     )
+
+
+def is_news(before: Warmth | None, after: Warmth, worker: str) -> bool:
+    """Whether a hint's record is worth writing, or says the same as it did but for small changes."""
+    if before is None or after.making != before.making:
+        return True
+    was, now = dict(before.workers), dict(after.workers)
+    if was.keys() != now.keys() or now.get(worker, 0.0) - was.get(worker, 0.0) > REFRESHED:
+        return True
+    times = ((before.cold, after.cold), (before.warm, after.warm))
+    return any(old != new and not _near(old, new) for old, new in times)
+
+
+def _near(old: float | None, new: float | None) -> bool:
+    return old is not None and new is not None and old / NEAR < new < old * NEAR
 
 
 def forgotten(warmth: Warmth, worker: str) -> Warmth:

@@ -5,13 +5,14 @@ while the first beats, and takes over once the first has been silent for that lo
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import suppress
 
 import anyio
+from msgspec.structs import replace
 
 from obuilder.cluster import names
-from obuilder.cluster.engine import Conflict, Engine
+from obuilder.cluster.engine import Conflict, Engine, Stored
 from obuilder.cluster.messages import Known, Presence, decode, encode
 from obuilder.errors import ClusterError, Incompatible, Refused
 
@@ -36,19 +37,31 @@ class Name:
         """Tell the others soon."""
         self._changed.set()
 
-    async def take(self, look: Callable[[], Presence], tell: Callable[[str], None]) -> None:
-        """Get the name. Refused if another live worker has it."""
+    async def take(
+        self, look: Callable[[], Presence], tell: Callable[[str], None], *,
+        dead: Container[str] = (),
+    ) -> None:  # fmt: skip
+        """Get the name: at once, if it is a session's that is known to be `dead`. Refused if another
+        live worker has it.
+        """
         until, before = anyio.current_time() + _PATIENCE, -1
         while True:
-            found = await self._engine.last(names.state_of(self._pool), self._subject)
-            if found is None:
-                with suppress(Conflict):  # somebody was faster, or the last one's mark still stands
-                    self._seq = await self._put(look(), 0)
+            found = await self._found()
+            if found is None or not found.data:
+                with suppress(Conflict):  # somebody was faster
+                    self._seq = await self._put(look(), found.seq if found else 0)
+                    break
+            elif self._session_of(found.data) in dead:
+                before = found.seq
+                with suppress(Conflict):  # it has gone just now
+                    self._seq = await self._put(look(), before)
                     break
             elif before < 0:
                 before = found.seq
                 tell(f"the name {self._name} is taken: waiting for its worker to be silent")
-            if (found is not None and found.seq != before) or anyio.current_time() > until:
+            # Not just another number: a server that is behind gives an older one.
+            there = found is not None and bool(found.data) and found.seq > before >= 0
+            if there or anyio.current_time() > until:
                 where = self._host(found.data) if found else ""
                 raise Refused(
                     f"a worker called {self._name} is in the pool {self._pool} already{where}",
@@ -57,6 +70,16 @@ class Name:
             await anyio.sleep(0.5)
         with suppress(ClusterError):
             await self._note()
+
+    async def _found(self) -> Stored | None:
+        """What is there in our name; without data where the last one's mark still stands."""
+        found = await self._engine.last(names.state_of(self._pool), self._subject, marks=True)
+        return replace(found, data=b"") if found is not None and found.removed else found
+
+    def _session_of(self, data: bytes) -> str:
+        with suppress(Incompatible):
+            return decode(data, Presence).session
+        return ""
 
     def _host(self, data: bytes) -> str:
         with suppress(Incompatible):
@@ -89,17 +112,19 @@ class Name:
             except ClusterError:
                 await anyio.sleep(1)
                 continue
-            await anyio.sleep(_GAP)
             with anyio.move_on_after(BEAT - _GAP):
                 await self._changed.wait()
+            await anyio.sleep(_GAP)  # a job that ends and the next one are told together
             self._changed = anyio.Event()
 
     async def _again(self, look: Callable[[], Presence]) -> None:
         """Renew it after it was let go for want of a connection."""
         while True:
             try:
-                found = await self._engine.last(names.state_of(self._pool), self._subject)
-                if found is not None:
+                found = await self._found()
+                if found is not None and found.seq < self._seq:
+                    raise ClusterError("the server that answered is behind")
+                if found is not None and found.data:
                     if decode(found.data, Presence).session != self._session:
                         raise Refused(
                             f"another worker called {self._name} has come",
@@ -107,7 +132,7 @@ class Name:
                         )
                     self._seq = found.seq
                     return
-                self._seq = await self._put(look(), 0)
+                self._seq = await self._put(look(), found.seq if found else 0)
                 return
             except Conflict:
                 pass
@@ -117,8 +142,11 @@ class Name:
                 pass
             await anyio.sleep(0.5)
 
-    async def leave(self, last: Presence) -> None:
+    async def leave(self) -> None:
         """Give it up, for another to have at once. Trouble is passed over."""
         with suppress(ClusterError), anyio.move_on_after(3, shield=True):
-            await self._engine.put(self._subject, encode(last), expect=self._seq, ttl=1)
+            while (found := await self._found()) and self._session_of(found.data) == self._session:
+                with suppress(Conflict):  # a last beat of ours is still on its way
+                    await self._engine.put(self._subject, b"", expect=found.seq, ttl=1)
+                    break
             await self._note()

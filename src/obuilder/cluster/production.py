@@ -163,14 +163,16 @@ After=network-online.target
 
 [Service]
 DynamicUser=yes
-LoadCredential=admin.json:/etc/obuilder/admin.json
-ExecStart=/usr/local/bin/obuilder web --cluster %d/admin.json
+LoadCredential=viewer.json:/etc/obuilder/viewer.json
+ExecStart=/usr/local/bin/obuilder web --cluster %d/viewer.json
 Restart=always
 RestartSec=2
 ProtectSystem=strict
 ProtectHome=yes
 PrivateTmp=yes
+PrivateDevices=yes
 NoNewPrivileges=yes
+CapabilityBoundingSet=
 
 [Install]
 WantedBy=multi-user.target
@@ -192,7 +194,8 @@ cluster comes from, `ca.key` the one that makes servers' certificates.
    `/etc/obuilder` there, `units/obuilder-worker@.service` into `/etc/systemd/system`, and
    `systemctl enable --now obuilder-worker@NAME`.
 4. For each client: `obuilder cluster add-client NAME -o NAME.json`, given to it alone.
-5. The web page: `units/obuilder-web.service`, with `admin.json` in `/etc/obuilder`.
+5. The web page: `units/obuilder-web.service`, and in `/etc/obuilder` the `viewer.json` that
+   `obuilder cluster add-viewer web -o viewer.json` writes. It looks, and changes nothing.
 
 One server of three may be lost at any time, and nothing that was acknowledged is. Give them power of
 their own: what several lose at once is what was not on disk, and they write every message through.

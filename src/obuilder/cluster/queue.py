@@ -3,41 +3,35 @@
 There is no scheduler. A worker with room reads what waits, asks `policy` whose turn it is, pulls a
 ticket of that client, and runs it, or sends it on to the worker that has its cache. What is read of
 other workers may be some seconds old: all that comes of it is a worse choice.
+
+Its flow: `outlook` says what is known, `bell` when there is something to look at, `policy` what to do.
 """
 
+import random
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from typing import TypeVar
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 
+import anyio
+from anyio.abc import TaskGroup
 from msgspec import Struct
 from msgspec.structs import replace
 
 from obuilder.cluster import names, policy, records
+from obuilder.cluster.bell import Bell
 from obuilder.cluster.engine import Conflict, Delivery, Engine
-from obuilder.cluster.messages import (
-    Message,
-    Outcome,
-    Pool,
-    Presence,
-    Share,
-    Ticket,
-    Warmth,
-    decode,
-    encode,
-)
+from obuilder.cluster.messages import Outcome, Pool, Presence, Share, Ticket, encode
+from obuilder.cluster.outlook import Outlook, decoded, makers
 from obuilder.cluster.records import Held, Place
-from obuilder.errors import ClusterError, Incompatible, NoSuchPool
-
-M = TypeVar("M", bound=Message)
+from obuilder.cluster.tasks import together
+from obuilder.errors import ClusterError, Incompatible
 
 _TRIES = 6
 """Of a compare-and-set that others disturb, where it matters little."""
-_SURVEY = 1.0
-"""Seconds for which what was read of a pool is used, and for each of its workers that much more."""
-_EACH = 0.01
-_POOL = 60.0
-"""Seconds for which a pool's own settings are used."""
+_SENDING = 8
+"""Tickets that are being sent on at a time."""
+_LAST = 3.0
+"""Seconds for them when the worker ends."""
 _BUSY = 15.0
 """Seconds until a ticket is looked at again whose job another worker has."""
 
@@ -65,25 +59,18 @@ class Holding(Struct, frozen=True):
     slots: int
 
 
-class _Survey(Struct):
-    """What is known of a pool at one moment."""
-
-    at: float
-    pending: dict[str, int]
-    workers: dict[str, Presence]
-    shares: dict[str, Share]
-    seqs: dict[str, int]
-
-
 class Queue:
     """The queue of one pool for one worker. `take` is called by one task at a time."""
 
     def __init__(self, engine: Engine, pool: str, worker: str, session: str) -> None:
         self._engine, self._name = engine, pool
         self._worker, self._session = worker, session
-        self._pool = Pool(name=pool)
-        self._pool_at = -_POOL
-        self._survey: _Survey | None = None
+        self._stream = names.queue_of(pool)
+        self._outlook = Outlook(engine, pool, worker)
+        self._bell = Bell(engine, pool, worker, self._outlook)
+        self._tasks: TaskGroup | None = None
+        self._sending = anyio.Semaphore(_SENDING)
+        self._ledger = self._outlook.ledger
         self.is_running: Callable[[str], bool] = lambda _: False
         """Whether this very worker runs a job."""
         self.adopt: Callable[[str, Delivery], None] = lambda _, __: None
@@ -91,15 +78,33 @@ class Queue:
 
     async def pool(self) -> Pool:
         """The pool. NoSuchPool, ClusterError."""
-        if time.monotonic() - self._pool_at >= _POOL:
-            found = await self._engine.last(names.CLUSTER, names.pool(self._name))
-            if found is None or not found.data:
-                raise NoSuchPool(
-                    f"there is no pool {self._name!r}",
-                    hint=f"an administrator makes it: obuilder cluster add-pool {self._name}",
-                )
-            self._pool, self._pool_at = decode(found.data, Pool), time.monotonic()
-        return self._pool
+        return await self._outlook.pool()
+
+    # --- waiting ---------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Hear of what comes: `take` and `wait` are for within. ClusterError."""
+        await self._outlook.pool()
+        async with self._bell.heard(), together() as tasks:
+            self._tasks = tasks
+            yield
+            with anyio.move_on_after(_LAST):  # what isn't sent on by then is given out again
+                for _ in range(_SENDING):
+                    await self._sending.acquire()
+            tasks.cancel_scope.cancel()
+
+    def wake(self) -> None:
+        """End `wait`: something has changed here."""
+        self._bell.wake()
+
+    async def wait(self) -> None:
+        """Wait until there may be something to take: for some seconds if nothing is heard."""
+        await self._bell.wait(self._outlook.idle)
+
+    async def full(self) -> None:
+        """Let others be woken for what comes: there is no room here. ClusterError."""
+        await self._bell.leave()
 
     # --- taking ----------------------------------------------------------------------------------
 
@@ -108,125 +113,176 @@ class Queue:
 
         ClusterError.
         """
-        survey = await self._look()
-        workers = {**survey.workers, self._worker: me}
-        backlog = _backlog(survey.pending)
-        tickets = _tickets(survey.pending)
-        waiting = policy.waiting(tickets, workers.values())
-        runs: dict[str, int] = {}
-        for worker in workers.values():
-            for job in worker.running:
-                runs[job.client] = runs.get(job.client, 0) + 1
-        turns = policy.turns(waiting, survey.shares, runs)
-        floor = policy.floor(waiting, survey.shares, runs)
-        alone = len(policy.contenders(waiting, survey.shares, runs)) < 2
-        for urgent in (True, False):
-            if backlog.get(self._worker):
-                found = await self._pull(
-                    names.running(self._worker, urgent=urgent), me, workers, backlog, None
-                )
-                if found is not None:
-                    return found
-            for turn in turns:
-                if turn.urgent == urgent:
-                    consumer = names.waiting(turn.client, urgent=urgent)
-                    charge = None if alone else floor
-                    found = await self._pull(consumer, me, workers, backlog, charge)
-                    if found is not None:
-                        return found
-        costs = policy.costs(None, await self.pool())
-        for stray in policy.strays(backlog, self._worker, workers, costs):
-            for urgent in (True, False):
-                consumer = names.running(stray.worker, urgent=urgent)
-                found = await self._pull(
-                    consumer, me, workers, backlog, None, at_least=stray.at_least
-                )
-                if found is not None:
-                    return found
+        await self._outlook.pool()
+        try:
+            found = await self._called(me) or await self._search(me)
+            if found is None and await self._bell.stand():
+                self._outlook.doubt()  # something may have come before we stood there
+                self._bell.search = True
+                found = await self._search(me)
+            await self._ledger.settle_old(everything=found is None)
+        except ClusterError:
+            self._outlook.forget()
+            self._bell.wake()
+            raise
+        self._bell.search |= found is not None  # there may be more
+        return found
+
+    async def _search(self, me: Presence) -> Taken | Holding | None:
+        """Look everywhere, if there may be anything."""
+        if not self._bell.search:
+            return None
+        self._bell.search = False
+        return await self._searched(me)
+
+    async def _called(self, me: Presence) -> Taken | Holding | None:
+        """A job of those that only this worker was told of. Where there is room, nobody is charged."""
+        while self._bell.called:
+            client, urgent = max(self._bell.called, key=lambda call: call[1])
+            self._bell.called.discard((client, urgent))
+            if self._ledger.shares.get(client, Share()).limit:
+                self._bell.search = True
+                continue  # not without counting what runs
+            found = await self._of_client(policy.Turn(client, urgent), me, None)
+            if found is not None:
+                return found
         return None
 
-    async def take_from(self, subject: str, me: Presence) -> Taken | Holding | None:
-        """The next job of those that were put under a subject, if one is left. ClusterError."""
-        kind, first, second, urgency = (*subject.split("."), "", "", "")[:4]
-        urgent = urgency == "u"
-        consumer = (
-            names.running(second, urgent=urgent)
-            if kind == "run"
-            else names.waiting(first, urgent=urgent)
-        )
-        stream = names.queue_of(self._name)
-        delivery = await self._engine.pull(stream, consumer, wait=0)
-        if delivery is None:
-            return None  # another worker was faster: nothing need be read
-        survey = await self._look()
-        workers = {**survey.workers, self._worker: me}
-        return await self._consider(delivery, me, workers, _backlog(survey.pending), charge=None)
+    async def _searched(self, me: Presence) -> Taken | Holding | None:
+        outlook = self._outlook
+        found: Taken | Holding | None = None
+        if outlook.strays_are_due():
+            found = await self._stray(me)
+        if found is None:
+            found = await self._own(me, urgent=True)
+        if found is None and outlook.urgent:
+            found = await self._turn(me, urgent=True)
+        if found is None:
+            found = await self._own(me, urgent=False)
+        return found or await self._turn(me) or await self._stray(me)
 
-    async def resume(self, holding: Holding, me: Presence) -> Taken | None:
-        """The job that was held, once there is room for it. None if it is not wanted any more."""
-        found = await self._consider(holding.delivery, me, {}, {}, charge=holding.charge, stay=True)
-        return found if isinstance(found, Taken) else None
-
-    async def _look(self) -> _Survey:
-        """What waits in the pool, and who works there."""
-        now, old = time.monotonic(), self._survey
-        pending = await self._engine.pending(names.queue_of(self._name), ">")
-        if old is not None and now - old.at < _SURVEY + _EACH * len(old.workers):
-            old.pending = pending
-            return old
-        stream = names.state_of(self._name)
-        workers: dict[str, Presence] = {}
-        shares: dict[str, Share] = {}
-        seqs: dict[str, int] = {}
-        asked = (names.worker(self._name), names.fair(self._name))
-        for found in await self._engine.each(stream, *asked):
-            kind, _, name = found.subject.split(".", 2)
-            if kind == "worker" and (worker := _decoded(found.data, Presence)):
-                workers[name] = worker
-            elif kind == "fair" and (share := _decoded(found.data, Share)):
-                shares[name], seqs[name] = share, found.seq
-        self._survey = _Survey(now, pending, workers, shares, seqs)
-        return self._survey
-
-    async def _pull(
-        self,
-        consumer: str,
-        me: Presence,
-        workers: Mapping[str, Presence],
-        backlog: dict[str, int],
-        charge: float | None,
-        *,
-        at_least: int | None = None,
-    ) -> Taken | Holding | None:
-        """A ticket of one consumer that stays here; those before it were sent on, or were over."""
-        while True:
-            delivery = await self._engine.pull(
-                names.queue_of(self._name), consumer, wait=0, min_pending=at_least or None
-            )
+    async def _own(self, me: Presence, *, urgent: bool) -> Taken | Holding | None:
+        """A job that was sent on to this worker."""
+        own, consumer = self._outlook.own, names.running(self._worker, urgent=urgent)
+        while own[urgent]:
+            own[urgent] = False  # until one more is heard of
+            delivery = await self._engine.pull(self._stream, consumer, wait=0)
             if delivery is None:
                 return None
-            found = await self._consider(delivery, me, workers, backlog, charge=charge)
+            own[urgent] = True
+            found = await self._considered(delivery, me, None)
+            if found is not None:
+                return found
+        return None
+
+    async def _turn(self, me: Presence, *, urgent: bool = False) -> Taken | Holding | None:
+        """A job of the client whose turn it is; `urgent`: none but an urgent one."""
+        outlook, pool = self._outlook, await self.pool()
+        while True:
+            await outlook.look()
+            waits, shares, runs = outlook.waiting(), self._ledger.shares, await self._runs(me)
+            spread = self._ledger.spread(waits, policy.costs(None, pool).cold)
+            turns = policy.turns(waits, shares, runs, spread=spread, draw=random.random)
+            if not turns or (urgent and not turns[0].urgent):
+                return None
+            alone = len(policy.contenders(waits, shares, runs)) < 2
+            floor = None if alone else policy.floor(waits, shares, runs)
+            found = await self._of_client(turns[0], me, floor)
             if found is not None:
                 return found
 
-    async def _consider(
-        self,
-        delivery: Delivery,
-        me: Presence,
-        workers: Mapping[str, Presence],
-        backlog: dict[str, int],
-        *,
-        charge: float | None,
-        stay: bool = False,
+    async def _runs(self, me: Presence) -> dict[str, int]:
+        """How many jobs of each client run: here, or in the whole pool if anybody has a limit."""
+        limited = any(share.limit for share in self._ledger.shares.values())
+        everybody = await self._outlook.everybody() if limited else {}
+        runs: dict[str, int] = {}
+        for worker in {**everybody, self._worker: me}.values():
+            for job in worker.running:
+                runs[job.client] = runs.get(job.client, 0) + 1
+        return runs
+
+    async def _of_client(
+        self, turn: policy.Turn, me: Presence, floor: float | None
+    ) -> Taken | Holding | None:
+        """The next job of a client, if it is for this worker."""
+        consumer = names.waiting(turn.client, urgent=turn.urgent)
+        delivery = await self._engine.pull(self._stream, consumer, wait=0)
+        if delivery is None or not delivery.left:
+            self._outlook.none_left(turn.client, urgent=turn.urgent)
+        if delivery is None:
+            return None
+        found = await self._considered(delivery, me, floor)
+        if delivery.left and found is not None:
+            self._bell.more(turn.client, urgent=turn.urgent)
+        return found
+
+    async def _stray(self, me: Presence) -> Taken | Holding | None:
+        """A job that was sent on to a worker that doesn't get to it."""
+        backlog = await self._outlook.waits()
+        others = [worker for worker in backlog if worker != self._worker]
+        if not others:
+            return None
+        peers = await self._outlook.peers(others)
+        costs = policy.costs(None, await self.pool())
+        for stray in policy.strays(backlog, self._worker, peers, costs):
+            for urgent in (True, False):
+                consumer = names.running(stray.worker, urgent=urgent)
+                while True:
+                    delivery = await self._engine.pull(
+                        self._stream, consumer, wait=0, min_pending=stray.at_least or None
+                    )
+                    if delivery is None:
+                        break
+                    found = await self._considered(delivery, me, None)
+                    if found is not None:
+                        return found
+        return None
+
+    async def resume(self, holding: Holding, me: Presence) -> Taken | None:
+        """The job that was held, once there is room for it. None if it is not wanted any more."""
+        found = await self._considered(holding.delivery, me, holding.charge, stay=True)
+        return found if isinstance(found, Taken) else None
+
+    # --- what becomes of a ticket ----------------------------------------------------------------
+
+    async def _considered(
+        self, delivery: Delivery, me: Presence, charge: float | None, *, stay: bool = False
     ) -> Taken | Holding | None:
         """What becomes of a ticket that was pulled: None if it isn't for this worker now."""
-        ticket = _decoded(delivery.data, Ticket)
+        ticket = decoded(delivery.data, Ticket)
         if ticket is None:
             await delivery.term()
             return None
+        stay = stay or self.is_running(ticket.id)
+        route: policy.Route | None = None if stay else await self._route(ticket, me)
+        if isinstance(route, policy.Forward):
+            await self._forward(ticket, delivery, route.worker, me, charge)
+            return None
+        held = await self._wanted(ticket, delivery)
+        if held is None:
+            return None
+        while True:
+            match route:
+                case policy.Forward(worker=worker):
+                    await self._forward(ticket, delivery, worker, me, charge)
+                    return None
+                case policy.Hold(slots=wanted):
+                    return Holding(ticket, delivery, charge, wanted)
+                case policy.Back(delay=delay):
+                    await delivery.back(delay)
+                    return None
+                case policy.Take() | None:
+                    pass
+            with suppress(Conflict):  # else somebody makes its cache: look again
+                return await self._started(ticket, delivery, held, me, charge)
+            await self._outlook.hint(ticket.hint, now=True)
+            route = None if stay else await self._route(ticket, me)
+
+    async def _wanted(self, ticket: Ticket, delivery: Delivery) -> Held | None:
+        """The job's record, if it is to be run, and by us; else the ticket is dealt with."""
         place = Place(ticket.client, self._name, ticket.id)
         try:
-            held = await records.read(self._engine, place)
+            held, cancel = await records.read_with_cancel(self._engine, place)
         except Incompatible:
             await delivery.back(_BUSY)
             return None
@@ -236,10 +292,10 @@ class Queue:
         if self.is_running(ticket.id):
             self.adopt(ticket.id, delivery)
             return None
-        if held.state.phase == "running" and _has(workers.get(held.state.worker), held):
+        if held.state.phase == "running" and await self._is_held(held):
             await delivery.back(_BUSY)
             return None
-        if cancel := await records.is_cancelled(self._engine, place):
+        if cancel is not None:
             message = f"cancelled: {cancel.reason}" if cancel.reason else "cancelled"
             outcome = Outcome(code="cancelled", message=message, exit_status=130)
             await records.finish(
@@ -247,150 +303,100 @@ class Queue:
             )
             await delivery.ack()
             return None
-        return await self._routed(ticket, delivery, held, me, workers, backlog, charge, stay=stay)
+        return held
 
-    async def _routed(
-        self,
-        ticket: Ticket,
-        delivery: Delivery,
-        held: Held,
-        me: Presence,
-        workers: Mapping[str, Presence],
-        backlog: dict[str, int],
-        charge: float | None,
-        *,
-        stay: bool,
-    ) -> Taken | Holding | None:
-        pool, slots = await self.pool(), policy.slots(ticket, me)
-        while True:
-            warmth, seq = await self._warmth(ticket.hint)
-            expected, now = policy.costs(warmth, pool), time.time()
-            route: policy.Route = policy.Take(policy.is_warm(warmth, self._worker, now))
-            if not stay:
-                route = policy.route(ticket, warmth, me, workers, backlog, expected, now)
-            match route:
-                case policy.Take(warm=warm):
-                    if ticket.hint and not warm:
-                        making = policy.started(warmth, self._worker, self._session, now)
-                        subject = names.hint(self._name, ticket.hint)
-                        try:
-                            await self._engine.put(subject, encode(making), expect=seq)
-                        except Conflict:
-                            continue  # somebody makes its cache: look again
-                    cost = policy.cost(expected, warm=warm, slots=slots)
-                    if charge is not None:
-                        await self._charge(ticket.client, charge, cost)
-                    return Taken(
-                        ticket, delivery, held, warm, cost, charged=charge is not None, slots=slots
-                    )
-                case policy.Forward(worker=worker):
-                    if charge is not None:
-                        cost = policy.cost(expected, warm=True, slots=slots)
-                        await self._charge(ticket.client, charge, cost)
-                    await self._forward(ticket, delivery, worker)
-                    backlog[worker] = backlog.get(worker, 0) + 1
-                    return None
-                case policy.Hold(slots=wanted):
-                    return Holding(ticket, delivery, charge, wanted)
-                case policy.Back(delay=delay):
-                    await delivery.back(delay)
-                    return None
+    async def _is_held(self, held: Held) -> bool:
+        """Whether the worker that claimed a job is there now, and says that it runs it."""
+        subject = names.worker(self._name, held.state.worker)
+        found = await self._engine.last(names.state_of(self._name), subject)
+        worker = decoded(found.data, Presence) if found else None
+        return (
+            worker is not None
+            and worker.session == held.state.session
+            and any(job.id == held.place.id for job in worker.running)
+        )
 
-    async def _forward(self, ticket: Ticket, delivery: Delivery, worker: str) -> None:
-        """Send a ticket on: it waits at its new place before it is gone from the old one."""
+    async def _route(self, ticket: Ticket, me: Presence) -> policy.Route:
+        """Where a ticket is best run, by what is known."""
+        warmth = (await self._outlook.hint(ticket.hint)).warmth
+        expected, now = policy.costs(warmth, await self.pool()), time.time()
+        peers: Mapping[str, Presence] = {}
+        if policy.slots(ticket, me) > me.capacity - me.in_use:
+            peers = await self._outlook.everybody()
+        elif ticket.forwarded != me.name and not policy.is_warm(warmth, me.name, now):
+            peers = await self._outlook.peers((makers(warmth) | {ticket.forwarded}) - {"", me.name})
+        backlog = await self._outlook.waits() if peers else {}
+        return policy.route(ticket, warmth, me, peers, backlog, expected, now)
+
+    async def _started(
+        self, ticket: Ticket, delivery: Delivery, held: Held, me: Presence, charge: float | None
+    ) -> Taken:
+        """Take it. Conflict: what was known of its hint was old."""
+        known, now = await self._outlook.hint(ticket.hint), time.time()
+        warmth = known.warmth
+        expected, slots = policy.costs(warmth, await self.pool()), policy.slots(ticket, me)
+        warm = policy.is_warm(warmth, self._worker, now)
+        if ticket.hint and not warm and not policy.makes(warmth, me, expected, now):
+            making = policy.started(warmth, self._worker, self._session, now)
+            subject = names.hint(self._name, ticket.hint)
+            seq = await self._engine.put(subject, encode(making), expect=known.seq)
+            self._outlook.learn(ticket.hint, making, seq)
+        cost = policy.cost(expected, warm=warm, slots=slots)
+        if charge is not None:
+            await self._ledger.charge(ticket.client, charge, cost)
+        return Taken(ticket, delivery, held, warm, cost, charged=charge is not None, slots=slots)
+
+    async def _forward(
+        self, ticket: Ticket, delivery: Delivery, worker: str, me: Presence, charge: float | None
+    ) -> None:
+        """Send a ticket on. It is done by the way: others are looked at meanwhile."""
+        if charge is not None:
+            warmth = (await self._outlook.hint(ticket.hint)).warmth
+            expected = policy.costs(warmth, await self.pool())
+            cost = policy.cost(expected, warm=True, slots=policy.slots(ticket, me))
+            await self._ledger.charge(ticket.client, charge, cost)
+        backlog = self._outlook.backlog
+        backlog[worker] = backlog.get(worker, 0) + 1
+        assert self._tasks is not None, "the queue is not open"
+        await self._sending.acquire()
+        self._tasks.start_soon(self._send_on, ticket, delivery, worker)
+
+    async def _send_on(self, ticket: Ticket, delivery: Delivery, worker: str) -> None:
+        """It waits at its new place before it is gone from the old one. If that fails it comes again."""
         sent = replace(ticket, forwarded=worker)
         subject = names.forwarded(self._name, worker, urgent=ticket.urgent)
-        await self._engine.put(subject, encode(sent), once=f"{ticket.id}.{delivery.seq}")
-        await delivery.ack()
+        try:
+            with suppress(ClusterError):
+                await self._engine.put(subject, encode(sent), once=f"{ticket.id}.{delivery.seq}")
+                await delivery.gone()
+        finally:
+            self._sending.release()
 
     # --- what is remembered ----------------------------------------------------------------------
 
     async def ended(self, taken: Taken, seconds: float, *, well: bool, useful: bool) -> None:
         """Remember what a job took, and settle with its client. Trouble is passed over: it is advice."""
+        self._outlook.ended(taken.ticket.client)
+        if taken.charged:
+            with suppress(ClusterError):
+                await self._ledger.settle(
+                    taken.ticket.client, taken.expected, seconds * taken.slots
+                )
+        hint, now = taken.ticket.hint, False
+        if not hint:
+            return
         with suppress(ClusterError):
-            if taken.charged:
-                await self._settle(taken, seconds * taken.slots)
-            if not taken.ticket.hint:
-                return
-            subject = names.hint(self._name, taken.ticket.hint)
             for _ in range(_TRIES):
-                warmth, seq = await self._warmth(taken.ticket.hint)
-                after = policy.ended(
-                    warmth, self._worker, time.time(), seconds=seconds, warm=taken.warm,
+                known = await self._outlook.hint(hint, now=now)
+                known.warmth = policy.ended(
+                    known.warmth, self._worker, time.time(), seconds=seconds, warm=taken.warm,
                     well=well, useful=useful,
                 )  # fmt: skip
-                with suppress(Conflict):
-                    await self._engine.put(subject, encode(after), expect=seq)
+                if not policy.is_news(known.stored, known.warmth, self._worker):
                     return
-
-    async def _warmth(self, hint: str) -> tuple[Warmth | None, int]:
-        if not hint:
-            return None, 0
-        stream = names.state_of(self._name)
-        found = await self._engine.last(stream, names.hint(self._name, hint))
-        if found is None:
-            return None, 0
-        return _decoded(found.data, Warmth), found.seq
-
-    async def _charge(self, client: str, floor: float, cost: float) -> None:
-        await self._share(client, lambda share: policy.charged(share, floor, cost))
-
-    async def _settle(self, taken: Taken, real: float) -> None:
-        await self._share(
-            taken.ticket.client, lambda share: policy.settled(share, taken.expected, real)
-        )
-
-    async def _share(self, client: str, changed: Callable[[Share], Share]) -> None:
-        """Change what a client has had; fairness bears that it fails now and then."""
-        subject, survey = names.fair(self._name, client), self._survey
-        share = survey.shares.get(client, Share()) if survey else Share()
-        seq = survey.seqs.get(client, 0) if survey else 0
-        for _ in range(_TRIES):
-            after = changed(share)
-            try:
-                seq = await self._engine.put(subject, encode(after), expect=seq)
-            except Conflict:
-                found = await self._engine.last(names.state_of(self._name), subject)
-                share = (_decoded(found.data, Share) if found else None) or Share()
-                seq = found.seq if found else 0
-                continue
-            if survey is not None:
-                survey.shares[client], survey.seqs[client] = after, seq
-            return
-
-
-def _decoded(data: bytes, kind: type[M]) -> M | None:
-    """A message, or None for what is none that we know."""
-    try:
-        return decode(data, kind) if data else None
-    except Incompatible:
-        return None
-
-
-def _has(worker: Presence | None, held: Held) -> bool:
-    """Whether the worker that claimed a job is there, and says that it runs it."""
-    return (
-        worker is not None
-        and worker.session == held.state.session
-        and any(job.id == held.place.id for job in worker.running)
-    )
-
-
-def _backlog(pending: Mapping[str, int]) -> dict[str, int]:
-    """Tickets by the worker that they were sent on to."""
-    found: dict[str, int] = {}
-    for subject, count in pending.items():
-        kind, _, worker, _ = subject.split(".")
-        if kind == "run":
-            found[worker] = found.get(worker, 0) + count
-    return found
-
-
-def _tickets(pending: Mapping[str, int]) -> dict[tuple[str, bool], int]:
-    """Tickets that were sent on to nobody, by client and whether they are urgent."""
-    found: dict[tuple[str, bool], int] = {}
-    for subject, count in pending.items():
-        kind, client, _, urgency = subject.split(".")
-        if kind == "sub":
-            found[client, urgency == "u"] = count
-    return found
+                after, subject = known.warmth, names.hint(self._name, hint)
+                with suppress(Conflict):
+                    seq = await self._engine.put(subject, encode(after), expect=known.seq)
+                    self._outlook.learn(hint, after, seq)
+                    return
+                now = True

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from obuilder.cluster import names
 from obuilder.cluster.engine import Conflict, Engine
 from obuilder.cluster.messages import ENDED, Cancel, Outcome, Phase, State, decode, encode
+from obuilder.cluster.tasks import together
 from obuilder.errors import Incompatible
 
 
@@ -51,8 +52,22 @@ class Held(Struct, frozen=True):
 
 async def read(engine: Engine, place: Place) -> Held | None:
     """Where a job is; None if there is none. Incompatible, ClusterError."""
-    found = await engine.last(names.jobs_of(place.client), place.subject("state"))
+    found = await engine.known(names.jobs_of(place.client), place.subject("state"))
     return None if found is None else Held(place, decode(found.data, State), found.seq)
+
+
+async def read_with_cancel(engine: Engine, place: Place) -> tuple[Held | None, Cancel | None]:
+    """Where a job is, and who wants it no more: asked at once. Incompatible, ClusterError."""
+    found: list[Held | None] = []
+    cancelled: list[Cancel | None] = []
+
+    async def look() -> None:
+        cancelled.append(await is_cancelled(engine, place))
+
+    async with together() as tasks:
+        tasks.start_soon(look)
+        found.append(await read(engine, place))
+    return found[0], cancelled[0]
 
 
 async def is_cancelled(engine: Engine, place: Place) -> Cancel | None:

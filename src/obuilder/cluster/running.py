@@ -139,10 +139,10 @@ class Run:
     async def _read(self) -> Job:
         """The job as its client signed it. Refused, Incompatible, _Bad."""
         place = self.place
-        found = await self._engine.last(names.jobs_of(place.client), place.subject("spec"))
+        found = await self._engine.known(names.jobs_of(place.client), place.subject("spec"))
         if found is None:
             raise _Bad(Outcome(code="missing", message="the job itself is gone", exit_status=6))
-        known = await self._engine.last(names.CLUSTER, names.client(place.client))
+        known = await self._engine.known(names.CLUSTER, names.client(place.client))
         if known is None:
             raise Refused(f"the cluster knows no client {place.client!r}")
         try:

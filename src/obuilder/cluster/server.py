@@ -24,6 +24,7 @@ import msgspec
 from msgspec import Struct
 
 from obuilder.cluster import accounts, layout, members, names
+from obuilder.cluster.connection import OLDEST, too_old
 from obuilder.cluster.credentials import (
     Authority,
     Credentials,
@@ -171,8 +172,12 @@ class Local:
             os.fsync(file.fileno())
         os.rename(made, self.path(name))
 
-    def start(self) -> Started:
-        """Start the server. ClusterError if one runs there already; BackendUnavailable."""
+    def start(self, authority: Authority, *, tied: bool = False) -> Started:
+        """Start the server that was prepared. ClusterError if one runs there already, or something
+        else at its port; BackendUnavailable.
+
+        `tied`: it ends with the thread that started it, however that ends.
+        """
         program = find_server()
         lock = os.open(self.path("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -180,7 +185,10 @@ class Local:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ClusterError(f"a cluster runs already in {self.directory}") from None
+            _check_free(_port_of(authority))
             argv = [program, "-c", self.path("nats.conf"), "-l", self.path("server.log")]
+            if tied:
+                argv = ["setpriv", "--pdeathsig", "KILL", "--", *argv]
             started = process.start(argv, pass_fds=[lock])  # it holds the lock, as long as it lives
             os.ftruncate(lock, 0)
             os.pwrite(lock, b"%d" % started.pid, 0)
@@ -191,11 +199,10 @@ class Local:
     async def ready(self, authority: Authority, started: Started | None = None) -> Credentials:
         """Wait for the server, and make what is missing in it: an administrator's credentials."""
         admin = self._admin(authority)
-        address = authority.urls[0].rpartition(":")[2]
         with anyio.move_on_after(_READY):
-            while not await _listens(int(address)):
+            while not await _listens(_port_of(authority)):
                 if started is not None and not started.running:
-                    raise ClusterError(f"nats-server ended at once: {self.last_words()}")
+                    raise self._ended()
                 await anyio.sleep(0.01)
         pool, client = default_pool(), default_client()
         async with Engine.connect(admin, name="up") as engine:
@@ -215,6 +222,14 @@ class Local:
         admin = authority.admin()
         save_credentials(admin, path)
         return admin
+
+    def _ended(self) -> ClusterError:
+        """Why the server did not start: one that is too old does not know its settings."""
+        _, said = process.capture([find_server(), "--version"])
+        found = re.search(r"(\d+)\.(\d+)\.\d+", said.decode(errors="replace"))
+        if found is not None and (int(found[1]), int(found[2])) < OLDEST:
+            return too_old(found[0])
+        return ClusterError(f"nats-server ended at once: {self.last_words()}")
 
     def last_words(self) -> str:
         """The last error in the server's log."""
@@ -244,16 +259,34 @@ class Local:
 
 @asynccontextmanager
 async def running(directory: str, *, port: int | None = None) -> AsyncIterator[Credentials]:
-    """A cluster in a directory, for as long as this lasts: its administrator's credentials."""
+    """A cluster in a directory, for as long as this lasts: its administrator's credentials.
+
+    A server that lost who started it would run for ever: it ends with this process, also a killed one.
+    """
     local = Local(directory)
     authority = local.prepare(port)
-    started = local.start()
+    started = local.start(authority, tied=True)
     try:
         yield await local.ready(authority, started)
     finally:
         with anyio.CancelScope(shield=True):
             await local.stop()
             started.discard()
+
+
+def _port_of(authority: Authority) -> int:
+    return int(authority.urls[0].rpartition(":")[2])
+
+
+def _check_free(port: int) -> None:
+    """ClusterError if something listens there: it would be taken for the server."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        raise ClusterError(
+            f"port {port} of 127.0.0.1 can't be used: {os.strerror(error.errno or 0)}",
+            hint="another one: obuilder cluster up --port PORT",
+        ) from None
 
 
 async def _listens(port: int) -> bool:

@@ -5,7 +5,6 @@ decides it writes there by compare-and-set. It may be killed at any moment: its 
 """
 
 import os
-import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,11 +16,11 @@ from msgspec import Struct
 
 from obuilder import __version__
 from obuilder.cluster import names
-from obuilder.cluster.accounts import live
 from obuilder.cluster.credentials import Credentials
-from obuilder.cluster.engine import Engine, Missing
+from obuilder.cluster.engine import Delivery, Engine, Missing
 from obuilder.cluster.health import Care, Guard
 from obuilder.cluster.jobs import Shop
+from obuilder.cluster.journal import Journal
 from obuilder.cluster.logs import CAP
 from obuilder.cluster.messages import Answer, Paused, Presence, Reason, decode, encode
 from obuilder.cluster.metrics import Counts, text
@@ -33,9 +32,8 @@ from obuilder.errors import ClusterError, Incompatible, Refused, UsageError
 from obuilder.oci.platforms import host_platform, normalised, parse_platform
 from obuilder.system.process import run as run_program
 
-_IDLE = 5.0
-"""Seconds after which the queue is looked at though nothing was heard of it."""
 _HELD = 10.0
+_TIDY = 600.0
 _HOOK = 600.0
 """Seconds that the command before an update may take."""
 _REASONS: tuple[Reason, ...] = get_args(Reason)
@@ -66,7 +64,9 @@ class Worker:
         means: Means = Means(),  # noqa: B008 - frozen
         care: Care = Care(),  # noqa: B008 - frozen
         tell: Callable[[str], None] = lambda _: None,
+        journal: str | None = None,
     ) -> None:
+        """`journal`: a directory that this one has to itself, for the notes of `Journal`."""
         self._engine, self._credentials, self._shop, self._means = engine, credentials, shop, means
         self._tell = tell
         self.pool, self.name = credentials.pool, credentials.name
@@ -75,8 +75,6 @@ class Worker:
         self._paused: dict[Reason, str] = {}
         self._runs: dict[str, Run] = {}
         self._holding: Holding | None = None
-        self._news: set[str] = set()
-        self._wake = anyio.Event()
         self._counts = Counts()
         self._sandbox = ""
         named = shop.builder.settings.store
@@ -86,7 +84,8 @@ class Worker:
         self._guard = Guard(shop.builder, care, self.pause)
         self._queue = Queue(engine, self.pool, self.name, self.session)
         self._queue.is_running = self._runs.__contains__
-        self._queue.adopt = lambda job, delivery: self._runs[job].adopt(delivery)
+        self._queue.adopt = self._adopt
+        self._journal = Journal(journal, self.session) if journal is not None else None
         self._name = Name(engine, self.pool, self.name, self.session)
 
     # --- what others see -------------------------------------------------------------------------
@@ -119,7 +118,7 @@ class Worker:
 
     def _changed(self) -> None:
         self._name.changed()
-        self._wake.set()
+        self._queue.wake()
 
     # --- from begin to end -----------------------------------------------------------------------
 
@@ -129,26 +128,41 @@ class Worker:
         stream, subject = names.state_of(self.pool), names.pause(self.pool, self.name)
         paused = await self._engine.last(stream, subject)
         self._pause_as(paused.data if paused is not None else b"")
-        await self._name.take(self.presence, self._tell)
+        dead = self._journal.dead if self._journal is not None else ()
+        await self._name.take(self.presence, self._tell, dead=dead)
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
                 self._engine.on_reconnect(self._reconnected)
                 for task in (
-                    self._watch_pause, self._listen, self._keep_holding,
-                    self._guard.watch_health, self._guard.watch_space,
+                    self._watch_pause, self._keep_holding,
+                    self._guard.watch_health, self._guard.watch_space, self._bury, self._tidy,
                 ):  # fmt: skip
                     tasks.start_soon(task)
                 tasks.start_soon(self._name.keep, self.presence)
-                control = names.control(self.pool, self.name)
-                async with self._engine.serve(control, self._control):
+                told, asked = (f(self.pool, self.name) for f in (names.control, names.question))
+                async with (
+                    self._engine.serve(told, self._told),
+                    self._engine.serve(asked, self._asked),
+                    self._queue.open(),
+                ):
                     self._tell(f"{self.name} takes jobs of the pool {self.pool}")
                     await self._loop()
                 tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             raise first_error(group) from None
         finally:
-            await self._name.leave(self.presence())
+            await self._name.leave()
+
+    async def _bury(self) -> None:
+        """Let the jobs go that a killed session had: they are done by others now, and not in half a
+        minute.
+        """
+        for job, receipt in self._journal.left.items() if self._journal is not None else ():
+            self._drop(job)  # before it may be taken again, by this one too
+            with suppress(ClusterError):
+                await self._engine.let_go(receipt)
+                self._tell(f"job {job} was lost with the worker that was here: it runs again")
 
     async def _check(self) -> None:
         """That this machine is of the pool's kind, and can build."""
@@ -170,7 +184,7 @@ class Worker:
             if self._ending and not self._runs:
                 return
             try:
-                worked = not self._ending and await self._step()
+                worked = await self._step()
             except Missing as error:
                 self._tell(error.message)
                 worked = False
@@ -181,13 +195,12 @@ class Worker:
                 await anyio.sleep(1)
                 continue
             if not worked:
-                with anyio.move_on_after(_IDLE * random.uniform(0.6, 1.4)):  # noqa: S311 # not all at once
-                    await self._wake.wait()
-                self._wake = anyio.Event()
+                await self._queue.wait()
 
     async def _step(self) -> bool:
         """Take one job, if there is room and one waits. Whether to look for more at once."""
         if self._paused:
+            await self._queue.full()
             await self._let_go()
             return False
         me = self.presence()
@@ -200,21 +213,15 @@ class Worker:
                 self._start(taken)
             return True
         if me.in_use >= me.capacity:
+            await self._queue.full()
             return False
-        news, self._news = self._news, set()
-        found: Taken | Holding | None = None
-        for subject in sorted(news, key=lambda subject: subject[-1:] != "u"):
-            found = await self._queue.take_from(subject, me)
-            if found is not None:
-                self._news |= news - {subject}
-                break
-        else:
-            found = await self._queue.take(me) if not news else None
+        found = await self._queue.take(me)
         if isinstance(found, Taken):
             self._start(found)
         elif isinstance(found, Holding):
             self._holding = found
-        return found is not None or bool(news)
+            await self._queue.full()
+        return found is not None
 
     def _start(self, taken: Taken) -> None:
         run = Run(
@@ -222,6 +229,7 @@ class Worker:
             log_cap=self._means.log_cap,
         )  # fmt: skip
         self._runs[taken.ticket.id] = run
+        self._hold(taken.ticket.id, taken.delivery)
         self._counts.accepted += 1
         self._changed()
         assert self._tasks is not None
@@ -233,6 +241,7 @@ class Worker:
             await run.run()
         finally:
             del self._runs[taken.ticket.id]
+            self._drop(taken.ticket.id)
             self._changed()
         seconds = time.monotonic() - began
         self._counts.ended(run.phase, seconds, run.outcome)
@@ -241,22 +250,22 @@ class Worker:
         well = run.phase == "done"
         await self._queue.ended(taken, seconds, well=well, useful=useful)
 
+    def _adopt(self, job: str, delivery: Delivery) -> None:
+        self._runs[job].adopt(delivery)
+        self._hold(job, delivery)
+
+    def _hold(self, job: str, delivery: Delivery) -> None:
+        """Note a ticket. Who can't only waits longer if it is killed."""
+        if self._journal is not None:
+            with suppress(OSError):
+                self._journal.hold(job, delivery.receipt)
+
+    def _drop(self, job: str) -> None:
+        if self._journal is not None:
+            with suppress(OSError):
+                self._journal.drop(job)
+
     # --- what is heard ---------------------------------------------------------------------------
-
-    async def _listen(self) -> None:
-        """Wake up for tickets that come."""
-        for subject in (f"sub.*.{self.pool}.*", names.forwarded(self.pool, self.name, urgent=True)):
-            assert self._tasks is not None
-            self._tasks.start_soon(self._hear, live(f"{subject.rpartition('.')[0]}.*"))
-
-    async def _hear(self, subject: str) -> None:
-        while True:
-            with suppress(ClusterError):
-                async with self._engine.subscribe(subject) as said:
-                    async for message in said:
-                        self._news.add(message.subject.removeprefix(live("")))
-                        self._wake.set()
-            await anyio.sleep(1)
 
     def _reconnected(self) -> None:
         self._changed()
@@ -296,6 +305,13 @@ class Worker:
         if holding is not None:
             await holding.delivery.back()
 
+    async def _tidy(self) -> None:
+        """Keep what jobs leave behind besides results from growing for ever."""
+        while True:
+            with suppress(OSError):  # told by what needs the disk
+                await self._shop.tidy(scarce="disk" in self._paused)
+            await anyio.sleep(_TIDY)
+
     # --- ending ----------------------------------------------------------------------------------
 
     def drain(self, text: str = "it was told to stop") -> None:
@@ -304,7 +320,7 @@ class Worker:
         self._ending = True
         if self._tasks is not None:
             self._tasks.start_soon(self._let_go_quietly)
-        self._wake.set()
+        self._queue.wake()
 
     async def _let_go_quietly(self) -> None:
         with suppress(ClusterError):
@@ -316,14 +332,21 @@ class Worker:
         for run in self._runs.values():
             run.stop("back")
 
-    async def _control(self, subject: str, data: bytes) -> bytes:
-        """Answer an administrator."""
+    async def _asked(self, subject: str, _: bytes) -> bytes:
+        """Answer who looks."""
         verb = subject.rpartition(".")[2]
         if verb == "ping":
             answer = Answer(text=__version__)
         elif verb == "metrics":
             answer = Answer(text=text(self.presence(), self._counts, self._guard))
-        elif verb == "shutdown":
+        else:
+            answer = Answer(ok=False, text=f"a worker knows no answer to {verb!r}")
+        return encode(answer)
+
+    async def _told(self, subject: str, _: bytes) -> bytes:
+        """Do what an administrator says."""
+        verb = subject.rpartition(".")[2]
+        if verb == "shutdown":
             self.drain("an administrator ended it")
             answer = Answer(text="it ends when its jobs have")
         elif verb == "update":

@@ -41,7 +41,7 @@ from obuilder.plan.lower import lower
 from obuilder.plan.model import Base, Inputs, LayerAction, Plan
 from obuilder.spec.image import DEFAULT_PATH
 from obuilder.spec.model import Spec
-from obuilder.values import ROOT, Key
+from obuilder.values import ROOT, Key, Limits
 
 _SYNC_EVERY = 5.0
 """Seconds after which what long builds have made so far survives a power cut."""
@@ -157,18 +157,20 @@ class Builder:
         fresh: bool = False,
         name: str = "",
         images: Images | None = None,
+        limits: Limits | None = None,
     ) -> Result:
         """Build `spec` with files from `context`. Every ObuilderError; cancelling is cancelling.
 
         `fresh`: run every step again, but for base images and what another process holds. `name`
         tells builds of one context apart for `explain`: the spec's file, say. `images` are the
-        settings' where they are not given.
+        settings' where they are not given, and so is each of the `limits` of steps that set none.
         """
         began = time.monotonic()
         try:
             result = await self._build(
-                spec, context, secrets or {}, sink, fresh=fresh, name=name, images=images
-            )
+                spec, context, secrets or {}, sink, fresh=fresh, name=name, images=images,
+                limits=limits,
+            )  # fmt: skip
         except ObuilderError as error:
             seconds = time.monotonic() - began
             sink(events.BuildEnded(code=error.code, message=error.message, seconds=seconds))
@@ -195,17 +197,12 @@ class Builder:
         return streamed(lambda sink: self.build(spec, context, secrets=secrets, sink=sink))
 
     async def _build(
-        self,
-        spec: Spec,
-        directory: str | Contexts,
-        secrets: Mapping[str, bytes],
-        sink: events.Sink,
-        *,
-        fresh: bool,
-        name: str,
-        images: Images | None,
-    ) -> Result:
+        self, spec: Spec, directory: str | Contexts, secrets: Mapping[str, bytes], sink: events.Sink,
+        *, fresh: bool, name: str, images: Images | None, limits: Limits | None,
+    ) -> Result:  # fmt: skip
         plan, _, context = await self._planned(spec, directory, images)
+        if limits is not None:
+            plan = plan.limited(limits)
         for step in plan.steps.values():
             with context.telling(step.op):
                 check_secrets(step.action, secrets, self._workshop.agents)

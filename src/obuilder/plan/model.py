@@ -8,6 +8,7 @@ what each base image name stands for (`Base`), and what each `copy` from the con
 from collections.abc import Container
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from obuilder.spec.image import ImageConfig
 from obuilder.spec.model import CacheMode, Ssh, Tmpfs
@@ -228,6 +229,16 @@ class Plan(Struct, frozen=True):
                 to_run.add(key)
                 ahead.extend(self.steps[key].needs)
         return self.steps.keys() - to_run
+
+    def limited(self, limits: Limits) -> "Plan":
+        """The plan with these limits for the runs that set none of their own. Keys stay."""
+        steps = {
+            key: replace(step, action=replace(step.action, limits=step.action.limits.over(limits)))
+            if isinstance(step.action, RunAction)
+            else step
+            for key, step in self.steps.items()
+        }
+        return replace(self, steps=steps)
 
     @property
     def passing(self) -> set[Key]:

@@ -197,7 +197,13 @@ class Started:
     @property
     def running(self) -> bool:
         """Whether it has not ended."""
-        return self._child.poll() is None
+        return self.status is None
+
+    @property
+    def status(self) -> int | None:
+        """How it ended, as `Ended` has it; None while it runs."""
+        code = self._child.poll()
+        return None if code is None else _status(code)
 
     def release(self) -> None:
         """Send a line to a held program, then the end of its input. BrokenPipeError if it ended."""

@@ -58,9 +58,13 @@ def probe(capability: str) -> str | None:
         return _attempt_program(capability, "--version")
     if capability in (
         "crun", "runc", "runsc", "newuidmap", "mmdebstrap", "gcc", "useradd", "git", "ssh-agent",
-        "buildah", "zsh", "fish",
+        "buildah", "zsh", "fish", "systemd-analyze",
     ):  # fmt: skip
         return _program(capability)
+    if capability == "old-nats":
+        return _attempt_program(
+            os.environ.get("OBUILDER_OLD_NATS", "no old nats-server"), "--version"
+        )
     if capability == "rpmbuild":
         return _program("rpmbuild") or _program("rpm") or _program("db_load")
     if capability == "system-python":

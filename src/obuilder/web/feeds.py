@@ -26,7 +26,7 @@ async def worker_metrics(request: Request) -> Response:
         raise HTTPException(404, "There is no such worker, or it is not connected.")
     try:
         said = await site.engine.request(
-            names.control(found.pool, found.name, "metrics"), b"", seconds=2
+            names.question(found.pool, found.name, "metrics"), b"", seconds=2
         )
         answer = decode(said, Answer)
     except ClusterError as error:

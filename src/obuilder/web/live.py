@@ -212,7 +212,11 @@ class LiveLog(Response):
     def _head_of(self, state: State) -> list[Patch]:
         row = views.JobRow(self._job, state)
         html = self._head.head(
-            row, self._spec, self._site.clock(), queue.ahead(self._site.mirror, row), self._session
+            row,
+            self._spec,
+            self._site.clock(),
+            queue.ahead(self._site.mirror, row),
+            self._session if self._site.changes else None,
         )
         return [("head", "", html), ("say", "", f"The job is {state.phase}.")]
 

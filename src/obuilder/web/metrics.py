@@ -16,6 +16,7 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from obuilder import __version__
+from obuilder.cluster.accounts import VARZ
 from obuilder.cluster.engine import Engine
 from obuilder.cluster.messages import ENDED, Presence, State
 from obuilder.errors import ClusterError, ObuilderError
@@ -63,11 +64,11 @@ class Metrics:
         )  # fmt: skip
 
     async def watch(self, engine: Engine, system: Engine) -> None:
-        """Ask the engine how it is, again and again, until cancelled. `system`: of its own account."""
+        """Ask the engine how it is, again and again, until cancelled. `system`: who may ask servers."""
         while True:
             with suppress(ClusterError):
                 streams = await engine.streams()
-                servers = await system.gather("$SYS.REQ.SERVER.PING.VARZ")
+                servers = await system.gather(VARZ)
                 self._standing.streams = {name: info["state"] for name, info in streams.items()}
                 self._standing.servers = [json.loads(said)["data"] for said in servers]
             await anyio.sleep(_EVERY)

@@ -48,11 +48,12 @@ async def serve(
 
     UsageError, ClusterError.
     """
+    servers = credentials if credentials.kind == "viewer" else system_of(credentials)
     listener = _listening(address)
     with listener:
         async with (
             Engine.connect(credentials, name="web") as engine,
-            Engine.connect(system_of(credentials), name="web") as system,
+            Engine.connect(servers, name="web") as system,
             anyio.create_task_group() as tasks,
         ):
             mirror = Mirror()

@@ -55,6 +55,8 @@ class Site:
     ) -> None:
         self.engine, self.credentials = engine, credentials
         self.mirror, self.access, self.metrics = mirror, access, Metrics(mirror)
+        self.changes = credentials.kind == "admin"
+        """Whether anything can be changed here at all."""
         self.clock: Callable[[], float] = time.time
         self.readers = anyio.CapacityLimiter(_READERS)
         self._begun = secrets.token_hex(4)

@@ -42,7 +42,7 @@ class GitFetcher(LocalFetcher):
         """The commit that the name stands for; git is asked unless the name says it whole."""
         url, ref, directory, commit = split(name)
         if not commit:
-            commit = ref if _COMMIT.fullmatch(ref) else _asked(url, ref)
+            commit = commit_of(url, ref)
         layer = hashlib.sha256(f"{commit}\0{directory}".encode("utf-8", "surrogateescape"))
         source = f"git:{url}#{ref}:{directory}@{commit}"
         return Base(
@@ -103,13 +103,23 @@ def _git(*words: str, at: str | None = None) -> tuple[int, str]:
     return status, said.decode(errors="replace").strip()
 
 
-def _asked(url: str, ref: str) -> str:
+def commit_of(url: str, ref: str) -> str:
+    """The commit that a ref of a repository stands for: a whole id for itself, HEAD for nothing.
+
+    NotFound, Unreachable.
+    """
+    check_url(url)
+    if _COMMIT.fullmatch(ref):
+        return ref
+    if ref.startswith("-"):
+        raise NotFound(f"{ref!r} is no name of a commit")
     status, said = _git("ls-remote", "--", url, ref or "HEAD")
     if status != 0:
         raise Unreachable(f"can't ask {url} for {ref or 'HEAD'}: {_last(said)}")
     rows = [line.split("\t") for line in said.splitlines() if "\t" in line]
     found = {name: commit for commit, name in rows if _COMMIT.fullmatch(commit)}
-    for name in (ref or "HEAD", f"refs/tags/{ref}^{{}}", f"refs/heads/{ref}", f"refs/tags/{ref}"):
+    places = (f"refs/tags/{ref}^{{}}", f"refs/heads/{ref}", f"refs/tags/{ref}", f"refs/{ref}")
+    for name in (ref or "HEAD", *places):
         if name in found:
             return found[name]
     raise NotFound(f"{url} has no branch or tag {ref!r}", hint="or give a whole commit")
