@@ -85,13 +85,13 @@ def test_a_live_log_follows_to_its_end(page: Pages, browser: Browser) -> None:
 def test_a_page_goes_on_by_itself_when_what_was_gone_is_back(
     page: Pages, browser: Browser, cluster: Any, servers: ExitStack
 ) -> None:
-    path = page.state("42", phase="running", attempt=1, started=time.time(), worker="build1")
-    page.said("42", *BEGUN, events.Output(B, b"one\n"))
+    path = page.state("52", phase="running", attempt=1, started=time.time(), worker="build1")
+    page.said("52", *BEGUN, events.Output(B, b"one\n"))
     page.until(path, "one")
     browser.go(page.url + path)
     page.stop()
     browser.until("!trouble.hidden && trouble.textContent.includes('server')")
-    page.said("42", events.Output(B, b"two\n"))
+    page.said("52", events.Output(B, b"two\n"))
     page.start()
     browser.until(
         "document.querySelector('#L2 > span')?.textContent === 'two' && trouble.hidden", 60
@@ -102,29 +102,29 @@ def test_a_page_goes_on_by_itself_when_what_was_gone_is_back(
     os.kill(pid, signal.SIGKILL)
     browser.until("!trouble.hidden && trouble.textContent.includes('cluster')", 60)
     assert [page.ask(place)[0].status for place in (path, "/jobs", "/healthz")] == [503, 200, 503]
-    page.said("42", events.Output(B, b"three\n"))
-    servers.callback(page.portal.call(local.start).discard)
+    page.said("52", events.Output(B, b"three\n"))
+    servers.callback(page.portal.call(local.start, cluster.authority).discard)
     browser.until("document.querySelector('#L3 > span')?.textContent === 'three'", 60)
     assert browser.js("document.querySelectorAll('.lines .l').length") == 3
-    page.ends("42", "done")
+    page.ends("52", "done")
     browser.until("document.querySelector('#job-head .phase').textContent === 'done'", 60)
     browser.until("trouble.hidden", 60)
     browser.faults.clear()  # a server that is gone is a fault to the browser
 
 
 def test_a_long_log_is_followed_in_bounds(page: Pages, browser: Browser) -> None:
-    path = page.state("43", phase="running", attempt=1, started=time.time(), worker="build1")
-    page.said("43", *BEGUN, events.Output(B, b"first\n"))
+    path = page.state("53", phase="running", attempt=1, started=time.time(), worker="build1")
+    page.said("53", *BEGUN, events.Output(B, b"first\n"))
     page.until(path, "first")
     browser.go(page.url + path)
     for part in range(3):
         lines = range(4000 * part, 4000 * part + 4000)
-        page.said("43", events.Output(B, b"".join(b"line %d of many\n" % n for n in lines)))
+        page.said("53", events.Output(B, b"".join(b"line %d of many\n" % n for n in lines)))
     browser.until("!!document.getElementById('L12001')", 120)
     assert browser.js("document.querySelectorAll('.lines > .l').length") <= 5500
     assert browser.js("document.getElementById('s1-x').hidden") is False
     browser.until("innerHeight + scrollY >= document.documentElement.scrollHeight - 3")
-    page.ends("43", "done")
+    page.ends("53", "done")
 
 
 def test_a_line_has_an_address(page: Pages, failed: str, browser: Browser) -> None:
