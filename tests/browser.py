@@ -84,7 +84,7 @@ class Browser:
             message["sessionId"] = self._session
         os.write(self._out, json.dumps(message).encode() + b"\0")
         while True:
-            answer = self._next(30)
+            answer = self._next(100)
             if answer.get("id") == number:
                 assert "error" not in answer, (method, answer)
                 result: dict[str, Any] = answer["result"]
@@ -183,7 +183,7 @@ class Browser:
         # In a world of its own, the page's policy holds for the page alone.
         self.js(source + "; undefined")
         found = self.js(
-            "axe.run().then(found => found.violations"
+            "axe.run({resultTypes: ['violations']}).then(found => found.violations"
             ".filter(one => ['serious', 'critical'].includes(one.impact))"
             ".map(one => one.id + ': ' + one.nodes.slice(0, 5).map(node =>"
             " node.html.slice(0, 200) + ' ' + node.any.map(any => any.message).join()).join(' | ')))"

@@ -5,8 +5,8 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from functools import partial
 from http.client import HTTPConnection, HTTPResponse
+from threading import Event
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -53,9 +53,41 @@ BEGUN = [
 class Pages:
     """The page and the cluster behind it."""
 
-    def __init__(self, portal: BlockingPortal, engine: Engine, url: str) -> None:
-        self.portal, self.engine, self.url = portal, engine, url
+    def __init__(self, portal: BlockingPortal, engine: Engine, access: Access) -> None:
+        self.portal, self.engine, self._access = portal, engine, access
+        self._port = 0
+        self._serving: Future[None] | None = None
+        self._ended = Event()
         self._writers: dict[str, tuple[Any, LogWriter]] = {}
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Serve the page, as `obuilder web` does; at the same place, once it has been somewhere."""
+        address: Future[str] = Future()
+        self._ended.clear()
+
+        async def run() -> None:
+            place = "127.0.0.1", self._port
+            try:
+                await serve(self.engine.credentials, place, self._access, address.set_result)
+            except Exception as error:
+                address.set_exception(error)
+                raise
+            finally:
+                self._ended.set()
+
+        self._serving = self.portal.start_task_soon(run)
+        self._port = int(urlsplit(address.result(60)).port or 0)
+
+    def stop(self) -> None:
+        """Serve it no more."""
+        if self._serving is not None:
+            self._serving.cancel()
+            assert self._ended.wait(60)
 
     # --- as workers and clients do ------------------------------------------------------------------
 
@@ -106,17 +138,17 @@ class Pages:
         for manager, _ in self._writers.values():
             manager.__exit__(None, None, None)
 
-    def fill(self, hostile: str = HOSTILE) -> None:
+    def fill(self, hostile: str = HOSTILE, title: str = HOSTILE) -> None:
         """A pool with workers of every kind, clients, and jobs; titles that would do harm."""
         now = time.time()
         for client, rate in (("ann", 1.0), ("bob", 4.0)):
             self.put(names.fair("linux", client), Share(rate=rate))
-        for number, reasons in enumerate(((), (), (("disk", f"3 % free {hostile}"),)), 1):
+        for number, reasons in enumerate(((), (), (("disk", f"3 % free {hostile}".strip()),)), 1):
             self.put(
                 names.worker("linux", f"build{number}"),
                 Presence(
                     pool="linux", name=f"build{number}", session="s", capacity=4, in_use=2 - (number == 2),
-                    paused=reasons, free=number * 30 << 30, total=100 << 30, since=now - 90000, at=now,
+                    paused=reasons, free=(3 if reasons else 30 * number) << 30, total=100 << 30, since=now - 90000, at=now,
                     host=hostile, platform="linux/amd64", hits=30, misses=12, accepted=42, load=1.5,
                 ),
             )  # fmt: skip
@@ -138,7 +170,7 @@ class Pages:
             )
         self.state(
             "10",
-            title=hostile,
+            title=title,
             hint=hostile,
             phase="running",
             attempt=1,
@@ -188,23 +220,17 @@ class Pages:
 @contextmanager
 def pages(credentials: Credentials, access: Access) -> Iterator[Pages]:
     """The page of a cluster, served as `obuilder web` does."""
-    with start_blocking_portal() as portal:
-        address: Future[str] = Future()
-        run = partial(serve, credentials, ("127.0.0.1", 0), access, address.set_result)
-        serving = portal.start_task_soon(run)
-        serving.add_done_callback(
-            lambda done: address.done() or address.set_exception(done.exception() or EOFError())
-        )
-        engine = Engine.connect(credentials, name="test")
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(Engine.connect(credentials, name="test")) as engine,
+    ):
+        found = Pages(portal, engine, access)
+        found.start()
         try:
-            with portal.wrap_async_context_manager(engine) as connected:
-                found = Pages(portal, connected, address.result(20).rstrip("/"))
-                try:
-                    yield found
-                finally:
-                    found.close()
+            yield found
         finally:
-            serving.cancel()
+            found.close()
+            found.stop()
 
 
 def loopback(**parts: Any) -> Access:

@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
         for client in ("ann", "bob"):
             portal.call(cluster.client, client)
         with pages(cluster.credentials, loopback()) as page, Browser() as browser:
-            page.fill(hostile="its tests fail")
+            page.fill(hostile="", title="merlin#512 on alpine-3.20")
             a_failed_job(page)
             for name, path, dark, width, height in PICTURES:
                 browser.look(dark=dark, width=width, height=height)

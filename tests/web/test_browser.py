@@ -1,20 +1,32 @@
 """The page in a browser: what lives, what keys do, and that everybody can use it."""
 
+import os
+import signal
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
 from browser import Browser
 from obuilder import events
 from obuilder.cluster.credentials import Credentials
+from obuilder.cluster.server import Local
 from pages import BEGUN, TOKEN, B, Pages, loopback, pages
 
 pytestmark = [pytest.mark.xdist_group("web"), pytest.mark.needs("chromium")]
 
 
 @pytest.fixture(scope="module")
-def page(admin: Credentials) -> Iterator[Pages]:
+def servers(cluster: Any) -> Iterator[ExitStack]:
+    """Ends what is in it after the page, and before the cluster."""
+    with ExitStack() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def page(admin: Credentials, servers: ExitStack) -> Iterator[Pages]:
     with pages(admin, loopback()) as found:
         found.fill()
         yield found
@@ -70,6 +82,51 @@ def test_a_live_log_follows_to_its_end(page: Pages, browser: Browser) -> None:
     assert browser.js("document.querySelectorAll('.lines .l').length") == 62
 
 
+def test_a_page_goes_on_by_itself_when_what_was_gone_is_back(
+    page: Pages, browser: Browser, cluster: Any, servers: ExitStack
+) -> None:
+    path = page.state("52", phase="running", attempt=1, started=time.time(), worker="build1")
+    page.said("52", *BEGUN, events.Output(B, b"one\n"))
+    page.until(path, "one")
+    browser.go(page.url + path)
+    page.stop()
+    browser.until("!trouble.hidden && trouble.textContent.includes('server')")
+    page.said("52", events.Output(B, b"two\n"))
+    page.start()
+    browser.until(
+        "document.querySelector('#L2 > span')?.textContent === 'two' && trouble.hidden", 60
+    )
+    local = Local(cluster.directory)
+    pid = local.pid()
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+    browser.until("!trouble.hidden && trouble.textContent.includes('cluster')", 60)
+    assert [page.ask(place)[0].status for place in (path, "/jobs", "/healthz")] == [503, 200, 503]
+    page.said("52", events.Output(B, b"three\n"))
+    servers.callback(page.portal.call(local.start, cluster.authority).discard)
+    browser.until("document.querySelector('#L3 > span')?.textContent === 'three'", 60)
+    assert browser.js("document.querySelectorAll('.lines .l').length") == 3
+    page.ends("52", "done")
+    browser.until("document.querySelector('#job-head .phase').textContent === 'done'", 60)
+    browser.until("trouble.hidden", 60)
+    browser.faults.clear()  # a server that is gone is a fault to the browser
+
+
+def test_a_long_log_is_followed_in_bounds(page: Pages, browser: Browser) -> None:
+    path = page.state("53", phase="running", attempt=1, started=time.time(), worker="build1")
+    page.said("53", *BEGUN, events.Output(B, b"first\n"))
+    page.until(path, "first")
+    browser.go(page.url + path)
+    for part in range(3):
+        lines = range(4000 * part, 4000 * part + 4000)
+        page.said("53", events.Output(B, b"".join(b"line %d of many\n" % n for n in lines)))
+    browser.until("!!document.getElementById('L12001')", 120)
+    assert browser.js("document.querySelectorAll('.lines > .l').length") <= 5500
+    assert browser.js("document.getElementById('s1-x').hidden") is False
+    browser.until("innerHeight + scrollY >= document.documentElement.scrollHeight - 3")
+    page.ends("53", "done")
+
+
 def test_a_line_has_an_address(page: Pages, failed: str, browser: Browser) -> None:
     browser.go(f"{page.url}{failed}#L7")
     browser.until("document.querySelector('.l.target')?.id === 'L7'")
@@ -116,7 +173,7 @@ def test_without_scripts_pages_can_be_read(page: Pages, failed: str, browser: Br
         browser.scripts(allowed=True)
 
 
-ALL = ["/", "/pool/linux", "/pool/linux/worker/build3", "/jobs?text=waits", "/clients", "/history",
+ALL = ["/", "/pool/linux", "/pool/linux/worker/build3", "/jobs?text=waits", "/clients", "/history?since=1h",
        "/login", "/jobs?phase=odd"]  # fmt: skip
 MAIN = ["/pool/linux", "/jobs?text=waits"]
 

@@ -1,5 +1,6 @@
 """A log's state: steps, numbered lines, what is new."""
 
+from collections import deque
 from itertools import count
 
 from obuilder import events
@@ -73,11 +74,15 @@ def test_what_is_new_is_told_once() -> None:
     fed(events.StepStarted(B, "dev", "h"), events.Output(B, b"1\n2"), view=view)
     fresh = view.fresh()
     step = view.steps[1]
-    assert (fresh.items, fresh.lines, list(fresh.open)) == ([step], {step: [(1, "1")]}, [step])
+    assert (fresh.items, fresh.lines, list(fresh.open)) == (
+        [step],
+        {step: deque([(1, "1")])},
+        [step],
+    )
     assert step.text.open == "2"
     fed(events.Output(B, b"\n"), events.StepDone(B, 1), events.Note("all", warning=True), view=view)
     fresh = view.fresh()
-    assert fresh.lines == {step: [(2, "2")]}
+    assert fresh.lines == {step: deque([(2, "2")])}
     assert list(fresh.heads) == [step]
     assert [(n.text, n.warning) for n in fresh.items if isinstance(n, Note)] == [("all", True)]
     view.anew()
@@ -120,8 +125,9 @@ def test_the_plan_is_drawn_with_links_and_marks_and_nothing_of_the_text_is_marku
     drawn = plan(view.steps)
     assert drawn.count("<a ") == 3
     assert drawn.count('class="edge') == 3
-    assert '<a href="#s0" id="g-s0" class="cached planned">' in drawn
+    assert '<a href="#s0" id="g-s0" class="cached">' in drawn
     assert "<title>dev: (run &lt;b&gt;make&lt;/b&gt;)</title>" in drawn
+    assert '<text class="stage" x="348" y="18">dev</text>' in drawn
     assert "<b>" not in drawn
     assert plan([]) == ""
 

@@ -1,11 +1,14 @@
 """The page over a real engine: what it answers, to whom, and what it lets nobody do."""
 
 import json
+import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from msgspec.structs import replace
+from prometheus_client.parser import text_string_to_metric_families
 
 from obuilder import events
 from obuilder.cluster import members, names
@@ -14,6 +17,7 @@ from obuilder.cluster.engine import Engine
 from obuilder.cluster.messages import Answer, Build, Cancel, Client, Job, Signed, decode, encode
 from obuilder.cluster.sealing import opened, sign
 from pages import BEGUN, HOSTILE, B, Pages, loopback, pages
+from program import REPO
 
 pytestmark = pytest.mark.xdist_group("web")
 
@@ -52,6 +56,38 @@ def test_what_is_asked_wrongly_is_told(page: Pages) -> None:
     assert page.ask("/static/../app.py")[0].status == 404
     assert page.ask("/static/%2e%2e%2fapp.py")[0].status == 404
     assert page.ask("/", Host="evil.example")[0].status == 421
+
+
+def test_what_has_not_changed_is_not_made_again(page: Pages) -> None:
+    answer, _ = page.ask("/jobs?client=bob")
+    tag = str(answer.getheader("ETag"))
+    same, text = page.ask("/jobs?client=bob", If_None_Match=tag)
+    assert (same.status, text, same.getheader("ETag")) == (304, "", tag)
+    page.state("33", "bob", title="something new")
+    page.until("/jobs", "something new")
+    again, text = page.ask("/jobs?client=bob", If_None_Match=tag)
+    assert (again.status, again.getheader("ETag") != tag) == (200, True)
+    assert "something new" in text
+
+
+def test_colours_are_of_three_kinds(page: Pages) -> None:
+    for asked, said in (("dark", "dark"), ("x; Path=/", '""')):
+        answer, _ = page.ask("/theme", form={"theme": asked, "back": "/jobs"})
+        cookie = str(answer.getheader("Set-Cookie"))
+        assert cookie.startswith(f"obuilder-theme={said}; ")
+        assert answer.getheader("Location") == "/jobs"
+    assert 'data-theme="dark"' in page.ask("/", Cookie="obuilder-theme=dark")[1]
+    assert "data-theme" not in page.ask("/", Cookie="obuilder-theme=x")[1]
+
+
+def test_wrong_tokens_are_so_many_in_a_second(page: Pages) -> None:
+    with ThreadPoolExecutor(12) as many:
+        found = list(
+            many.map(lambda _: page.ask("/login", form={"token": "wrong"})[0].status, range(12))
+        )
+    assert set(found) == {403, 429}
+    assert found.count(403) <= 8
+    page.login()  # who knows it comes in all the same
 
 
 def test_jobs_come_in_pages_and_by_filter(page: Pages) -> None:
@@ -155,7 +191,9 @@ def test_only_who_knows_the_token_changes_things_and_only_from_a_page_of_ours(
 def test_a_login_leads_to_pages_of_ours_alone(page: Pages, back: str) -> None:
     answer, _ = page.ask("/login", form={"token": "the token of the tests", "back": back})
     assert answer.getheader("Location") == "/"
-    assert "HttpOnly" in str(answer.getheader("Set-Cookie"))
+    cookie = str(answer.getheader("Set-Cookie"))
+    assert {"HttpOnly", "Path=/", "SameSite=lax"} <= set(cookie.split("; "))
+    assert "Secure" not in cookie  # on this machine there is no https
 
 
 def test_metrics_of_the_cluster_and_of_a_worker(page: Pages) -> None:
@@ -166,6 +204,25 @@ def test_metrics_of_the_cluster_and_of_a_worker(page: Pages) -> None:
     )
     assert 'obuilder_stream_messages{stream="STATE_linux"}' in text
     assert page.ask("/healthz")[1] == "ok\n"
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    kinds = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+    names_there = {
+        f"{name}{end}" for name, one in families.items() for end in kinds.get(one.type, ("",))
+    }
+    for name, family in families.items():
+        assert name.startswith("obuilder_"), name
+        assert family.documentation, name
+        assert not re.search(r"(_ms|_millis|_kb|_mb|_total|_count)$", name), name
+        if family.type == "histogram":
+            assert name.endswith("_seconds"), name
+    # The dashboard and the page of the documentation name nothing else.
+    shipped = (REPO / "docs/cluster/grafana.json").read_text()
+    asked = set(re.findall(r"\bobuilder_\w+", shipped))
+    assert len(asked) > 10
+    assert asked <= names_there
+    written = re.findall(r"`(obuilder_\w+)`", (REPO / "docs/cluster/web.md").read_text())
+    assert len(written) > 10
+    assert set(written) <= names_there | set(families)
 
     async def answer(_: str, __: bytes) -> bytes:
         return encode(Answer(data=b"obuilder_worker_jobs_total 3\n"))

@@ -53,9 +53,9 @@ def test_the_copy_has_the_last_of_everything_and_forgets_what_is_gone() -> None:
     mirror = told(
         POOL, state("1"), state("2"), state("1", phase="running", worker="w", started=NOW)
     )
-    assert mirror.active == {JobId(id=name, client="ann", pool="p") for name in "12"}
+    assert mirror.active["p"] == {JobId(id=name, client="ann", pool="p") for name in "12"}
     mirror.take(*((subject := state("1")[0]), encode(State(phase="done")))[0:2])
-    assert len(mirror.active) == 1
+    assert len(mirror.active["p"]) == 1
     mirror.take(subject, b"")
     assert [job.id for job in mirror.order] == ["2"]
     version = mirror.version
@@ -65,11 +65,25 @@ def test_the_copy_has_the_last_of_everything_and_forgets_what_is_gone() -> None:
     assert (mirror.version, list(mirror.pools)) == (version, ["p"])
 
 
-def test_the_oldest_jobs_are_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_jobs_that_ended_the_oldest_are_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirrors, "KEPT", 3)
-    mirror = told(*(state(name) for name in "2413"))
-    assert [job.id for job in mirror.order] == ["2", "3", "4"]
-    assert set(mirror.order) == set(mirror.jobs) == mirror.active
+    mirror = told(state("1"), *(state(name, phase="done") for name in "3524"), state("6"))
+    assert [job.id for job in mirror.order] == ["1", "5", "6"]
+    assert set(mirror.order) == set(mirror.jobs)
+    assert mirror.numbers["ann", "p"] == {"queued": 2, "done": 1}
+    mirror.take(state("1")[0], b"")
+    assert mirror.numbers["ann", "p"] == {"queued": 1, "done": 1}
+
+
+def test_of_what_jobs_say_only_so_much_is_remembered() -> None:
+    outcome = Outcome(message="m" * 10**6, value=b"v" * 10**6)
+    mirror = told(state("1", title="t" * 10**6, hint="h" * 10**6, outcome=outcome))
+    (found,) = mirror.jobs.values()
+    assert found.outcome is not None
+    assert (len(found.title), len(found.hint), len(found.outcome.message)) == (300, 300, 4000)
+    assert found.outcome.value == b""
+    mirror.take('job.ann.p."><b>.state', encode(State()))
+    assert len(mirror.jobs) == 1
 
 
 def test_listeners_hear_of_changes_alone() -> None:
@@ -226,6 +240,10 @@ def test_metrics_count_what_happens_from_the_start_of_the_page() -> None:
         }
         for parts in ({}, running, running, {**running, "attempt": 2}, ended):
             mirror.take(state("2", **parts)[0], encode(state("2", **parts)[1]))
+        for number in range(50):  # who makes names up makes no series
+            odd = {**ended, "outcome": Outcome(code=f"odd-{number}")}
+            subject, message = state("3", pool=f"odd-{number}", **odd)
+            mirror.take(subject, encode(message))
     text = generate_latest(metrics.registry).decode()
     for line in (
         'obuilder_jobs_submitted_total{client="ann",pool="p",priority="low"} 1.0',
@@ -238,8 +256,10 @@ def test_metrics_count_what_happens_from_the_start_of_the_page() -> None:
         'obuilder_pool_workers_ready{pool="p"} 1.0',
         'obuilder_worker_space_free_bytes{pool="p",worker="w"} 5.0',
         'obuilder_worker_unhealthy{pool="p",worker="w"} 0.0',
+        'obuilder_jobs_ended_total{client="ann",code="other",outcome="failed",pool="other"} 50.0',
     ):
         assert line in text.splitlines(), text
+    assert "odd-" not in text
 
 
 # --- sessions ------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ def wishes(args: argparse.Namespace, *, attached: bool) -> "Wishes":
         title=args.title or f"{name} of {where}", hint=args.hint,
         urgent=args.urgent, slots=args.slots or 1, memory=args.job_memory, cpus=args.job_cpus,
         seconds=args.job_timeout, attempts=args.attempts or 3, attached=attached,
-        secrets=secrets(args.secret),
+        secrets=secrets(args.secret), trace=os.environ.get("TRACEPARENT", ""),
     )  # fmt: skip
 
 

@@ -17,12 +17,17 @@ class Traced(Protocol):
     """Makes a sink that also sends what a build does; one for each build."""
 
     def __call__(
-        self, sink: events.Sink, attributes: Mapping[str, str] | None = None, /
+        self, sink: events.Sink, attributes: Mapping[str, str] | None = None, /, *, parent: str = ""
     ) -> events.Sink:
-        """The sink; `attributes` are of the build's span."""
+        """The sink; `attributes` are of the build's span, `parent` the context it stands in if it is
+        not the environment's.
+        """
 
 
-def _untraced(sink: events.Sink, _: Mapping[str, str] | None = None, /) -> events.Sink:
+def _untraced(
+    sink: events.Sink, _: Mapping[str, str] | None = None, /, *, parent: str = ""
+) -> events.Sink:
+    del parent
     return sink
 
 

@@ -157,7 +157,8 @@ async def _work(args: argparse.Namespace, credentials: "Credentials", traced: Tr
 
     def watched(sink: "Sink", job: "Job") -> "Sink":
         named = {"job": job.id, "client": job.client, "pool": job.pool, "worker": credentials.name}
-        return traced(sink, {f"obuilder.{name}": value for name, value in named.items()})
+        attributes = {f"obuilder.{name}": value for name, value in named.items()}
+        return traced(sink, attributes, parent=job.trace)
 
     async with Builder.open(chosen) as builder:
         # The builder itself may see its store at another place, which is gone with this process.

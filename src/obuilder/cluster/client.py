@@ -88,6 +88,7 @@ class Wishes(Struct, frozen=True, kw_only=True):
     attempts: int = 3
     attached: bool = False
     secrets: Mapping[str, bytes] = {}
+    trace: str = ""
 
 
 class Client:
@@ -168,6 +169,7 @@ class Client:
             memory=wishes.memory, cpus=wishes.cpus, seconds=wishes.seconds,
             attempts=wishes.attempts, attached=wishes.attached, submitted=time.time(),
             secrets=tuple((key, seal(target.key, value)) for key, value in wishes.secrets.items()),
+            trace=wishes.trace,
         )  # fmt: skip
         return await self._put(job)
 
@@ -330,7 +332,12 @@ class Client:
         before = await self.job(ref)
         return await self._put(
             msgspec.structs.replace(
-                before, id=names.new_job(), rerun=before.id, submitted=time.time(), attached=False
+                before,
+                id=names.new_job(),
+                rerun=before.id,
+                submitted=time.time(),
+                attached=False,
+                trace="",
             )
         )
 

@@ -153,6 +153,8 @@ class Job(Message, frozen=True, kw_only=True):
     """Seconds since 1970, by the client's clock."""
     rerun: str = ""
     """The job that it does again."""
+    trace: str = ""
+    """The trace's context that its spans belong to, as TRACEPARENT has it."""
 
 
 class Signed(Message, frozen=True, kw_only=True):

@@ -9,17 +9,14 @@ from starlette.responses import RedirectResponse, Response
 
 from obuilder.web import control
 from obuilder.web.live import asked_job as _job
-from obuilder.web.session import LASTS
-from obuilder.web.site import COOKIE, THEME, site_of
+from obuilder.web.session import LASTS, TOO_MANY
+from obuilder.web.site import COOKIE, THEME, THEMES, site_of
 from obuilder.web.views import JobRow
 
 Form = dict[str, str]
 _MOST = 1 << 14
 """Bytes of a form."""
-_SLOWLY = anyio.CapacityLimiter(4)
-_WRONG = 1.0
-"""Seconds that a wrong token takes."""
-_SOON = 5.0
+_SOON = 2.0
 _YEAR = 365 * 86400
 
 
@@ -42,6 +39,7 @@ async def _admitted(request: Request) -> Form:
     session = site.session(request)
     if session is None:
         raise HTTPException(403, "To change things, log in with the token first.")
+    site.reach()
     if not site.gate.proves(session, form.get("form", "")):
         raise HTTPException(403, "This form is of another session: load the page again.")
     return form
@@ -60,9 +58,13 @@ def _to(address: str) -> Response:
 
 async def theme(request: Request) -> Response:
     """Light, dark, or as the reader's system is."""
-    form = await _form(request)
+    form, site = await _form(request), site_of(request)
     answer = _to(_inside(form.get("back", "")))
-    answer.set_cookie(THEME, form.get("theme", ""), max_age=_YEAR, samesite="lax", httponly=True)
+    chosen = form.get("theme", "")
+    answer.set_cookie(
+        THEME, chosen if chosen in THEMES else "", max_age=_YEAR, samesite="lax", httponly=True,
+        secure=site.access.public,
+    )  # fmt: skip
     return answer
 
 
@@ -77,9 +79,9 @@ async def login(request: Request) -> Response:
     form, site = await _form(request), site_of(request)
     back = _inside(form.get("back", ""))
     if not site.gate.admits(form.get("token", "")):
-        async with _SLOWLY:
-            await anyio.sleep(_WRONG)
-        return site.page(request, "login.html", 403, back=back, wrong=True)
+        if await site.gate.refuse():
+            return site.page(request, "login.html", 403, back=back, wrong=True)
+        raise HTTPException(429, TOO_MANY)
     answer = _to(back)
     answer.set_cookie(
         COOKIE, site.gate.begin(site.clock()), max_age=int(LASTS), samesite="lax", httponly=True,
@@ -101,6 +103,9 @@ async def cancel(request: Request) -> Response:
     await _admitted(request)
     site, job = _job(request)
     await control.cancel(site.engine, site.credentials, job)
+    with anyio.move_on_after(_SOON):  # most have ended before the page is there again
+        while job in site.mirror.active[job.pool]:
+            await anyio.sleep(0.02)
     return _to(JobRow(job, site.mirror.jobs[job]).path)
 
 

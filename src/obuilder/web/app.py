@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from obuilder.errors import ObuilderError, UsageError
 from obuilder.web import actions, ansi, feeds, live, pages
+from obuilder.web.session import TOO_MANY
 from obuilder.web.site import POLICY, Site, site_of, static
 
 _JOB = "/job/{client}/{pool}/{job}"
@@ -78,9 +79,9 @@ class Guard:
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
-        await self._answer(scope)(scope, receive, guarded)
+        await (await self._answer(scope))(scope, receive, guarded)
 
-    def _answer(self, scope: Scope) -> ASGIApp:
+    async def _answer(self, scope: Scope) -> ASGIApp:
         """What answers: the application, or a refusal."""
         host = _name(Headers(scope=scope).get("host", ""))
         if self._site.access.hosts and host not in self._site.access.hosts:
@@ -90,7 +91,10 @@ class Guard:
             )
         if self._site.access.private and not scope["path"].startswith(_OPEN):
             request = Request(scope)
-            if self._site.session(request) is None and not self._bears_token(request):
+            token = _bearer(request)
+            if token and not self._site.gate.admits(token) and not await self._site.gate.refuse():
+                return PlainTextResponse(f"{TOO_MANY}\n", 429)
+            if self._site.session(request) is None and not self._site.gate.admits(token):
                 if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
                     return RedirectResponse(f"/login?back={request.url.path}", 303)
                 return PlainTextResponse(
@@ -98,10 +102,11 @@ class Guard:
                 )
         return self._app
 
-    def _bears_token(self, request: Request) -> bool:
-        """Whether a program sent the token, as Prometheus does."""
-        kind, _, token = request.headers.get("authorization", "").partition(" ")
-        return kind.lower() == "bearer" and self._site.gate.admits(token)
+
+def _bearer(request: Request) -> str:
+    """The token that a program sent, as Prometheus does; empty if none."""
+    kind, _, token = request.headers.get("authorization", "").partition(" ")
+    return token if kind.lower() == "bearer" else ""
 
 
 def _name(host: str) -> str:

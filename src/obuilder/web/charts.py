@@ -170,10 +170,13 @@ def times(title: str, buckets: Sequence[Bucket], name: str) -> str:
     return _frame(title, top, "s", buckets, "".join(drawn))
 
 
-def bar(part: float) -> str:
-    """How full something is, from 0 to 1. What it says stands beside it."""
+def bar(part: float, *, scarce: bool = False) -> str:
+    """How full something is, from 0 to 1; that it is nearly full is bad if it is `scarce`.
+
+    What it says stands beside it.
+    """
     wide = round(100 * min(max(part, 0.0), 1.0))
-    level = "high" if part >= 0.9 else "usual"
+    level = "high" if scarce and part >= 0.9 else "usual"
     return (
         '<svg class="bar" viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">'
         '<rect class="ground" width="100" height="8"/>'

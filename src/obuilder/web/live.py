@@ -37,6 +37,10 @@ from obuilder.web.site import Site, site_of
 
 _ALIVE = 15.0
 """Seconds of silence after which a live log says that it is there: proxies cut what is silent."""
+_FASTEST = 20_000
+"""Lines in a second that are sent: a browser has to lay them out."""
+_AGAIN = b"retry: 1000\n\n"
+"""After so many milliseconds a browser that was cut off asks again."""
 
 
 async def spec(engine: Engine, job: JobId) -> Job | None:
@@ -98,6 +102,7 @@ def _feed(view: LogView, piece: Piece) -> None:
 async def raw(request: Request) -> Response:
     """The log as plain lines, as `obuilder job log` prints them."""
     site, job = asked_job(request)
+    site.reach()
 
     async def pieces() -> AsyncIterator[bytes]:
         attempt, out = 0, io.BytesIO()
@@ -157,6 +162,9 @@ class LiveLog(Response):
         self._session, self._after = session, after
         self._log: Any = site.templates.get_template("log.html").module
         self._head: Any = site.templates.get_template("jobhead.html").module
+        self._place = Place()
+        """The batch that was read last."""
+        self._more = anyio.Event()
         self._read, self._broken = anyio.Event(), False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -171,6 +179,7 @@ class LiveLog(Response):
                 tasks.cancel_scope.cancel()
 
             await send(head)
+            await send({"type": "http.response.body", "body": _AGAIN, "more_body": True})
             tasks.start_soon(until_nobody_listens)
             tasks.start_soon(self._lines, out.clone())
             tasks.start_soon(self._states, out)
@@ -212,19 +221,37 @@ class LiveLog(Response):
         return [("head", "", html), ("say", "", f"The job is {state.phase}.")]
 
     async def _lines(self, out: MemoryObjectSendStream[bytes]) -> None:
+        """Read the log as fast as it comes, and send what is new as fast as somebody reads it.
+
+        Who is slower than the log misses lines, and nobody's memory is filled.
+        """
         view = LogView(following=True)
         with out:
-            try:
-                async with _log(self._site.engine, self._job, live=True) as pieces:
-                    async for piece in pieces:
-                        _feed(view, piece)
-                        fresh, place = view.fresh(), Place(piece.attempt, piece.number)
-                        patches = list(self._patches(view, fresh)) if place > self._after else []
-                        if patches:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._feed, view)
+                place, ended = self._after, False
+                while not ended:
+                    await self._more.wait()
+                    self._more, ended = anyio.Event(), self._read.is_set()
+                    if self._place > place:
+                        place, fresh = self._place, view.fresh()
+                        if patches := list(self._patches(view, fresh)):
                             await out.send(_event(patches, place))
-            except ClusterError:
-                self._broken = True
+                            await anyio.sleep(sum(map(len, fresh.lines.values())) / _FASTEST)
+
+    async def _feed(self, view: LogView) -> None:
+        try:
+            async with _log(self._site.engine, self._job, live=True) as pieces:
+                async for piece in pieces:
+                    _feed(view, piece)
+                    self._place = Place(piece.attempt, piece.number)
+                    if self._place <= self._after:
+                        view.fresh()
+                    self._more.set()
+        except ClusterError:
+            self._broken = True
         self._read.set()
+        self._more.set()
 
     def _patches(self, view: LogView, fresh: Fresh) -> Iterator[Patch]:
         """What is new, as a page takes it."""
@@ -237,7 +264,9 @@ class LiveLog(Response):
             place = item.id if isinstance(item, Step) else ""
             yield "item", place, self._log.item(item, now, text=False)
         for step, lines in fresh.lines.items():
-            yield "lines", step.id, "".join(self._log.line(number, text) for number, text in lines)
+            if lines:
+                html = "".join(self._log.line(number, text) for number, text in lines)
+                yield "lines", step.id, html, "skipped" if step in fresh.skipped else ""
         for step in fresh.open:
             yield "open", step.id, step.text.open
         for step in fresh.heads:

@@ -31,7 +31,6 @@ class Step:
             info.needs,
         )
         self.status: Status = "cached" if info.cached else "waiting"
-        self.planned = info.cached
         self.notes: tuple[str, ...] = ()
         self.began: float | None = None
         self.seconds: float | None = None
@@ -68,7 +67,10 @@ class Fresh:
         """The log has begun again: all that was there is to go."""
         self.planned = False
         self.items: list[Step | Note] = []
-        self.lines: dict[Step, list[tuple[int, str]]] = {}
+        self.lines: dict[Step, deque[tuple[int, str]]] = {}
+        """No more than a window of them, whenever it is asked."""
+        self.skipped: dict[Step, None] = {}
+        """Steps of which lines came and went since then."""
         self.heads: dict[Step, None] = {}
         self.open: dict[Step, None] = {}
 
@@ -195,6 +197,7 @@ class LogView:
             step.lines.clear()
             step.text, step.left_out, step.began, step.status = Lines(), 0, at, "running"
             self._fresh.lines.pop(step, None)
+            self._fresh.skipped.pop(step, None)
             self._add(step)
             return
         step = self._step(event.key, at)
@@ -234,11 +237,18 @@ class LogView:
             step.lines.append(entry)
             self._kept.append(step)
             if self._following:
-                self._fresh.lines.setdefault(step, []).append(entry)
+                self._fresh.lines.setdefault(step, deque()).append(entry)
             if len(self._kept) > self._window:
-                oldest = self._kept.popleft()
-                oldest.lines.popleft()
-                oldest.left_out += 1
+                self._drop(self._kept.popleft())
+
+    def _drop(self, step: Step) -> None:
+        """The oldest line of a step goes."""
+        entry = step.lines.popleft()
+        step.left_out += 1
+        fresh = self._fresh.lines.get(step)
+        if fresh and fresh[0] is entry:
+            fresh.popleft()
+            self._fresh.skipped[step] = None
 
     def _end(self, key: Key, at: float, status: Status, seconds: float, message: str = "") -> None:
         step = self._step(key, at)

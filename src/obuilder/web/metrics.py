@@ -1,7 +1,8 @@
 """Metrics of the cluster for Prometheus, from the copy of it.
 
 Numbers of what is there now are read off the copy when they are asked for; what happens is counted
-from the moment the page starts, as Prometheus wants it. docs/cluster/web.md lists the names.
+from the moment the page starts, as Prometheus wants it. docs/cluster/web.md lists the names. Labels
+are names that administrators gave and words of ours: what jobs say of themselves makes no series.
 """
 
 import json
@@ -18,11 +19,13 @@ from obuilder import __version__
 from obuilder.cluster.accounts import VARZ
 from obuilder.cluster.engine import Engine
 from obuilder.cluster.messages import ENDED, Presence, State
-from obuilder.errors import ClusterError
+from obuilder.errors import ClusterError, ObuilderError
 from obuilder.web import views
 from obuilder.web.mirror import JobId, Mirror
 
 _EVERY = 10.0
+_OTHER = "other"
+"""A label in place of one that is none of ours."""
 _WAITING = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)
 _RUNNING = (1, 5, 15, 60, 180, 600, 1800, 3600, 2 * 3600, 6 * 3600)
 
@@ -74,27 +77,38 @@ class Metrics:
         """A change of a job: a listener of the copy."""
         if new is None or not self._mirror.ready.is_set():
             return
+        pool = job.pool if job.pool in self._mirror.pools else _OTHER
         priority = "high" if new.urgent else "low"
         if old is None:
-            self._submitted.labels(job.pool, job.client, priority).inc()
+            self._submitted.labels(pool, job.client, priority).inc()
         if new.attempt > (old.attempt if old else 0) and new.started is not None:
-            self._accepted.labels(job.pool, job.client).inc()
+            self._accepted.labels(pool, job.client).inc()
             if new.attempt == 1:
                 waited = max(0.0, new.started - new.submitted)
-                self._waited.labels(job.pool, priority).observe(waited)
+                self._waited.labels(pool, priority).observe(waited)
         if new.phase in ENDED and (old is None or old.phase not in ENDED):
-            self._end(job, new)
+            self._end(pool, job.client, new)
 
-    def _end(self, job: JobId, state: State) -> None:
+    def _end(self, pool: str, client: str, state: State) -> None:
         outcome = state.outcome
         code = outcome.code if outcome else ""
-        self._ended.labels(job.pool, job.client, state.phase, code).inc()
+        if code not in _CODES:
+            code = _OTHER
+        self._ended.labels(pool, client, state.phase, code).inc()
         if state.started is not None and state.ended is not None:
             ran = max(0.0, state.ended - state.started)
-            self._ran.labels(job.pool, state.phase, str(state.warm).lower()).observe(ran)
+            self._ran.labels(pool, state.phase, str(state.warm).lower()).observe(ran)
         if outcome is not None:
-            self._steps.labels(job.pool, "true").inc(outcome.cached)
-            self._steps.labels(job.pool, "false").inc(outcome.ran)
+            self._steps.labels(pool, "true").inc(max(0, outcome.cached))
+            self._steps.labels(pool, "false").inc(max(0, outcome.ran))
+
+
+def _codes(kind: type[ObuilderError]) -> set[str]:
+    return {kind.code}.union(*map(_codes, kind.__subclasses__()))
+
+
+_CODES = {"", "cancelled", *_codes(ObuilderError)}
+"""What an outcome's code may be; kinds of jobs may say any."""
 
 
 _OF_POOLS: tuple[tuple[str, str, Callable[[views.PoolRow], float]], ...] = (
@@ -151,17 +165,15 @@ class _Standing(Collector):
     def _queues(self) -> Iterator[Metric]:
         lengths = {
             (pool, client, priority): 0
-            for pool in self._mirror.pools
-            for client in self._mirror.clients
+            for client, pool in self._mirror.numbers
+            if pool in self._mirror.pools
             for priority in ("high", "low")
         }
         oldest: dict[str, float] = {}
-        for job in self._mirror.active:
-            state = self._mirror.jobs[job]
-            if state.phase == "queued":
-                place = (job.pool, job.client, "high" if state.urgent else "low")
-                lengths[place] = lengths.get(place, 0) + 1
-                oldest[job.pool] = min(oldest.get(job.pool, state.submitted), state.submitted)
+        for pool in self._mirror.pools:
+            for row in views.active(self._mirror, "queued", pool=pool):
+                lengths[pool, row.job.client, "high" if row.state.urgent else "low"] += 1
+                oldest[pool] = min(oldest.get(pool, row.state.submitted), row.state.submitted)
         length = GaugeMetricFamily(
             "obuilder_queue_length", "Jobs that wait", labels=["pool", "client", "priority"]
         )

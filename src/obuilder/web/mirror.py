@@ -6,12 +6,14 @@ asked for nothing.
 """
 
 from bisect import bisect_left, insort
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import anyio
 from msgspec import Struct
+from msgspec.structs import replace
 
 from obuilder.cluster import names
 from obuilder.cluster.engine import Engine
@@ -21,16 +23,19 @@ from obuilder.cluster.messages import (
     Known,
     M,
     Paused,
+    Phase,
     Pool,
     Presence,
     Share,
     State,
     decode,
 )
-from obuilder.errors import ClusterError, Incompatible
+from obuilder.errors import ClusterError, Incompatible, UsageError
 
 KEPT = 100_000
-"""Jobs that are remembered, the newest."""
+"""Jobs that are remembered: of those that have ended, the newest."""
+_TITLE, _MESSAGE, _IMAGES = 300, 4000, 20
+"""Characters of titles and messages, and images, that are remembered of a job."""
 _FIRST = (names.CLUSTER, ">")
 _EVERY = 300.0
 """Seconds after which what is watched is compared as a whole."""
@@ -71,8 +76,10 @@ class Mirror:
         self.jobs: dict[JobId, State] = {}
         self.order: list[JobId] = []
         """All jobs, the oldest first."""
-        self.active: set[JobId] = set()
-        """Those that have not ended."""
+        self.active: defaultdict[str, set[JobId]] = defaultdict(set)
+        """Those that have not ended, by pool."""
+        self.numbers: defaultdict[tuple[str, str], Counter[Phase]] = defaultdict(Counter)
+        """How many jobs are how, by client and pool."""
         self.version = 0
         self.ready = anyio.Event()
         """Set when all that was there at the start has been read."""
@@ -130,10 +137,11 @@ class Mirror:
                 case "fair", [pool, name]:
                     _set(self._shares, (pool, name), _decoded(data, Share))
                 case "job", [client, pool, job, "state"]:
-                    self._job(JobId(id=job, client=client, pool=pool), _decoded(data, State))
+                    place = JobId(id=names.checked("job", job), client=client, pool=pool)
+                    self._job(place, _bounded(_decoded(data, State)))
                 case _:
                     return
-        except Incompatible:
+        except (Incompatible, UsageError):
             return
         self.version += 1
 
@@ -156,18 +164,29 @@ class Mirror:
         if state is None:
             self._drop(job)
         else:
-            if old is None:
-                insort(self.order, job)
-            self.jobs[job] = state
-            (self.active.discard if state.phase in ENDED else self.active.add)(job)
+            self._keep(job, old, state)
             if len(self.order) > KEPT:
-                self._drop(self.order[0])
+                ended = (each for each in self.order if each not in self.active[each.pool])
+                if (oldest := next(ended, None)) is not None:
+                    self._drop(oldest)
         for listener in tuple(self._listeners):
             listener(job, old, state)
 
+    def _keep(self, job: JobId, old: State | None, state: State) -> None:
+        numbers = self.numbers[job.client, job.pool]
+        if old is None:
+            insort(self.order, job)
+        else:
+            numbers[old.phase] -= 1
+        numbers[state.phase] += 1
+        self.jobs[job] = state
+        active = self.active[job.pool]
+        (active.discard if state.phase in ENDED else active.add)(job)
+
     def _drop(self, job: JobId) -> None:
-        del self.order[bisect_left(self.order, job)], self.jobs[job]
-        self.active.discard(job)
+        del self.order[bisect_left(self.order, job)]
+        self.numbers[job.client, job.pool][self.jobs.pop(job).phase] -= 1
+        self.active[job.pool].discard(job)
 
     # --- where it comes from ---------------------------------------------------------------------
 
@@ -225,6 +244,18 @@ class Mirror:
             (names.jobs_of(name), names.job(name, "*", "*", "state")) for name in self.clients
         ]
         return found
+
+
+def _bounded(state: State | None) -> State | None:
+    """A state without what no page shows: clients and workers may say any amount of it."""
+    if state is None:
+        return None
+    outcome = state.outcome
+    if outcome is not None:
+        outcome = replace(
+            outcome, message=outcome.message[:_MESSAGE], value=b"", images=outcome.images[:_IMAGES]
+        )
+    return replace(state, title=state.title[:_TITLE], hint=state.hint[:_TITLE], outcome=outcome)
 
 
 def _decoded(data: bytes, kind: type[M]) -> M | None:

@@ -1,5 +1,8 @@
 """The pages that are read: each takes the copy of the cluster and shows a part of it."""
 
+from collections.abc import Awaitable, Callable
+from functools import wraps
+
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,13 +15,32 @@ from obuilder.web.logview import LogView
 from obuilder.web.mirror import JobId
 from obuilder.web.site import site_of
 
+Handler = Callable[[Request], Awaitable[Response]]
 
+
+def _of_the_copy(handler: Handler) -> Handler:
+    """A page of nothing but the copy: a script that has it is told when it would be the same again."""
+
+    @wraps(handler)
+    async def answer(request: Request) -> Response:
+        tag = site_of(request).tag
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers={"ETag": tag})
+        shown = await handler(request)
+        shown.headers["ETag"] = tag
+        return shown
+
+    return answer
+
+
+@_of_the_copy
 async def pools(request: Request) -> Response:
     """All pools."""
     site = site_of(request)
     return site.page(request, "pools.html", pools=views.pools(site.mirror))
 
 
+@_of_the_copy
 async def pool(request: Request) -> Response:
     """A pool: its workers, its queue, its clients."""
     site, name = site_of(request), request.path_params["pool"]
@@ -32,6 +54,7 @@ async def pool(request: Request) -> Response:
     )  # fmt: skip
 
 
+@_of_the_copy
 async def worker(request: Request) -> Response:
     """A worker: how it stands, and its jobs."""
     site, where = site_of(request), request.path_params
@@ -44,6 +67,7 @@ async def worker(request: Request) -> Response:
     return site.page(request, "worker.html", row=row, jobs=recent)
 
 
+@_of_the_copy
 async def jobs(request: Request) -> Response:
     """Jobs, the newest first."""
     site, query = site_of(request), request.query_params
@@ -64,6 +88,7 @@ async def job(request: Request) -> Response:
     state = site.mirror.job(client, pool, name)
     if state is None:
         raise HTTPException(404, "There is no such job, or it is forgotten by now.")
+    site.reach()
     around = request.query_params.get("line", "")
     view = LogView(
         around=int(around) if around.isascii() and around.isdecimal() and len(around) < 10 else None
@@ -77,6 +102,7 @@ async def job(request: Request) -> Response:
     )  # fmt: skip
 
 
+@_of_the_copy
 async def clients(request: Request) -> Response:
     """All clients, and what they have of each pool."""
     site = site_of(request)
@@ -85,6 +111,7 @@ async def clients(request: Request) -> Response:
     )
 
 
+@_of_the_copy
 async def history(request: Request) -> Response:
     """What happened over time, as charts."""
     site, query = site_of(request), request.query_params

@@ -9,11 +9,17 @@ import hashlib
 import hmac
 import secrets
 
+import anyio
 from msgspec import Struct
 
 LASTS = 12 * 3600.0
 """Seconds from logging in until it has to be done again."""
 _LEAST = 16
+_WRONG = 1.0
+"""Seconds that a wrong token takes."""
+_AT_ONCE = 4
+"""Wrong tokens that are taken at one time: so many guesses there are in a second."""
+TOO_MANY = "Too many wrong tokens came just now: wait a moment."
 
 
 class Session(Struct, frozen=True):
@@ -29,6 +35,7 @@ class Gate:
 
     def __init__(self, token: bytes | None) -> None:
         self._token = token
+        self._refusing = 0
         self._key = hashlib.sha256(b"obuilder web session\0" + token).digest() if token else b""
 
     @property
@@ -42,6 +49,17 @@ class Gate:
         return self._token is not None and hmac.compare_digest(
             given, hashlib.sha256(self._token).digest()
         )
+
+    async def refuse(self) -> bool:
+        """Take a wrong token's time; False, and at once: too many others do."""
+        if self._refusing >= _AT_ONCE:
+            return False
+        self._refusing += 1
+        try:
+            await anyio.sleep(_WRONG)
+        finally:
+            self._refusing -= 1
+        return True
 
     def begin(self, now: float) -> str:
         """A new session's cookie."""

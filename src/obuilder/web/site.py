@@ -1,5 +1,6 @@
 """What all pages share: the copy of the cluster, the engine behind it, the templates, who is there."""
 
+import secrets
 import time
 from collections.abc import Callable
 from importlib.resources import files
@@ -14,6 +15,7 @@ from starlette.responses import HTMLResponse, Response
 from obuilder import __version__
 from obuilder.cluster.credentials import Credentials
 from obuilder.cluster.engine import Engine
+from obuilder.errors import ClusterError
 from obuilder.ui.terminal import visible
 from obuilder.web import charts, views
 from obuilder.web.metrics import Metrics
@@ -24,6 +26,7 @@ _READERS = 200
 """Live logs that are looked at at one time."""
 COOKIE = "obuilder-session"
 THEME = "obuilder-theme"
+THEMES = ("light", "dark")
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
     " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -56,12 +59,25 @@ class Site:
         """Whether anything can be changed here at all."""
         self.clock: Callable[[], float] = time.time
         self.readers = anyio.CapacityLimiter(_READERS)
+        self._begun = secrets.token_hex(4)
         self.gate = Gate(access.token)
         self.templates = _templates()
 
     def session(self, request: Request) -> Session | None:
         """Who asks."""
         return self.gate.session(request.cookies.get(COOKIE, ""), self.clock())
+
+    @property
+    def tag(self) -> str:
+        """Another whenever pages may show something else than before."""
+        return f'"{self._begun}-{self.mirror.version}-{int(self.engine.connected)}"'
+
+    def reach(self) -> None:
+        """ClusterError, at once, where the cluster can't be reached: engines try for long."""
+        if not self.engine.connected:
+            raise ClusterError(
+                "the cluster can't be reached just now", hint="Load this again in a while."
+            )
 
     def page(self, request: Request, name: str, status: int = 200, **values: object) -> Response:
         """A page from its template."""
@@ -70,7 +86,7 @@ class Site:
             site=self,
             now=self.clock(),
             session=self.session(request),
-            theme=theme if theme in ("light", "dark") else "",
+            theme=theme if theme in THEMES else "",
             path=request.url.path,
             address=request.url.path + (f"?{request.url.query}" if request.url.query else ""),
             version=__version__,
@@ -102,8 +118,8 @@ def _templates() -> Environment:
     return made
 
 
-def _bar(part: float) -> Markup:
-    return Markup(charts.bar(part))  # noqa: S704 # a number becomes a picture
+def _bar(part: float, *, scarce: bool = False) -> Markup:
+    return Markup(charts.bar(part, scarce=scarce))  # noqa: S704 # a number becomes a picture
 
 
 def _finalized(value: object) -> object:

@@ -104,6 +104,8 @@ class Filter(Struct, frozen=True):
 
 RANGES = {"1h": 3600.0, "24h": 86400.0, "7d": 7 * 86400.0, "30d": 30 * 86400.0}
 """Times to look back, by what they are called in addresses."""
+RANGES_SAID = {"1h": "hour", "24h": "24 hours", "7d": "7 days", "30d": "30 days"}
+"""And by what people call them."""
 
 
 def asked(query: Mapping[str, str]) -> Filter:
@@ -145,11 +147,12 @@ def _newest(mirror: Mirror, wanted: Filter, now: float, before: str = "") -> Ite
 def active(mirror: Mirror, phase: Phase, *, pool: str = "", client: str = "") -> list[JobRow]:
     """Jobs that wait, or that run, in the order they were submitted."""
     found = (
-        JobRow(job, mirror.jobs[job])
-        for job in mirror.active
-        if pool in ("", job.pool) and client in ("", job.client)
+        job
+        for place in ([pool] if pool else list(mirror.active))
+        for job in mirror.active.get(place, ())
+        if client in ("", job.client) and mirror.jobs[job].phase == phase
     )
-    return sorted((row for row in found if row.state.phase == phase), key=lambda row: row.job)
+    return [JobRow(job, mirror.jobs[job]) for job in sorted(found)]
 
 
 # --- pools and workers ---------------------------------------------------------------------------
@@ -287,10 +290,11 @@ class ClientRow(Struct, frozen=True):
 def clients(mirror: Mirror, pool: str = "") -> list[ClientRow]:
     """All clients by name; with `pool`, those who have had something of it, or wait."""
     numbers: dict[str, list[int]] = {name: [0, 0, 0] for name in mirror.clients}
-    for job, state in mirror.jobs.items():
-        if pool in ("", job.pool):
-            place = {"queued": 0, "running": 1}.get(state.phase, 2)
-            numbers.setdefault(job.client, [0, 0, 0])[place] += 1
+    for (client, where), phases in mirror.numbers.items():
+        if pool in ("", where):
+            for phase, number in phases.items():
+                place = {"queued": 0, "running": 1}.get(phase, 2)
+                numbers.setdefault(client, [0, 0, 0])[place] += number
     all_shares = {
         place: mirror.shares(place) for place in ([pool] if pool else sorted(mirror.pools))
     }

@@ -23,9 +23,18 @@ function showTimes() {
     time.textContent = duration(Date.now() / 1000 - Number(time.dataset.since));
   }
   for (const time of document.querySelectorAll("time[data-at]:not([title])")) {
-    time.title = time.textContent;
-    time.textContent = new Date(time.dateTime).toLocaleString();
+    const at = new Date(time.dateTime);
+    time.title = at.toLocaleString();
+    time.textContent = moment(at);
   }
+}
+
+function moment(at) {
+  const now = new Date();
+  const clock = { hour: "2-digit", minute: "2-digit", second: "2-digit" };
+  if (at.toDateString() === now.toDateString()) return at.toLocaleTimeString([], clock);
+  const day = { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" };
+  return at.toLocaleString([], at.getFullYear() === now.getFullYear() ? day : { ...day, year: "numeric" });
 }
 showTimes();
 setInterval(showTimes, 1000);
@@ -38,21 +47,62 @@ theme.addEventListener("change", () => theme.form.requestSubmit());
 // --- pages that show what is now ---------------------------------------------------------------
 
 const live = document.querySelector("[data-live]");
+const trouble = document.getElementById("trouble");
 let shown = live && live.innerHTML;
+let tag = "";
+
+function wait(milliseconds) {
+  return new Promise((go) => setTimeout(go, milliseconds));
+}
+
+function tell(text) {
+  if (trouble.textContent !== text) trouble.textContent = text;
+  trouble.hidden = !text;
+}
 
 async function refresh() {
-  if (document.hidden) return;
-  try {
-    const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
-    if (!answer.ok) return;
-    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-    const fresh = page.getElementById(live.id);
-    if (!fresh || fresh.innerHTML === shown || live.contains(selected())) return;
-    shown = fresh.innerHTML;
-    keepingPlace(() => live.replaceChildren(...fresh.childNodes));
-    showTimes();
-  } catch {
-    return; // the next time, perhaps
+  const headers = tag ? { Accept: "text/html", "If-None-Match": tag } : { Accept: "text/html" };
+  const answer = await fetch(location.href, { headers });
+  if (answer.status === 304) return;
+  if (answer.redirected) { location.reload(); return; } // the session is over
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const fresh = page.getElementById(live.id);
+  if (!fresh) { // it is no more, or the server is ill
+    tell(page.querySelector("main p:not([hidden])")?.textContent || `The server answers ${answer.status}.`);
+    return;
+  }
+  tell(page.getElementById("trouble").hidden ? "" : page.getElementById("trouble").textContent);
+  if (live.contains(selected())) return; // who copies something keeps it
+  tag = answer.headers.get("ETag") || "";
+  if (fresh.innerHTML === shown) return;
+  shown = fresh.innerHTML;
+  keepingPlace(() => live.replaceChildren(...fresh.childNodes));
+  showTimes();
+}
+
+function lost(since) {
+  tell(`This page's server can't be reached: what is here is of ${since.toLocaleTimeString()}.`);
+}
+
+async function ask() { // is all well with what a live log comes from?
+  const answer = await fetch("/healthz");
+  tell(answer.ok ? "" : "The cluster can't be reached: what is here may be old.");
+}
+
+async function keepAsking(question, pause) {
+  let last = new Date();
+  for (;;) {
+    const began = performance.now();
+    try {
+      if (!document.hidden) {
+        await question();
+        last = new Date();
+      }
+    } catch {
+      lost(last);
+    }
+    // A server that has much to do is asked less often.
+    await wait(Math.max(pause, 10 * (performance.now() - began)));
   }
 }
 
@@ -72,24 +122,32 @@ function keepingPlace(change) {
     if (again) again.focus({ preventScroll: true });
   }
 }
-if (live) setInterval(refresh, 2000);
+if (live) wait(1000 * live.dataset.live).then(() => keepAsking(refresh, 1000 * live.dataset.live));
 
 // --- a live log --------------------------------------------------------------------------------
 
 const log = document.getElementById("log");
 const follow = document.getElementById("follow");
 const fold = document.getElementById("fold");
-const MOST = 20000;
+const MOST = 5000;
 let following = false;
+let moving = false;
+let lineCount = log ? log.querySelectorAll(".lines > .l").length : 0;
 
 function setFollowing(on) {
+  if (!follow) return;
   following = on;
   follow.setAttribute("aria-pressed", String(on));
-  if (on) toEnd();
+  toEnd();
 }
 
 function toEnd() {
-  if (following) window.scrollTo({ top: root.scrollHeight });
+  if (!following || moving) return;
+  moving = true;
+  requestAnimationFrame(() => {
+    moving = false;
+    if (following) window.scrollTo({ top: root.scrollHeight });
+  });
 }
 
 function make(html) {
@@ -110,35 +168,49 @@ function mark(id, status) {
     step.classList.add(status);
   }
   const node = document.getElementById(`g-${id}`);
-  if (node) {
-    const planned = node.classList.contains("planned") ? " planned" : "";
-    node.setAttribute("class", status + planned);
+  if (node) node.setAttribute("class", status);
+}
+
+function trim() { // the oldest lines go, so that a page of a log without end has one
+  if (lineCount <= MOST * 1.1) return;
+  for (const lines of log.querySelectorAll(".lines")) {
+    if (lineCount <= MOST) return;
+    const many = Math.min(lineCount - MOST, lines.childElementCount);
+    for (let n = 0; n < many; n += 1) lines.firstElementChild.remove();
+    lineCount -= many;
+    if (many) document.getElementById(lines.id.replace(/-l$/, "-x")).hidden = false;
   }
 }
 
-function trim(lines) {
-  if (lines.childElementCount <= MOST) return;
-  while (lines.childElementCount > MOST) lines.firstElementChild.remove();
-  const left = document.getElementById(lines.id.replace(/-l$/, "-x"));
-  if (left) left.hidden = false;
-}
-
 const patches = {
-  anew() { log.replaceChildren(); },
-  plan(_, html) { put("job-plan", html); },
-  head(_, html) { put("job-head", html); },
+  anew() { log.replaceChildren(); lineCount = 0; },
+  plan(_, html) {
+    const open = new Map([...document.querySelectorAll("#job-plan > details")].map((one) => [one.className, one.open]));
+    put("job-plan", html);
+    for (const one of document.querySelectorAll("#job-plan > details")) one.open = open.get(one.className) ?? one.open;
+  },
+  head(_, html) { put("job-head", html); showTimes(); },
   item(id, html) {
     const empty = document.getElementById("log-empty");
     if (empty) empty.remove();
     const before = id && document.getElementById(id);
-    if (before) before.replaceWith(make(html));
-    else log.append(make(html));
+    if (before) {
+      lineCount -= before.querySelectorAll(".lines > .l").length;
+      before.replaceWith(make(html));
+    } else log.append(make(html));
   },
-  lines(id, html) {
+  lines(id, html, skipped) {
     const lines = document.getElementById(`${id}-l`);
     if (!lines) return;
-    lines.append(make(html));
-    trim(lines);
+    if (skipped) { // more came than anybody could read: what is here begins anew
+      lineCount -= lines.childElementCount;
+      lines.replaceChildren();
+      document.getElementById(`${id}-x`).hidden = false;
+    }
+    const fresh = make(html);
+    lineCount += fresh.childElementCount;
+    lines.append(fresh);
+    trim();
   },
   open(id, html) { put(`${id}-o`, html); },
   step(id, html, status, message) {
@@ -156,11 +228,15 @@ const patches = {
 function followLog() {
   const source = new EventSource(`${log.dataset.liveLog}?after=${log.dataset.after}`);
   source.onmessage = (event) => {
+    if (event.lastEventId) log.dataset.after = event.lastEventId;
     for (const [kind, ...rest] of JSON.parse(event.data)) patches[kind](...rest);
-    showTimes();
     toEnd();
   };
   source.addEventListener("end", () => source.close());
+  source.onerror = () => { // a lost connection it makes again by itself, not one that was refused
+    lost(new Date());
+    if (source.readyState === EventSource.CLOSED) wait(3000).then(followLog);
+  };
 }
 
 function toLine() {
@@ -180,19 +256,20 @@ function toLine() {
 }
 
 if (log) {
-  follow.addEventListener("click", () => setFollowing(!following));
+  follow?.addEventListener("click", () => setFollowing(!following));
   fold.addEventListener("click", () => {
     const folded = fold.getAttribute("aria-pressed") !== "true";
     fold.setAttribute("aria-pressed", String(folded));
     for (const step of log.querySelectorAll("details.step")) step.open = !folded;
   });
-  let height = window.scrollY;
-  window.addEventListener("scroll", () => {
-    if (following && window.scrollY < height - 4) setFollowing(false);
-    height = window.scrollY;
+  let [place, tall] = [window.scrollY, root.scrollHeight];
+  window.addEventListener("scroll", () => { // who scrolls up reads: but not where lines went
+    if (following && window.scrollY < place - 4 && root.scrollHeight >= tall) setFollowing(false);
+    [place, tall] = [window.scrollY, root.scrollHeight];
   }, { passive: true });
   if (log.dataset.liveLog) {
     followLog();
+    keepAsking(ask, 3000);
     if (!location.hash) setFollowing(true);
   }
   toLine();
