@@ -168,6 +168,21 @@ async def test_a_ticket_wakes_one_worker_and_costs_few_messages(field) -> None:
         assert sum(sent.values()) == 6, sent
 
 
+async def test_what_comes_just_before_a_worker_sleeps_is_seen(field, monkeypatch) -> None:
+    client = await field.client(Share())
+    async with field.hands("w1") as [hand]:
+        gone = Ticket(id="gone", client=client)  # has no record: it is dropped
+        await field.admin.put(names.ticket(client, field.pool, urgent=False), encode(gone))
+        stand = hand.queue._bell.stand
+
+        async def stand_late() -> bool:
+            await field.submit(client, "j1")  # as many tickets as before
+            return await stand()
+
+        monkeypatch.setattr(hand.queue._bell, "stand", stand_late)
+        assert await hand.take() == "j1"
+
+
 async def test_those_who_sleep_are_woken_by_those_who_see_more(field) -> None:
     client = await field.client(Share())
     async with field.hands("w1", "w2", "w3") as hands:

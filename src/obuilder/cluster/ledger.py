@@ -17,7 +17,7 @@ from obuilder.errors import Incompatible
 _TRIES = 6
 """Of a compare-and-set that others disturb: fairness bears that it fails now and then."""
 _FEW = 2.0
-"""So many rivals are waited for; where there are more, a share is charged double or nothing."""
+"""With fewer rivals than that each writes what it has to; with more, one of them for all."""
 _SMALL = 0.5
 """What a job took otherwise than expected, by no more than that part, is settled with its client's
 next charge,"""
@@ -49,22 +49,20 @@ class Ledger:
         )
 
     async def charge(self, client: str, floor: float, cost: float) -> None:
-        """Charge a client for a job, and settle what is owed from before. ClusterError.
+        """Charge a client for a job, and settle what is owed from before. ClusterError."""
+        if times := self._drawn():
+            owed, _ = self._owed.pop(client, (0.0, 0.0))
+            await self._write(client, partial(_charged, owed=owed, now=floor, cost=times * cost))
 
-        Where many do so at once, who is disturbed charges double or nothing: it is fair on average.
+    def _drawn(self) -> float:
+        """How many charges to write at once, or none: where many write, one of them does for all.
+
+        By chance, so that it is fair on average; how many there are is learned by who disturbs whom.
         """
-        owed, _ = self._owed.pop(client, (0.0, 0.0))
-        for lost in range(_TRIES):
-            if await self._changed(client, partial(_charged, owed=owed, now=floor, cost=cost)):
-                if not lost:
-                    self._rivals = policy.raced(self._rivals, lost=False)
-                return
-            self._rivals = policy.raced(self._rivals, lost=True)
-            if self._rivals > _FEW:
-                if random.random() < 0.5:  # noqa: S311
-                    return
-                owed, cost = 2 * owed, 2 * cost
-            await self._read(client)
+        if self._rivals < _FEW:
+            return 1.0
+        times = 1.0 + self._rivals
+        return times if random.random() * times < 1.0 else 0.0  # noqa: S311
 
     async def settle(self, client: str, expected: float, real: float) -> None:
         """A job of a client has ended that was charged as `expected`, and cost `real`. ClusterError."""
@@ -82,9 +80,16 @@ class Ledger:
 
     async def _pay(self, client: str) -> None:
         owed, _ = self._owed.pop(client, (0.0, 0.0))
-        for _ in range(_TRIES):
-            if await self._changed(client, partial(policy.settled, expected=0.0, real=owed)):
+        if times := self._drawn():
+            await self._write(client, partial(policy.settled, expected=0.0, real=times * owed))
+
+    async def _write(self, client: str, changed: Callable[[Share], Share]) -> None:
+        for lost in range(_TRIES):
+            if await self._changed(client, changed):
+                if not lost:
+                    self._rivals = policy.raced(self._rivals, lost=False)
                 return
+            self._rivals = policy.raced(self._rivals, lost=True)
             await self._read(client)
 
     async def _changed(self, client: str, changed: Callable[[Share], Share]) -> bool:

@@ -170,10 +170,11 @@ class Outlook:
         if urgent:
             self.urgent.discard(client)
 
-    def ended(self, client: str) -> None:
-        """One of the client's jobs has ended here: as many tickets as before may be one that waits."""
-        for urgent in (True, False):
-            self._empty.pop((client, urgent), None)
+    def over(self, client: str, *, urgent: bool) -> None:
+        """One of the client's tickets is no more: as many as before may be one that waits."""
+        self._empty.pop((client, urgent), None)
+        if self._tickets.get((client, urgent), 0) > 0:
+            self._tickets[client, urgent] -= 1
 
     # --- other workers ---------------------------------------------------------------------------
 

@@ -287,7 +287,7 @@ class Queue:
             await delivery.back(_BUSY)
             return None
         if held is None or held.ended:
-            await delivery.ack()
+            await self._drop(ticket, delivery)
             return None
         if self.is_running(ticket.id):
             self.adopt(ticket.id, delivery)
@@ -301,9 +301,14 @@ class Queue:
             await records.finish(
                 self._engine, held, "cancelled", outcome, now=time.time(), log_end=0
             )
-            await delivery.ack()
+            await self._drop(ticket, delivery)
             return None
         return held
+
+    async def _drop(self, ticket: Ticket, delivery: Delivery) -> None:
+        await delivery.ack()
+        if not ticket.forwarded:
+            self._outlook.over(ticket.client, urgent=ticket.urgent)
 
     async def _is_held(self, held: Held) -> bool:
         """Whether the worker that claimed a job is there now, and says that it runs it."""
@@ -369,6 +374,8 @@ class Queue:
             with suppress(ClusterError):
                 await self._engine.put(subject, encode(sent), once=f"{ticket.id}.{delivery.seq}")
                 await delivery.gone()
+                if not ticket.forwarded:
+                    self._outlook.over(ticket.client, urgent=ticket.urgent)
         finally:
             self._sending.release()
 
@@ -376,7 +383,8 @@ class Queue:
 
     async def ended(self, taken: Taken, seconds: float, *, well: bool, useful: bool) -> None:
         """Remember what a job took, and settle with its client. Trouble is passed over: it is advice."""
-        self._outlook.ended(taken.ticket.client)
+        if not taken.ticket.forwarded:
+            self._outlook.over(taken.ticket.client, urgent=taken.ticket.urgent)
         if taken.charged:
             with suppress(ClusterError):
                 await self._ledger.settle(
