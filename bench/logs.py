@@ -27,6 +27,8 @@ from obuilder.cluster.engine import Engine
 from obuilder.values import Key
 
 POOL, CLIENT, WORKER = "p", "zoe", "w"
+SETTLED = 2.0
+"""Seconds in which the client is done with logs that have ended, and ready for the next ones."""
 KEY = Key("0" * 64)
 ROUNDS = 3
 LINE = 100
@@ -78,10 +80,10 @@ async def work(there, count, rate, seconds):
             async with anyio.create_task_group() as tasks:
                 for number in range(count):
                     tasks.start_soon(log, number, turn)
+            await anyio.sleep(SETTLED)
             async with anyio.create_task_group() as tasks:
                 for number in range(count):
                     tasks.start_soon(core, number)
-    print("cpu", time.process_time(), flush=True)
 
 
 # --- the client's side ---------------------------------------------------------------------------

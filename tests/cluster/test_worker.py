@@ -97,6 +97,44 @@ async def test_jobs_wait_for_a_worker_and_have_their_results_and_logs(yard, benc
     assert b"s3cret" not in found.data
 
 
+async def test_kinds_of_jobs_of_ones_own_are_entry_points_of_what_is_installed(
+    yard, bench, tmp_path, monkeypatch
+) -> None:
+    site = tmp_path / "site"
+    (site / "ours-1.dist-info").mkdir(parents=True)
+    (site / "ours-1.dist-info" / "METADATA").write_text("Name: ours\nVersion: 1\n")
+    (site / "ours-1.dist-info" / "entry_points.txt").write_text(
+        "[obuilder.jobs]\nlint = ours_jobs:lint\nsleep = obuilder.testing.jobs:sleep\n"
+        "gone = ours_jobs:gone\nplain = os:getcwd\n"
+    )
+    (site / "ours_jobs.py").write_text(
+        "from obuilder import events\n"
+        "from obuilder.errors import UsageError\n"
+        "async def lint(call):\n"
+        "    call.sink(events.Note(text=f'linting {call.payload.decode()}'))\n"
+        "    if call.payload == b'bad':\n"
+        "        raise UsageError('it is bad')\n"
+        "    return call.payload.upper() + call.secrets['key']\n"
+    )
+    monkeypatch.syspath_prepend(str(site))
+    secret = {"key": b"!"}
+    async with yard.worker("w1", bench):
+        ref = await yard.custom("lint", b"good", secrets=secret)
+        state = await yard.ended(ref)
+        assert (state.phase, state.outcome.value) == ("done", b"GOOD!")
+        assert any(getattr(e, "text", "") == "linting good" for e in await yard.log(ref))
+        bad = (await yard.ended(await yard.custom("lint", b"bad", secrets=secret))).outcome
+        assert (bad.code, bad.message, bad.exit_status) == ("usage", "it is bad", 2)
+        assert (await yard.ended(await yard.custom("sleep", b"0.01"))).outcome.value == b"0.01"
+        long = await yard.custom("sleep", b"600")
+        await yard.until(lambda: _presence(yard, lambda p: p.in_use == 1), seconds=30)
+        await yard.client.cancel(long)
+        assert (await yard.ended(long)).phase == "cancelled"
+        for kind, said in (("gone", "can't be loaded"), ("plain", "no async function")):
+            outcome = (await yard.ended(await yard.custom(kind, b""))).outcome
+            assert (outcome.code, said in outcome.message) == ("refused", True)
+
+
 async def test_slots_are_kept_and_urgent_jobs_go_first(yard, bench) -> None:
     async with yard.worker("w1", bench, means=Means(capacity=2)):
         a, b = await yard.submit("hold a"), await yard.submit("hold b")
