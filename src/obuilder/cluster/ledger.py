@@ -7,17 +7,16 @@ as fairness bears: what was wrong with a charge by little goes with the next one
 import random
 import time
 from collections.abc import Callable, Iterable
-from functools import partial
 
 from obuilder.cluster import names, policy
 from obuilder.cluster.engine import Conflict, Engine
 from obuilder.cluster.messages import Share, decode, encode
 from obuilder.errors import Incompatible
 
-_TRIES = 6
+_TRIES = 12
 """Of a compare-and-set that others disturb: fairness bears that it fails now and then."""
 _FEW = 2.0
-"""So many rivals are waited for; where there are more, a share is charged double or nothing."""
+"""With fewer rivals than that each writes what it has to; with more, one of them for all."""
 _SMALL = 0.5
 """What a job took otherwise than expected, by no more than that part, is settled with its client's
 next charge,"""
@@ -49,22 +48,20 @@ class Ledger:
         )
 
     async def charge(self, client: str, floor: float, cost: float) -> None:
-        """Charge a client for a job, and settle what is owed from before. ClusterError.
+        """Charge a client for a job, and settle what is owed from before. ClusterError."""
+        if self._drawn():
+            owed, _ = self._owed.pop(client, (0.0, 0.0))
+            await self._write(
+                client, lambda share, times: _charged(share, owed, floor, times * cost)
+            )
 
-        Where many do so at once, who is disturbed charges double or nothing: it is fair on average.
+    def _drawn(self) -> bool:
+        """Whether to write: where many do, one of them writes for all, by chance.
+
+        So it is fair on average, and does not keep a thousand from what they are there for. How many
+        there are is learned by who disturbs whom.
         """
-        owed, _ = self._owed.pop(client, (0.0, 0.0))
-        for lost in range(_TRIES):
-            if await self._changed(client, partial(_charged, owed=owed, now=floor, cost=cost)):
-                if not lost:
-                    self._rivals = policy.raced(self._rivals, lost=False)
-                return
-            self._rivals = policy.raced(self._rivals, lost=True)
-            if self._rivals > _FEW:
-                if random.random() < 0.5:  # noqa: S311
-                    return
-                owed, cost = 2 * owed, 2 * cost
-            await self._read(client)
+        return self._rivals < _FEW or random.random() * (1.0 + self._rivals) < 1.0  # noqa: S311
 
     async def settle(self, client: str, expected: float, real: float) -> None:
         """A job of a client has ended that was charged as `expected`, and cost `real`. ClusterError."""
@@ -82,9 +79,22 @@ class Ledger:
 
     async def _pay(self, client: str) -> None:
         owed, _ = self._owed.pop(client, (0.0, 0.0))
-        for _ in range(_TRIES):
-            if await self._changed(client, partial(policy.settled, expected=0.0, real=owed)):
+        if self._drawn():
+            await self._write(client, lambda share, times: policy.settled(share, 0.0, times * owed))
+
+    async def _write(self, client: str, changed: Callable[[Share, float], Share]) -> None:
+        """Change a share for so many times what we have to change: of two that meet, one gives up."""
+        times = 1.0 if self._rivals < _FEW else 1.0 + self._rivals
+        for lost in range(_TRIES):
+            if await self._changed(client, lambda share: changed(share, times)):  # noqa: B023
+                if not lost:
+                    self._rivals = policy.raced(self._rivals, lost=False)
                 return
+            self._rivals = policy.raced(self._rivals, lost=True)
+            if self._rivals >= _FEW:
+                if random.random() < 0.5:  # noqa: S311
+                    return
+                times *= 2
             await self._read(client)
 
     async def _changed(self, client: str, changed: Callable[[Share], Share]) -> bool:
@@ -113,6 +123,6 @@ class Ledger:
         self.shares[client], self._seqs[client] = share, seq
 
 
-def _charged(share: Share, *, owed: float, now: float, cost: float) -> Share:
+def _charged(share: Share, owed: float, now: float, cost: float) -> Share:
     """A client's share after it has settled what it owed, and was charged for one more job."""
     return policy.charged(policy.settled(share, 0.0, owed), now, cost)

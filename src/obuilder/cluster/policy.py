@@ -129,8 +129,8 @@ def spread(rivals: float, cost: float, shares: Iterable[Share]) -> float:
 def raced(rivals: float, *, lost: bool) -> float:
     """How many others are thought to choose at the same moment, after a compare-and-set of a share.
 
-    Who loses one charges double or nothing, by a throw of a coin: fair on average, and a hundred
-    workers are done in seven rounds.
+    So one of them, drawn by chance, may write for all: fair on average. It settles where one write in
+    three is disturbed.
     """
     return min(2 * rivals + 1, 1024.0) if lost else rivals / 2 if rivals >= 1 else 0.0
 
