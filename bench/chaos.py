@@ -75,12 +75,15 @@ class Harm:
                     else random.choices(*zip(*self.kinds.items(), strict=True))[0]
                 )
                 tasks.start_soon(self.worker if kind.startswith("worker") else self.server, kind)
-                await anyio.sleep(random.uniform(1, 5))
+                await anyio.sleep(random.uniform(0.5, min(5, seconds / 3)))
 
     async def worker(self, kind):
         able = sorted(set(self.everybody) - self.busy)
         if len(able) < 2:
             return  # somebody has to do the work
+        with anyio.move_on_after(5):  # while servers are away nobody may have any
+            while not any(map(self.history.has_jobs, able)):
+                await anyio.sleep(0.05)
         name = random.choice([name for name in able if self.history.has_jobs(name)] or able)
         self.busy.add(name)
         self.history.harmed(kind, name)

@@ -15,7 +15,7 @@ CHAOS = os.path.join(os.path.dirname(__file__), "..", "..", "bench", "chaos.py")
 def test_every_job_ends_once_and_none_is_lost(seed: int) -> None:
     """It checks each job's state, result and log, and that no ticket is left."""
     argv = [sys.executable, CHAOS, "--nodes", "1", "--workers", "2", "--fake", "30", "--real", "6"]
-    argv += ["--seconds", "6", "--nap", "2", "--patience", "150", "--seed", str(seed)]
+    argv += ["--seconds", "6", "--nap", "4", "--patience", "150", "--seed", str(seed)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     print(done.stdout)

@@ -114,6 +114,7 @@ def test_without_scripts_pages_can_be_read(page: Pages, failed: str, browser: Br
         assert "it ended with 2" in browser.text()
     finally:
         browser.scripts(allowed=True)
+        browser.go(page.url)  # a line's address alone would not load the page again
 
 
 ALL = ["/", "/pool/linux", "/pool/linux/worker/build3", "/jobs?text=waits", "/clients", "/history",
