@@ -17,6 +17,8 @@ _TRIES = 12
 """Of a compare-and-set that others disturb: fairness bears that it fails now and then."""
 _FEW = 2.0
 """With fewer rivals than that each writes what it has to; with more, one of them for all."""
+_FADES = 0.9
+"""What is left of the rivals that were thought of, each time that nothing is written."""
 _SMALL = 0.5
 """What a job took otherwise than expected, by no more than that part, is settled with its client's
 next charge,"""
@@ -49,10 +51,10 @@ class Ledger:
 
     async def charge(self, client: str, floor: float, cost: float) -> None:
         """Charge a client for a job, and settle what is owed from before. ClusterError."""
+        owed, _ = self._owed.pop(client, (0.0, 0.0))
         if self._drawn():
-            owed, _ = self._owed.pop(client, (0.0, 0.0))
             await self._write(
-                client, lambda share, times: _charged(share, owed, floor, times * cost)
+                client, lambda share, times: _charged(share, times * owed, floor, times * cost)
             )
 
     def _drawn(self) -> bool:
@@ -61,7 +63,10 @@ class Ledger:
         So it is fair on average, and does not keep a thousand from what they are there for. How many
         there are is learned by who disturbs whom.
         """
-        return self._rivals < _FEW or random.random() * (1.0 + self._rivals) < 1.0  # noqa: S311
+        if self._rivals < _FEW or random.random() * (1.0 + self._rivals) < 1.0:  # noqa: S311
+            return True
+        self._rivals *= _FADES
+        return False
 
     async def settle(self, client: str, expected: float, real: float) -> None:
         """A job of a client has ended that was charged as `expected`, and cost `real`. ClusterError."""
