@@ -32,6 +32,8 @@ _SENDING = 8
 """Tickets that are being sent on at a time."""
 _LAST = 3.0
 """Seconds for them when the worker ends."""
+_GRACE = 0.25
+"""Seconds for a ticket that was told of: its copy may be here before the queue gives it out."""
 _BUSY = 15.0
 """Seconds until a ticket is looked at again whose job another worker has."""
 
@@ -143,7 +145,8 @@ class Queue:
             if self._ledger.shares.get(client, Share()).limit:
                 self._bell.search = True
                 continue  # not without counting what runs
-            found = await self._of_client(policy.Turn(client, urgent), me, None)
+            turn = policy.Turn(client, urgent)
+            found = await self._of_client(turn, me, None, wait=_GRACE)
             if found is not None:
                 return found
         return None
@@ -202,11 +205,11 @@ class Queue:
         return runs
 
     async def _of_client(
-        self, turn: policy.Turn, me: Presence, floor: float | None
+        self, turn: policy.Turn, me: Presence, floor: float | None, *, wait: float = 0.0
     ) -> Taken | Holding | None:
         """The next job of a client, if it is for this worker."""
         consumer = names.waiting(turn.client, urgent=turn.urgent)
-        delivery = await self._engine.pull(self._stream, consumer, wait=0)
+        delivery = await self._engine.pull(self._stream, consumer, wait=wait)
         if delivery is None or not delivery.left:
             self._outlook.none_left(turn.client, urgent=turn.urgent)
         if delivery is None:

@@ -6,7 +6,6 @@ The kernel's pools would stay, so a program waits that destroys what a process l
 """
 
 import atexit
-import functools
 import os
 import time
 from collections.abc import Iterator
@@ -32,20 +31,44 @@ def kernel_has_zfs() -> bool:
     return True
 
 
-@functools.cache
-def start_daemon() -> None:
-    """Start zfs-fuse for this process and its children, once. BackendUnavailable."""
-    for folder in _FOLDERS:
-        os.makedirs(folder, exist_ok=True)
-        linux.mount("obuilder-test", folder, "tmpfs", 0, "mode=755")
-    # It ends with the thread that starts it, which is the main one.
-    started = process.start(["setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", _DAEMON])
-    try:
-        _patiently("zpool", "list")
-    except BackendUnavailable:
-        started.discard()
-        raise
-    atexit.register(started.discard)
+class Daemon:
+    """The zfs-fuse of this process and its children."""
+
+    def __init__(self) -> None:
+        self._started: process.Started | None = None
+
+    @property
+    def crashed(self) -> bool:
+        """Whether it has ended by itself, as it does once in a great while, and no other was started."""
+        return self._started is not None and not self._started.running
+
+    def start(self) -> None:
+        """Start it, unless it runs. BackendUnavailable."""
+        if self._started is None:
+            atexit.register(self._end)
+        elif self.crashed:
+            self._end()
+            for folder in _FOLDERS:  # by what is there the next one would look for its pools
+                linux.unmount(folder, linux.MNT_DETACH)
+        else:
+            return
+        for folder in _FOLDERS:
+            os.makedirs(folder, exist_ok=True)
+            linux.mount("obuilder-test", folder, "tmpfs", 0, "mode=755")
+        # It ends with the thread that starts it, which is the main one.
+        self._started = process.start(["setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", _DAEMON])
+        try:
+            _patiently("zpool", "list")
+        except BackendUnavailable:
+            self._end()
+            raise
+
+    def _end(self) -> None:
+        if self._started is not None:
+            self._started.discard()
+
+
+DAEMON = Daemon()
 
 
 @contextmanager
@@ -53,7 +76,7 @@ def zfs_pool(folder: str, size: int = 1 << 30) -> Iterator[str]:
     """A new pool in a file in `folder`; the directory that it is mounted on."""
     enter()
     if not kernel_has_zfs():
-        start_daemon()
+        DAEMON.start()
     name = f"obuilder-test-{os.getpid()}-{os.urandom(4).hex()}"
     image, mounted = (os.path.join(folder, end) for end in (f"{name}.image", name))
     with open(image, "wb") as file:
@@ -65,7 +88,8 @@ def zfs_pool(folder: str, size: int = 1 << 30) -> Iterator[str]:
             yield mounted
         finally:
             _unmount_below(mounted)
-            _patiently("zpool", "destroy", "-f", name)
+            if not DAEMON.crashed:
+                _patiently("zpool", "destroy", "-f", name)
             os.rmdir(mounted)
     finally:
         guard.discard()
