@@ -203,25 +203,28 @@ class Worker:
             await self._queue.full()
             await self._let_go()
             return False
-        me = self.presence()
-        if self._holding is not None:
-            if self._holding.slots > me.capacity - me.in_use:
+        me, holding = self.presence(), self._holding
+        found: Taken | Holding | None
+        if holding is not None:
+            if holding.slots > me.capacity - me.in_use:
                 return False
-            holding, self._holding = self._holding, None
-            taken = await self._queue.resume(holding, me)
-            if taken is not None:
-                self._start(taken)
-            return True
-        if me.in_use >= me.capacity:
+            self._holding = None
+            found = await self._queue.resume(holding, me)
+        elif me.in_use < me.capacity:
+            found = await self._queue.take(me)
+        else:
             await self._queue.full()
             return False
-        found = await self._queue.take(me)
-        if isinstance(found, Taken):
+        if found is not None and self._paused:  # since a moment ago
+            await found.delivery.back()
+            if isinstance(found, Taken):
+                await self._queue.ended(found, 0.0, well=False, useful=False)
+        elif isinstance(found, Taken):
             self._start(found)
         elif isinstance(found, Holding):
             self._holding = found
             await self._queue.full()
-        return found is not None
+        return found is not None or holding is not None
 
     def _start(self, taken: Taken) -> None:
         run = Run(
