@@ -5,6 +5,7 @@ WAL mode, used from one thread; every transaction is short. Errors of SQLite are
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,8 @@ from obuilder.errors import StoreDamaged, StoreError, StoreFull
 from obuilder.values import Key
 
 SCHEMA = 4
+_PATIENCE = 20.0
+"""Seconds that others may keep it locked."""
 _TABLES = """
 CREATE TABLE IF NOT EXISTS results (
     key TEXT PRIMARY KEY, kind TEXT NOT NULL, heading TEXT NOT NULL, stage TEXT NOT NULL,
@@ -70,7 +73,7 @@ class Database:
             raise FileNotFoundError(path)
         self._boot = boot_id()
         try:
-            self._db = sqlite3.connect(path, timeout=20.0, isolation_level=None)
+            self._db = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             self.fresh = version == 0
             if version > SCHEMA:
@@ -79,7 +82,7 @@ class Database:
                     hint="use that version, or another store",
                 )
             if version < SCHEMA:
-                self._db.execute("PRAGMA journal_mode=WAL")
+                self._to_wal()
                 # Schema 1 had `specs` where `builds` is now, 2 and 3 fewer tables; the rest is the same.
                 self._db.executescript(
                     f"BEGIN IMMEDIATE;{_TABLES}DROP TABLE IF EXISTS specs;"
@@ -89,6 +92,20 @@ class Database:
         except sqlite3.DatabaseError as error:
             raise _translate(error, path) from error
         self._path = path
+
+    def _to_wal(self) -> None:
+        """Change to WAL mode, which SQLite does not wait for where others do it too."""
+        end = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+            except sqlite3.OperationalError as error:
+                busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if not busy or time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
+            else:
+                return
 
     def close(self) -> None:
         """Let go of the file."""
