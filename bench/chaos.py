@@ -138,7 +138,7 @@ class History:
     """What was done to whom; who took over which job when; how long writes took."""
 
     def __init__(self):
-        self.harms, self.claims = [], defaultdict(dict)
+        self.harms, self.claims, self.vanished = [], defaultdict(dict), []
         self.ends, self.writes, self.restarts = defaultdict(set), [], 0
 
     def harmed(self, kind, name):
@@ -151,7 +151,11 @@ class History:
             names.jobs_of(CLIENT), names.job(CLIENT, POOL, "*", "state")
         ) as states:
             async for found in states:
-                state, job = decode(found.data, State), found.subject.split(".")[3]
+                job = found.subject.split(".")[3]
+                if not found.data:  # records are kept: nothing of ours removes one
+                    self.vanished.append(job)
+                    continue
+                state = decode(found.data, State)
                 if state.started is not None:
                     self.claims[job].setdefault(state.attempt, (state.started, state.worker))
                 if state.phase in ENDED:
@@ -325,6 +329,7 @@ async def chaos(args, directory):
             tasks.cancel_scope.cancel()
     workers.end()
     wrong = [text for text in found if text]
+    wrong += [f"{job} was told to be gone" for job in history.vanished]
     wrong += [
         f"{job} ended {len(ends)} times" for job, ends in history.ends.items() if len(ends) > 1
     ]

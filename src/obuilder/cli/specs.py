@@ -192,15 +192,6 @@ def _pair(text: str) -> tuple[str, str]:
 def _target(spec: Spec, target: str | None) -> Spec:
     if target is None:
         return spec
-    from obuilder.spec.stages import alone
+    from obuilder.spec.stages import target as chosen
 
-    for names in ([target], target.split("/")):
-        try:
-            return alone(spec, *names)
-        except LookupError:
-            continue
-    known = ", ".join(name for name, _ in spec.children)
-    raise UsageError(
-        f"the spec has no build called {target!r}",
-        hint=f"it has: {known}" if known else "it has no nested builds",
-    )
+    return chosen(spec, target)

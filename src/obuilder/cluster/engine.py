@@ -268,17 +268,16 @@ class Engine(Pulls):
                     continue
                 first = False
                 found = {message.subject: message for message in listed}
-                newest = max((message.seq for message in listed), default=0)
                 for message in found.values():
                     show(message)
                 for subject, seq in before.items():
                     if subject in found or known.get(subject) != seq:
                         missed.discard(subject)
-                    elif alone or seq < newest or subject in missed:
+                    elif alone or subject in missed:
                         missed.discard(subject)
                         del known[subject]
                         send.send_nowait(Stored(subject, 0, b"", 0.0, _GONE))
-                    else:  # whoever answered may not have it yet
+                    else:  # whoever answered may be behind, or it was replaced meanwhile
                         missed.add(subject)
                 with anyio.move_on_after(every):
                     await again.wait()

@@ -44,7 +44,7 @@ from obuilder.spec.decode import parse
 from obuilder.spec.dockerfile import parse as parse_dockerfile
 from obuilder.spec.from_dockerfile import Options
 from obuilder.spec.model import Spec
-from obuilder.spec.stages import alone
+from obuilder.spec.stages import target
 from obuilder.system.linux import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
 from obuilder.values import IdMap
 
@@ -253,7 +253,7 @@ async def _spec(
         if work.build_args:
             raise UsageError("build arguments are for Dockerfiles", hint="a spec has none")
         spec = parse(text, file=work.file).spec
-        return _target(spec, work.target), contexts
+        return (target(spec, work.target) if work.target else spec), contexts
     options = Options(
         host_platform(), setup.images.platform, work.build_args, contexts.named, work.target,
         (work.network,),
@@ -268,17 +268,6 @@ async def _spec(
         for name in (f"{work.file}.dockerignore", ".dockerignore")
     )
     return found.spec, msgspec.structs.replace(contexts, ignore=ignore, places=found.places)
-
-
-def _target(spec: Spec, target: str) -> Spec:
-    if not target:
-        return spec
-    for names in ([target], target.split("/")):
-        try:
-            return alone(spec, *names)
-        except LookupError:
-            continue
-    raise UsageError(f"the spec has no build called {target!r}")
 
 
 def _pushed(name: str, allowed: tuple[str, ...]) -> str:

@@ -156,12 +156,8 @@ async def retire_client(engine: Engine, authority: Authority, name: str) -> None
 async def ensure_worker(engine: Engine, pool: str, name: str) -> None:
     """A worker's own part of its pool's queue."""
     for urgent in (True, False):
-        config = {
-            "durable_name": names.running(name, urgent=urgent),
-            "filter_subject": names.forwarded(pool, name, urgent=urgent),
-            **_CONSUMER,
-        }
-        await engine.ensure_consumer(names.queue_of(pool), config)
+        subject = names.forwarded(pool, name, urgent=urgent)
+        await _ensure_consumer(engine, pool, names.running(name, urgent=urgent), subject)
 
 
 async def drop_worker(engine: Engine, pool: str, name: str) -> None:
@@ -179,11 +175,12 @@ _CONSUMER = {
 }  # fmt: skip
 
 
+async def _ensure_consumer(engine: Engine, pool: str, name: str, subject: str) -> None:
+    config = {"durable_name": name, "filter_subject": subject, **_CONSUMER}
+    await engine.ensure_consumer(names.queue_of(pool), config)
+
+
 async def _ensure_waiting(engine: Engine, pool: str, client: str) -> None:
     for urgent in (True, False):
-        config = {
-            "durable_name": names.waiting(client, urgent=urgent),
-            "filter_subject": names.ticket(client, pool, urgent=urgent),
-            **_CONSUMER,
-        }
-        await engine.ensure_consumer(names.queue_of(pool), config)
+        subject = names.ticket(client, pool, urgent=urgent)
+        await _ensure_consumer(engine, pool, names.waiting(client, urgent=urgent), subject)

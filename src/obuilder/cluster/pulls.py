@@ -55,7 +55,7 @@ class Pulls(Connection):
             if not self._pulls_heard:
                 await self._hear_pulls()
             await self._send(subject, json.dumps(asked).encode(), reply)
-            with anyio.move_on_after(wait + 2):
+            with anyio.move_on_after(wait + 2) as clock:
                 message = await self._next(receive.receive, subject)
                 status, said = status_of(message), description_of(message)
                 if status == 0:
@@ -64,6 +64,8 @@ class Pulls(Connection):
                     raise Missing(f"nobody gives tickets of {consumer} of {stream} now")
                 if status == 400:
                     raise ClusterError(f"the cluster gives nothing of {consumer}: {said}")
+            if clock.cancelled_caught:  # which does not say that there is none
+                raise ClusterError(f"the cluster does not say whether there is more of {consumer}")
         finally:
             del self._pulls[reply]
             send.close()

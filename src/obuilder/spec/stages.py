@@ -6,6 +6,7 @@ one name the nearer, and the later, hides the other.
 
 from bisect import bisect_left
 
+from obuilder.errors import UsageError
 from obuilder.spec.model import Add, Built, Copy, Run, Spec
 from obuilder.values import OpPath
 
@@ -78,6 +79,20 @@ def alone(spec: Spec, *names: str) -> Spec:
         seen.extend(spec.children[: places[-1]])
         spec = spec.children[places[-1]][1]
     return Spec(base=spec.base, ops=spec.ops, children=(*seen, *spec.children))
+
+
+def target(spec: Spec, name: str) -> Spec:
+    """The nested build that is asked for by its name, or by names with slashes between. UsageError."""
+    for names in ([name], name.split("/")):
+        try:
+            return alone(spec, *names)
+        except LookupError:
+            continue
+    known = ", ".join(name for name, _ in spec.children)
+    raise UsageError(
+        f"the spec has no build called {name!r}",
+        hint=f"it has: {known}" if known else "it has no nested builds",
+    )
 
 
 def needed(spec: Spec) -> list[Stage]:

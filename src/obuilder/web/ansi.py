@@ -170,38 +170,22 @@ def _after(found: "re.Match[str]", style: Style) -> Style:
     return style
 
 
+_PLAIN_CODES: dict[int, dict[str, bool | None]] = {
+    1: {"bold": True}, 2: {"faint": True}, 3: {"italic": True}, 7: {"inverse": True},
+    9: {"struck": True}, 21: {"bold": False, "faint": False}, 22: {"bold": False, "faint": False},
+    23: {"italic": False}, 24: {"underlined": False}, 27: {"inverse": False},
+    29: {"struck": False}, 39: {"front": None}, 49: {"back": None},
+}  # fmt: skip
+"""What codes without parameters change."""
+
+
 def _plainly(style: Style, code: int, more: list[int]) -> Style:
-    match code:
-        case 0:
-            return PLAIN
-        case 1:
-            return replace(style, bold=True)
-        case 2:
-            return replace(style, faint=True)
-        case 3:
-            return replace(style, italic=True)
-        case 4:
-            return replace(style, underlined=more != [0])
-        case 7:
-            return replace(style, inverse=True)
-        case 9:
-            return replace(style, struck=True)
-        case 21 | 22:
-            return replace(style, bold=False, faint=False)
-        case 23:
-            return replace(style, italic=False)
-        case 24:
-            return replace(style, underlined=False)
-        case 27:
-            return replace(style, inverse=False)
-        case 29:
-            return replace(style, struck=False)
-        case 39:
-            return replace(style, front=None)
-        case 49:
-            return replace(style, back=None)
-        case _:
-            pass
+    if code == 0:
+        return PLAIN
+    if code == 4:
+        return replace(style, underlined=more != [0])
+    if code in _PLAIN_CODES:
+        return replace(style, **_PLAIN_CODES[code])
     for start, name, shift in (
         (30, "front", 0),
         (40, "back", 0),
