@@ -84,6 +84,9 @@ class Harm:
         with anyio.move_on_after(5):  # while servers are away nobody may have any
             while not any(map(self.history.has_jobs, able)):
                 await anyio.sleep(0.05)
+        able = sorted(set(self.everybody) - self.busy)  # another may have taken one meanwhile
+        if len(able) < 2:
+            return
         name = random.choice([name for name in able if self.history.has_jobs(name)] or able)
         self.busy.add(name)
         self.history.harmed(kind, name)
