@@ -13,6 +13,7 @@ import pytest
 import clusters
 from clusters import Cluster
 from obuilder.cluster import members, names, records
+from obuilder.cluster.credentials import system_of
 from obuilder.cluster.engine import Engine
 from obuilder.cluster.messages import (
     Outcome,
@@ -272,3 +273,52 @@ async def test_what_waits_for_a_worker_that_is_gone_is_not_forgotten(field, monk
         await field.submit(client, "lost", to="gone")
         await field.submit(client, *(f"j{n}" for n in range(3)))
         assert await hand.take() == "lost", "though others wait, and always would"
+
+
+async def test_what_is_delivered_to_nobody_is_given_back_at_once(field, monkeypatch) -> None:
+    """Else it would wait for its time to be over, half a minute."""
+    client = await field.client(Share())
+    stream, consumer = names.queue_of(field.pool), names.waiting(client, urgent=False)
+    async with field.hands("w1", "w2") as (one, two):
+        with anyio.move_on_after(0.2):
+            await one.engine.pull(stream, consumer, wait=5)
+            pytest.fail("nothing waits")
+        await field.submit(client, "a")  # which goes to the pull that was cancelled
+        found = await two.engine.pull(stream, consumer, wait=5)
+        assert found is not None
+        assert found.tries == 2
+        await found.ack()
+
+        send = one.engine._send
+
+        async def twice(subject: str, *args: Any, **more: Any) -> None:
+            await send(subject, *args, **more)
+            if ".MSG.NEXT." in subject:
+                await send(subject, *args, **more)
+
+        # So it comes to the server while an account is changed, now and then.
+        monkeypatch.setattr(one.engine, "_send", twice)
+        await field.submit(client, "b", "c")
+        first = await one.engine.pull(stream, consumer, wait=5)
+        monkeypatch.undo()
+        second = await two.engine.pull(stream, consumer, wait=5)
+        assert first is not None
+        assert second is not None
+        assert (first.tries, second.tries) == (1, 2)
+        assert {decode(each.data, Ticket).id for each in (first, second)} == {"b", "c"}
+
+
+async def test_one_more_worker_changes_no_account(field) -> None:
+    """While one is changed requests of its workers may be lost or come twice."""
+    account = (await field.cluster.worker("w1", field.pool)).account
+    async with Engine.connect(system_of(field.cluster.credentials)) as system:
+
+        async def token() -> bytes:
+            return await system.request(f"$SYS.REQ.ACCOUNT.{account}.CLAIMS.LOOKUP", b"")
+
+        before = await token()
+        await anyio.sleep(1.1)  # tokens tell the second that they were made in
+        await field.cluster.worker("w2", field.pool)
+        assert await token() == before
+        await members.remove_worker(field.admin, field.cluster.credentials, field.pool, "w2")
+        assert await token() != before

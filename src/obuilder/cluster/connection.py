@@ -313,7 +313,7 @@ class Connection:
             yield run()
 
     async def hear(
-        self, subject: str, heard: Callable[[Msg], None], *, queue: str = ""
+        self, subject: str, heard: Callable[[Msg], Awaitable[None] | None], *, queue: str = ""
     ) -> Callable[[], Awaitable[None]]:
         """Call something with all that is said from now on; what ends that. ClusterError.
 
@@ -322,7 +322,8 @@ class Connection:
         """
 
         async def call(message: Msg) -> None:
-            heard(message)
+            if (rest := heard(message)) is not None:
+                await rest
 
         try:
             subscription = await self._client.subscribe(subject, queue=queue, cb=call)

@@ -164,6 +164,14 @@ async def _claims(system: Engine, account: str) -> dict[str, Any] | None:
 
 
 async def _push(system: Engine, token: str) -> None:
+    """Give the servers an account, if it is news to them.
+
+    Nothing is changed that need not be: while an account is, a request of its users may be lost, or
+    come twice.
+    """
+    wanted = claims_of(token)
+    if wanted["nats"] == (await _claims(system, wanted["sub"]) or {}).get("nats"):
+        return
     said = json.loads(await system.request("$SYS.REQ.CLAIMS.UPDATE", token.encode()))
     if "error" in said:
         raise ClusterError(f"the cluster did not take an account: {said['error']}")

@@ -1,11 +1,14 @@
 """Taking messages of queues: pulls of the engine's consumers, and what they deliver."""
 
 import json
+from collections.abc import Awaitable
+from contextlib import suppress
 from secrets import token_hex
-from typing import Any, NamedTuple
+from typing import Any
 
 import anyio
-from anyio.streams.memory import MemoryObjectSendStream
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from msgspec import Struct
 
 from obuilder.cluster.answers import Message, Missing, description_of, status_of
 from obuilder.cluster.connection import Connection
@@ -16,12 +19,13 @@ GROUP = "all"
 """The priority group of all consumers."""
 
 
-class _Pull(NamedTuple):
+class _Pull(Struct, eq=False):
     """A pull that waits for its answer."""
 
     of: tuple[str, str]
     """The stream and the consumer."""
     send: MemoryObjectSendStream[Message]
+    answered: bool = False
 
 
 class Pulls(Connection):
@@ -49,8 +53,7 @@ class Pulls(Connection):
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         reply = f"{self._inbox}.pull.{token_hex(12)}"
         send, receive = anyio.create_memory_object_stream[Message](float("inf"))
-        pull = _Pull((stream, consumer), send)
-        self._pulls[reply] = pull
+        self._pulls[reply] = _Pull((stream, consumer), send)
         try:
             if not self._pulls_heard:
                 await self._hear_pulls()
@@ -68,6 +71,7 @@ class Pulls(Connection):
                 raise ClusterError(f"the cluster does not say whether there is more of {consumer}")
         finally:
             del self._pulls[reply]
+            await self._unread(receive)
             send.close()
             receive.close()
         return None
@@ -80,18 +84,35 @@ class Pulls(Connection):
             self._pulls_heard = False
             raise
 
-    def _pulled(self, message: Message) -> None:
+    def _pulled(self, message: Message) -> Awaitable[None] | None:
         """An answer to a pull.
 
         What is delivered has its own subject, so it can't be told by that whose answer it is: it
-        goes to any pull of its consumer. If none waits any more, its time with us will run out.
+        goes to any pull of its consumer. If none waits, it is given back: its pull was cancelled, or
+        the server took one pull for two, as it may while an account is changed.
         """
         pull = self._pulls.get(message.subject)
         if pull is None and status_of(message) == 0:
-            of = tuple(_parts(message.reply)[:2])
-            pull = next((each for each in self._pulls.values() if each.of == of), None)
-        if pull is not None:
+            of, pulls = tuple(_parts(message.reply)[:2]), self._pulls.values()
+            pull = next((each for each in pulls if each.of == of and not each.answered), None)
+            if pull is None:
+                return self._give_back(message)
+        if pull is not None and not pull.answered:
+            pull.answered = True
             pull.send.send_nowait(message)
+        return None
+
+    async def _unread(self, receive: MemoryObjectReceiveStream[Message]) -> None:
+        """Give back what was delivered to a pull that waits for it no more."""
+        with suppress(anyio.WouldBlock):
+            message = receive.receive_nowait()
+            if status_of(message) == 0:
+                with anyio.CancelScope(shield=True):
+                    await self._give_back(message)
+
+    async def _give_back(self, message: Message) -> None:
+        with suppress(ClusterError):  # then its time with us runs out
+            await self.publish(message.reply, b"-NAK")
 
     async def let_go(self, receipt: str) -> None:
         """Have a message given to somebody else whose holder is dead."""
