@@ -11,7 +11,6 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-import clusters
 from clusters import Cluster
 from obuilder.cli import main
 from obuilder.cluster import connection, names, presence
@@ -22,20 +21,9 @@ from obuilder.cluster.presence import Name
 from obuilder.cluster.worker import Means
 from obuilder.errors import ClusterError, ObuilderError, Refused, UsageError
 from workbench import Workbench
-from workers import Yard, yard as a_yard
+from workers import Yard
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("nats")]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    yield from clusters.module_cluster()
-
-
-@pytest.fixture
-async def yard(cluster: Cluster) -> AsyncIterator[Yard]:
-    async with a_yard(cluster) as ready:
-        yield ready
 
 
 @pytest.fixture

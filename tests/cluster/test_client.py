@@ -47,11 +47,6 @@ def anyio_backend():
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    yield from clusters.module_cluster()
-
-
-@pytest.fixture(scope="module")
 def names_of():
     return iter(f"client{number}" for number in range(1000))
 

@@ -3,14 +3,13 @@
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import anyio
 import pytest
 
-import clusters
 from clusters import Cluster
 from obuilder.cluster import members, names, records
 from obuilder.cluster.credentials import system_of
@@ -28,11 +27,6 @@ from obuilder.cluster.messages import (
 from obuilder.cluster.queue import Queue, Taken
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("nats")]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    yield from clusters.module_cluster()
 
 
 class Counted(Engine):

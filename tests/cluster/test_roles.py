@@ -8,7 +8,6 @@ import anyio
 import msgspec
 import pytest
 
-import clusters
 import program
 from obuilder.cluster import accounts, members, names, sealing
 from obuilder.cluster.accounts import VARZ
@@ -35,11 +34,6 @@ from roles import GET, LIST, MATRIX, NEXT, ROLES, SECRET, P, Q, table
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("nats")]
 WORDS = 0.4
 """Seconds that a refused request may take to be answered: nothing comes."""
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    yield from clusters.module_cluster()
 
 
 @pytest.fixture(scope="module")

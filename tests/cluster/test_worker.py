@@ -1,14 +1,11 @@
 """Workers on the real engine, over the fakes: OCluster's end-to-end scenarios, and what it has not."""
 
 import time
-from collections.abc import AsyncIterator, Iterator
 
 import anyio
 import pytest
 from msgspec.structs import replace
 
-import clusters
-from clusters import Cluster
 from obuilder import events
 from obuilder.cluster import names, records
 from obuilder.cluster.health import Care
@@ -27,20 +24,9 @@ from obuilder.cluster.records import Place
 from obuilder.cluster.worker import Means
 from obuilder.errors import Refused
 from workbench import Workbench
-from workers import Yard, yard as a_yard
+from workers import Yard
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("nats")]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    yield from clusters.module_cluster()
-
-
-@pytest.fixture
-async def yard(cluster: Cluster) -> AsyncIterator[Yard]:
-    async with a_yard(cluster) as ready:
-        yield ready
 
 
 @pytest.fixture(autouse=True)

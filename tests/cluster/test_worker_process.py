@@ -18,7 +18,7 @@ from obuilder.cluster.client import Wishes
 from obuilder.cluster.credentials import save_credentials
 from obuilder.cluster.messages import Build
 from obuilder.cluster.server import Local
-from workers import Yard, yard as a_yard
+from workers import Yard
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("nats"), pytest.mark.needs("overlay")]
 TIED = ("setpriv", "--pdeathsig", "KILL")
@@ -28,12 +28,6 @@ STEP = '((from micro) (run (shell "{}")))'
 @pytest.fixture
 async def cluster() -> AsyncIterator[Cluster]:
     async with clusters.running() as ready:
-        yield ready
-
-
-@pytest.fixture
-async def yard(cluster: Cluster) -> AsyncIterator[Yard]:
-    async with a_yard(cluster) as ready:
         yield ready
 
 
