@@ -25,8 +25,11 @@ _STORAGE = {
     "mem_max_stream_bytes": -1, "disk_max_stream_bytes": -1,
 }  # fmt: skip
 _DIRECT = "$JS.API.DIRECT.GET"
+_LISTS = f"{_DIRECT}.*"
+_MANY = {"response_type": "Stream", "response_threshold": 20 * 10**9}
+"""Of what has many answers, within so many nanoseconds."""
 _READING = (
-    f"{_DIRECT}.*", f"{_DIRECT}.*.>", "$JS.API.STREAM.INFO.*", "$JS.API.STREAM.LIST",
+    _LISTS, f"{_DIRECT}.*.>", "$JS.API.STREAM.INFO.*", "$JS.API.STREAM.LIST",
     "$JS.API.CONSUMER.LIST.*",
 )  # fmt: skip
 """Requests that change nothing."""
@@ -108,7 +111,7 @@ def operator_token(master: bytes) -> str:
 
 def system_token(master: bytes) -> str:
     """Of the system account."""
-    exports = [{"name": VARZ, "subject": VARZ, "type": "service", "response_type": "Stream"}]
+    exports = [{"name": VARZ, "subject": VARZ, "type": "service", **_MANY}]
     claims = {"type": "account", "limits": _UNLIMITED, "exports": exports, **_nobody()}
     return token(operator(master), system_account(master).public, "SYS", claims)
 
@@ -121,8 +124,10 @@ def main_token(master: bytes, revoked: Mapping[str, int] | None = None) -> str:
         *_READING, "$JS.API.CONSUMER.MSG.NEXT.*.*", "$JS.ACK.>", f"{_ANSWERS}.>",
     ]  # fmt: skip
     streams = ["job.*.>", "live.>", "ctl.*.>", "ask.*.>"]
+    # An answer's way is forgotten with the first one; of lists, whose answers are many, after a while.
     exports: list[dict[str, Any]] = [
-        {"name": subject, "subject": subject, "type": "service", "response_type": "Stream"}
+        {"name": subject, "subject": subject, "type": "service"}
+        | (_MANY if subject == _LISTS else {})
         for subject in services
     ]
     exports += [{"name": subject, "subject": subject, "type": "stream"} for subject in streams]
