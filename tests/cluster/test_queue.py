@@ -1,5 +1,6 @@
 """Queues of workers without builders on the real engine: who is woken, who is served, what it costs."""
 
+import json
 import os
 import time
 from collections import Counter
@@ -11,8 +12,8 @@ import anyio
 import pytest
 
 from clusters import Cluster
-from obuilder.cluster import members, names, records
-from obuilder.cluster.credentials import system_of
+from obuilder.cluster import accounts, members, names, records
+from obuilder.cluster.credentials import authority_of, system_of
 from obuilder.cluster.engine import Engine
 from obuilder.cluster.messages import (
     Outcome,
@@ -316,3 +317,25 @@ async def test_one_more_worker_changes_no_account(field) -> None:
         assert await token() == before
         await members.remove_worker(field.admin, field.cluster.credentials, field.pool, "w2")
         assert await token() != before
+
+
+async def test_servers_forget_what_was_answered(field) -> None:
+    """A way for answers between accounts is looked through again and again, and would be kept for long."""
+    main = accounts.main_account(authority_of(field.cluster.credentials).master).public
+    async with (
+        Engine.connect(system_of(field.cluster.credentials)) as system,
+        field.hands("w1") as (one,),
+    ):
+
+        async def kept() -> int:
+            said = json.loads(await system.request(f"$SYS.REQ.ACCOUNT.{main}.INFO", b""))
+            return len(said["data"].get("responses") or {})
+
+        before = await kept()
+        subject = names.known(field.pool, "w1")
+        for _ in range(50):
+            await one.engine.put(subject, b"{}")
+            await one.engine.last(names.state_of(field.pool), subject)
+            await one.engine.pending(names.queue_of(field.pool), ">")
+            await one.queue.take(one.me())
+        assert await kept() < before + 20

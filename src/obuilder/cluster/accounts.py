@@ -26,7 +26,7 @@ _STORAGE = {
 }  # fmt: skip
 _DIRECT = "$JS.API.DIRECT.GET"
 _LISTS = f"{_DIRECT}.*"
-_MANY = {"response_type": "Stream", "response_threshold": 20 * 10**9}
+_MANY = {"response_type": "Stream", "response_threshold": 10 * 10**9}
 """Of what has many answers, within so many nanoseconds."""
 _READING = (
     _LISTS, f"{_DIRECT}.*.>", "$JS.API.STREAM.INFO.*", "$JS.API.STREAM.LIST",
