@@ -12,7 +12,8 @@ import anyio
 import pytest
 
 from clusters import Cluster
-from obuilder.cluster import accounts, members, names, records
+from obuilder.cluster import accounts, layout, members, names, records
+from obuilder.cluster.client import Client
 from obuilder.cluster.credentials import authority_of, system_of
 from obuilder.cluster.engine import Engine
 from obuilder.cluster.messages import (
@@ -339,3 +340,14 @@ async def test_servers_forget_what_was_answered(field) -> None:
             await one.engine.pending(names.queue_of(field.pool), ">")
             await one.queue.take(one.me())
         assert await kept() < before + 20
+
+
+async def test_clients_see_a_pool_at_once(field) -> None:
+    """They read a copy of it, which is made by the way."""
+    name = f"p-{os.urandom(4).hex()}"
+    client = await field.cluster.client("seer")
+    async with Client.open(client) as seer:
+        for platform in ("linux/arm64", "linux/s390x"):
+            authority = authority_of(field.cluster.credentials)
+            await layout.ensure_pool(field.admin, authority, name, platform=platform)
+            assert (await seer.pool(name)).platform == platform

@@ -172,3 +172,17 @@ async def test_secrets_artifacts_and_updates(yard, workers, tmp_path) -> None:
     with anyio.fail_after(20):
         assert await anyio.to_thread.run_sync(process.wait) == 0
     assert hook.exists()
+
+
+async def test_who_is_told_to_end_while_the_cluster_is_away_ends(yard, workers) -> None:
+    worker = await workers.start("w1")
+    local = Local(yard.cluster.directory)
+    server = local.pid()
+    assert server is not None
+    os.kill(server, signal.SIGKILL)
+    await yard.until(lambda: local.pid() is None)
+    await anyio.sleep(7.5)  # it looks for jobs meanwhile, and asks for forty seconds
+    worker.terminate()
+    with anyio.fail_after(20):
+        assert await anyio.to_thread.run_sync(worker.wait) == 0
+    assert b"error" not in workers.said("w1")

@@ -78,7 +78,7 @@ def explained(action: argparse.Action) -> str:
     """What an option means, and its default where that is a value."""
     text = "" if action.help in (None, argparse.SUPPRESS) else str(action.help)
     default = action.default
-    if default in (None, False, [], argparse.SUPPRESS, 0):
+    if default in (None, False, "", [], argparse.SUPPRESS, 0):
         return text
     shown = " ".join(default) if isinstance(default, list) else default
     return f"{text} (default: {shown})".strip()

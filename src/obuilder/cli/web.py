@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="credentials of an administrator or a viewer; those of the local cluster if not given",
     )  # fmt: skip
     parser.add_argument(
-        "--listen", metavar="HOST:PORT", type=_address, default=("127.0.0.1", 8080),
-        help="where it is: 127.0.0.1:8080 if not given; port 0 is any",
+        "--listen", metavar="HOST:PORT", type=_address, default="127.0.0.1:8080",
+        help="where it is; port 0 is any",
     )  # fmt: skip
     parser.add_argument(
         "--token-file", metavar="FILE",

@@ -79,7 +79,7 @@ class Connection:
 
     async def _close(self) -> None:
         # Who waited for its socket before and was cancelled had the client cancel all who wait for it.
-        with suppress(anyio.get_cancelled_exc_class()):
+        with suppress(anyio.get_cancelled_exc_class(), nats_errors.Error, OSError):
             await self._client.close()
         self._close_socket()
         await anyio.sleep(0.01)  # the loop's next turns close what was tried

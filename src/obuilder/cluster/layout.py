@@ -6,6 +6,8 @@ Everything may be called again at any time; what is right already is left alone.
 import time
 from typing import Any
 
+import anyio
+
 from obuilder.cluster import names
 from obuilder.cluster.accounts import POOLS, live
 from obuilder.cluster.credentials import Authority
@@ -21,6 +23,8 @@ _ONCE = 600 * _SECOND
 _CONSUMERS = 100_000
 """Of a queue: two for each client and worker. Without a number a server takes 1,000 since 2.15."""
 _MARKER = 5 * _SECOND
+_COPIED = 10.0
+"""Seconds for which a copy is waited for: it comes in milliseconds, or once enough servers are back."""
 JOBS_KEPT = 90 * _DAY
 LOGS_KEPT = 30 * _DAY
 LOGS_BYTES = 20 << 30
@@ -95,7 +99,18 @@ async def ensure_pool(
     pool = sign_record(pool, authority.signer)
     if pool != old:
         await engine.put(names.pool(name), encode(pool))
+    await _copied(engine, pool)
     return pool
+
+
+async def _copied(engine: Engine, pool: Pool) -> None:
+    """Wait until clients see a pool as it is: they read a copy, which is made by and by."""
+    with anyio.move_on_after(_COPIED):
+        while True:
+            found = await engine.last(POOLS, names.pool(pool.name))
+            if found is not None and decode(found.data, Pool) == pool:
+                return
+            await anyio.sleep(0.01)
 
 
 async def drop_pool(engine: Engine, name: str) -> None:

@@ -36,6 +36,8 @@ _HELD = 10.0
 _TIDY = 600.0
 _HOOK = 600.0
 """Seconds that the command before an update may take."""
+_LAST = 3.0
+"""Seconds for which one who has to end, and has no job, waits for the cluster."""
 _REASONS: tuple[Reason, ...] = get_args(Reason)
 
 
@@ -81,6 +83,7 @@ class Worker:
         self._store = named.partition(":")[0] if named else ""
         self._tasks: TaskGroup | None = None
         self._ending = False
+        self._looking: anyio.CancelScope | None = None
         self._guard = Guard(shop.builder, care, self.pause)
         self._queue = Queue(engine, self.pool, self.name, self.session)
         self._queue.is_running = self._runs.__contains__
@@ -147,7 +150,8 @@ class Worker:
                     self._queue.open(),
                 ):
                     self._tell(f"{self.name} takes jobs of the pool {self.pool}")
-                    await self._loop()
+                    with anyio.CancelScope() as self._looking:
+                        await self._loop()
                 tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             raise first_error(group) from None
@@ -246,6 +250,7 @@ class Worker:
             del self._runs[taken.ticket.id]
             self._drop(taken.ticket.id)
             self._changed()
+            self._look_no_more()
         seconds = time.monotonic() - began
         self._counts.ended(run.phase, seconds, run.outcome)
         # Who failed in a step has made all those before; who never began has made nothing.
@@ -324,6 +329,12 @@ class Worker:
         if self._tasks is not None:
             self._tasks.start_soon(self._let_go_quietly)
         self._queue.wake()
+        self._look_no_more()
+
+    def _look_no_more(self) -> None:
+        """Who has to end, and has no job, doesn't ask a cluster that is away for long."""
+        if self._ending and not self._runs and self._looking is not None:
+            self._looking.deadline = anyio.current_time() + _LAST
 
     async def _let_go_quietly(self) -> None:
         with suppress(ClusterError):
