@@ -78,16 +78,14 @@ class Harm:
                 await anyio.sleep(random.uniform(0.5, min(5, seconds / 3)))
 
     async def worker(self, kind):
-        able = sorted(set(self.everybody) - self.busy)
-        if len(able) < 2:
-            return  # somebody has to do the work
-        with anyio.move_on_after(5):  # while servers are away nobody may have any
-            while not any(map(self.history.has_jobs, able)):
-                await anyio.sleep(0.05)
-        able = sorted(set(self.everybody) - self.busy)  # another may have taken one meanwhile
-        if len(able) < 2:
-            return
-        name = random.choice([name for name in able if self.history.has_jobs(name)] or able)
+        end, able, laden = time.time() + 5, [], []
+        while not laden and time.time() < end:  # while servers are away nobody may have any jobs
+            await anyio.sleep(0.05)
+            able = sorted(set(self.everybody) - self.busy)  # others are harmed meanwhile
+            if len(able) < 2:
+                return  # somebody has to do the work
+            laden = [name for name in able if self.history.has_jobs(name)]
+        name = random.choice(laden or able)
         self.busy.add(name)
         self.history.harmed(kind, name)
         if "killed" in kind:

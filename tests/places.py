@@ -124,7 +124,7 @@ PLACES = {
     "xfs": Place("xfs", lambda: loop("xfs"), ("xfs", "overlay")),
     "rsync+hardlink": Place("rsync+hardlink", without_overlays, ("overlay",)),
     "copy": Place("copy", memory, ("namespaces",)),
-    "zfs": Place("zfs", zfs, ("zfs",), slow=8),
+    "zfs": Place("zfs", zfs, ("zfs",), slow=4),
 }
 
 

@@ -347,7 +347,7 @@ async def test_clients_see_a_pool_at_once(field) -> None:
     name = f"p-{os.urandom(4).hex()}"
     client = await field.cluster.client("seer")
     async with Client.open(client) as seer:
-        for platform in ("linux/arm64", "linux/s390x"):
+        for platform in ("linux/arm64", "linux/s390x") * 20:
             authority = authority_of(field.cluster.credentials)
             await layout.ensure_pool(field.admin, authority, name, platform=platform)
             assert (await seer.pool(name)).platform == platform

@@ -27,7 +27,7 @@ _STORAGE = {
 _DIRECT = "$JS.API.DIRECT.GET"
 _LISTS = f"{_DIRECT}.*"
 _MANY = {"response_type": "Stream", "response_threshold": 10 * 10**9}
-"""Of what has many answers, within so many nanoseconds."""
+"""Of what has many answers, within so many nanoseconds: who has none for half as long asks again."""
 _READING = (
     _LISTS, f"{_DIRECT}.*.>", "$JS.API.STREAM.INFO.*", "$JS.API.STREAM.LIST",
     "$JS.API.CONSUMER.LIST.*",

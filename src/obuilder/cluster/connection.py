@@ -78,7 +78,8 @@ class Connection:
                 await opened._close()
 
     async def _close(self) -> None:
-        # Who waited for its socket before and was cancelled had the client cancel all who wait for it.
+        # Who waited for its socket before and was cancelled had the client cancel all who wait for it;
+        # and a server that is going resets it.
         with suppress(anyio.get_cancelled_exc_class(), nats_errors.Error, OSError):
             await self._client.close()
         self._close_socket()
@@ -315,7 +316,8 @@ class Connection:
     async def hear(
         self, subject: str, heard: Callable[[Msg], Awaitable[None] | None], *, queue: str = ""
     ) -> Callable[[], Awaitable[None]]:
-        """Call something with all that is said from now on; what ends that. ClusterError.
+        """Call something with all that is said from now on, and wait for what it gives; what ends
+        that. ClusterError.
 
         Of those who hear with the same `queue` only one is called. The server knows of it before
         whatever is asked here afterwards.

@@ -4,11 +4,10 @@ import json
 from collections.abc import Awaitable
 from contextlib import suppress
 from secrets import token_hex
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
-from msgspec import Struct
 
 from obuilder.cluster.answers import Message, Missing, description_of, status_of
 from obuilder.cluster.connection import Connection
@@ -19,13 +18,12 @@ GROUP = "all"
 """The priority group of all consumers."""
 
 
-class _Pull(Struct, eq=False):
+class _Pull(NamedTuple):
     """A pull that waits for its answer."""
 
     of: tuple[str, str]
     """The stream and the consumer."""
     send: MemoryObjectSendStream[Message]
-    answered: bool = False
 
 
 class Pulls(Connection):
@@ -70,7 +68,7 @@ class Pulls(Connection):
             if clock.cancelled_caught:  # which does not say that there is none
                 raise ClusterError(f"the cluster does not say whether there is more of {consumer}")
         finally:
-            del self._pulls[reply]
+            self._pulls.pop(reply, None)
             await self._unread(receive)
             send.close()
             receive.close()
@@ -91,14 +89,13 @@ class Pulls(Connection):
         goes to any pull of its consumer. If none waits, it is given back: its pull was cancelled, or
         the server took one pull for two, as it may while an account is changed.
         """
-        pull = self._pulls.get(message.subject)
-        if pull is None and status_of(message) == 0:
-            of, pulls = tuple(_parts(message.reply)[:2]), self._pulls.values()
-            pull = next((each for each in pulls if each.of == of and not each.answered), None)
-            if pull is None:
+        reply = message.subject
+        if reply not in self._pulls and status_of(message) == 0:
+            of = tuple(_parts(message.reply)[:2])
+            reply = next((name for name, pull in self._pulls.items() if pull.of == of), "")
+            if not reply:
                 return self._give_back(message)
-        if pull is not None and not pull.answered:
-            pull.answered = True
+        if pull := self._pulls.pop(reply, None):
             pull.send.send_nowait(message)
         return None
 
