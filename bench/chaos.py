@@ -283,8 +283,8 @@ async def patiently(attempt):
     with anyio.fail_after(240):
         while True:
             with suppress(ClusterError):
-                if await attempt():
-                    return
+                if found := await attempt():
+                    return found
             await anyio.sleep(0.3)
 
 
@@ -306,7 +306,7 @@ async def chaos(args, directory):
             return len(found) == len(everybody)
 
         await patiently(pooled)
-        zoe = await members.add_client(engine, admin, CLIENT)
+        zoe = await patiently(lambda: members.add_client(engine, admin, CLIENT))
         for name in everybody:
             made = await members.add_worker(engine, admin, POOL, name)
             save_credentials(made, f"{directory}/{name}.json")
